@@ -1,0 +1,47 @@
+# `make demo` and `make test` need only python3 (>= 3.11) with venv, and make.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+PYTEST := $(RUN) -m pytest
+
+# constraints.txt is only made when it is missing or asked for with -B.
+.PHONY: demo test test-fast test-slow lint format install clean
+
+# uv keeps TensorFlow out (uv-overrides.txt); constraints.txt pins tested versions,
+# one set for each Python. To renew it:  make constraints.txt -B
+$(VENV)/.installed: pyproject.toml constraints.txt uv-overrides.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --override uv-overrides.txt \
+	  --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+constraints.txt:
+	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev \
+	  --override uv-overrides.txt --no-header --no-annotate pyproject.toml --output-file $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(RUN) experiments/mnist.py --out runs/digits
+
+test: test-fast test-slow
+
+test-fast: install
+	$(PYTEST) -m "not slow"
+
+test-slow: install
+	$(PYTEST) -m slow
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache

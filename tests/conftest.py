@@ -1,0 +1,17 @@
+"""Strict JAX for every test: float64, no silent rank promotion, derandomised draws."""
+
+import os
+
+import hypothesis
+import jax
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile(
+    "default", deadline=None, max_examples=20, print_blob=True
+)
+hypothesis.settings.register_profile(
+    "ci", parent=hypothesis.settings.get_profile("default"), derandomize=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
