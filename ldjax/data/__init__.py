@@ -1,0 +1,14 @@
+"""Data for the experiments; every loader imports what it needs when it is called."""
+
+from ldjax.data.digits import load_digits
+from ldjax.data.images import Images, as_sequences, split_indices
+from ldjax.data.mnist import load_mnist, read_idx
+
+__all__ = [
+    "Images",
+    "as_sequences",
+    "load_digits",
+    "load_mnist",
+    "read_idx",
+    "split_indices",
+]

@@ -1,0 +1,79 @@
+"""How much memory there is, and the refusal of what cannot fit."""
+
+import jax
+
+# `2e9` is how people write two gigabytes.
+Bytes = int | float
+
+__all__ = ["Bytes", "default_limit", "free_bytes", "human_bytes", "refuse_above"]
+
+# Leaves room for what the planner does not see: the caller's own arrays and the
+# allocator's fragmentation.
+_FRACTION = 0.8
+
+
+def free_bytes() -> int:
+    """Bytes free on the default device (on the machine, where that is the CPU).
+
+    Examples:
+      >>> free_bytes() > 0
+      True
+    """
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    import psutil  # imported when needed: `import ldjax` stays light
+
+    return psutil.virtual_memory().available
+
+
+def default_limit() -> int:
+    """The bytes a single request may take unless told otherwise.
+
+    Examples:
+      >>> 0 < default_limit()
+      True
+    """
+    return int(_FRACTION * free_bytes())
+
+
+def refuse_above(
+    limit: Bytes | None, requested: Bytes, *, what: str, instead: str
+) -> None:
+    """Raise, before anything is allocated, if a request is above the limit.
+
+    Args:
+      limit: Bytes allowed; None for `default_limit()`.
+      requested: Bytes asked for.
+      what: The thing that would be made, for the message.
+      instead: What the caller can do about it, for the message.
+
+    Raises:
+      MemoryError: With the numbers and the alternative.
+
+    Examples:
+      >>> refuse_above(10, 1e3, what="a toy", instead="make a smaller one")
+      Traceback (most recent call last):
+      MemoryError: a toy needs 1 kB, more than the limit of 10 B. Instead: make a
+      smaller one; or raise `memory_limit`.
+    """
+    limit = default_limit() if limit is None else limit
+    if requested > limit:
+        raise MemoryError(
+            f"{what} needs {human_bytes(requested)}, more than the limit of "
+            f"{human_bytes(limit)}. Instead: {instead}; or raise `memory_limit`."
+        )
+
+
+def human_bytes(count: Bytes) -> str:
+    """A byte count as people write it.
+
+    Examples:
+      >>> human_bytes(2_500_000)
+      '2.5 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
