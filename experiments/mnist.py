@@ -57,12 +57,12 @@ class Config:
     """Of the split, the initial parameters and the order of the data."""
     epochs: int = 100
     """Passes over the training images; the learning rate falls to its end over them."""
-    num_train: int = 2000
-    """Training images (the digits have 1000 at most)."""
-    batch_size: int | None = None
-    """Images a step: by default 64 for MNIST and 32 for the digits, of which there are
-    half as many, so that both runs take the same number of steps. The rest of an epoch
-    that fills no batch is left out."""
+    num_train: int = 0
+    """Training images; 0 stands for 2000 of MNIST or 1000 of the digits."""
+    batch_size: int = 0
+    """Images a step; 0 stands for 64 for MNIST and 32 for the digits, of which there
+    are half as many, so that both runs take the same number of steps. The rest of an
+    epoch that fills no batch is left out."""
     learning_rate: float = 1e-3
     """At the start; cosine per epoch."""
     end_learning_rate: float = 1e-6
@@ -97,10 +97,30 @@ class Config:
 
     def resolved(self) -> "Config":
         """With every default filled in, at the size of a smoke test if it is one."""
-        if self.batch_size is None:
-            batch_size = 64 if self.data == "MNIST" else 32
-            self = dataclasses.replace(self, batch_size=batch_size)
-        return self.shrunk() if self.smoke else self
+        num_train, batch_size = (2000, 64) if self.data == "MNIST" else (1000, 32)
+        filled = dataclasses.replace(
+            self,
+            num_train=self.num_train or num_train,
+            batch_size=self.batch_size or batch_size,
+        )
+        return filled.shrunk() if self.smoke else filled
+
+    def check(self) -> None:
+        """Refuse what cannot run, before anything is written."""
+        problems = {
+            "--epochs must be at least 1": self.epochs < 1,
+            "--step-epoch must be between 0 and --epochs": not (
+                0 <= self.step_epoch <= self.epochs
+            ),
+            "--batch-size must be between 1 and --num-train": not (
+                1 <= self.batch_size <= self.num_train
+            ),
+            "--probes-per-class must be at least 1": self.probes_per_class < 1,
+            "--classes are digits from 0 to 9": not set(self.classes) <= set(range(10)),
+        }
+        wrong = [problem for problem, applies in problems.items() if applies]
+        if wrong:
+            raise ValueError("; ".join(wrong))
 
     def shrunk(self) -> "Config":
         """The same experiment at the size of a smoke test."""
@@ -119,8 +139,12 @@ class Config:
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
     config = config.resolved()
-    images = load_images(config)
-    run = create_run(config.out, settings(config), overwrite=config.overwrite)
+    try:
+        config.check()
+        images = load_images(config)
+        run = create_run(config.out, settings(config), overwrite=config.overwrite)
+    except (OSError, ValueError) as mistake:
+        sys.exit(f"mnist.py: {mistake}")
     model = MODELS[config.model]()
     apply_fn = ldjax.linen.apply_fn(model)
     key = jax.random.key(config.seed)
@@ -130,6 +154,7 @@ def main(config: Config) -> int:
     kernel_images = per_class(images, config.kernel_images_per_class)
     steps_per_epoch = len(images.train_labels) // config.batch_size
     results = Results(steps_per_epoch=steps_per_epoch, batch_size=config.batch_size)
+    params = start
     for epoch, params, steps in train(config, apply_fn, start, images, probe):
         if steps is not None:
             results.add_steps(epoch, steps)
@@ -160,7 +185,7 @@ def load_images(config: Config) -> Images:
         return load_mnist(
             config.mnist_dir, seed=config.seed, num_train=config.num_train
         )
-    return load_digits(seed=config.seed, num_train=min(config.num_train, 1000))
+    return load_digits(seed=config.seed, num_train=config.num_train)
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -177,10 +202,14 @@ def per_class(images: Images, count: int) -> ldjax.Sequences:
     return as_sequences(images.test_images[index], labels[index])
 
 
+def take(images: Images, index: np.ndarray) -> ldjax.Sequences:
+    """Training images by their number."""
+    return as_sequences(images.train_images[index], images.train_labels[index])
+
+
 def train_image(images: Images, label: int, draw: int) -> ldjax.Sequences:
     """One training image of a class (their order is random)."""
-    index = np.flatnonzero(images.train_labels == label)[draw : draw + 1]
-    return as_sequences(images.train_images[index], images.train_labels[index])
+    return take(images, np.flatnonzero(images.train_labels == label)[draw : draw + 1])
 
 
 def train(
@@ -189,9 +218,10 @@ def train(
     """Train; yields `(epoch, params, steps)`, starting with epoch 0 and no steps."""
     steps = len(images.train_labels) // config.batch_size
 
-    def rate(step: jax.Array) -> jax.Array:
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
         # The notebook's scheduler moves once an epoch.
-        cosine = (1 + jnp.cos(jnp.pi * (step // steps) / config.epochs)) / 2
+        epoch = jnp.asarray(step) // steps
+        cosine = (1 + jnp.cos(jnp.pi * epoch / config.epochs)) / 2
         span = config.learning_rate - config.end_learning_rate
         return config.end_learning_rate + span * cosine
 
@@ -199,30 +229,34 @@ def train(
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(rate, momentum=config.momentum),
     )
-    init, step = ldjax.make_step(apply_fn, ldjax.losses.sft, optimizer)
+    init, step, finish = ldjax.make_pending_step(apply_fn, ldjax.losses.sft, optimizer)
 
     @jax.jit
     def run_epoch(state: Any, batches: ldjax.Sequences) -> tuple[Any, Any]:
-        return jax.lax.scan(lambda s, batch: step(s, batch, probe), state, batches)
+        state, before = jax.lax.scan(step, state, batches)
+        # Each step reports the one before it: move them up by one.
+        return state, jax.tree.map(
+            lambda steps, last: jnp.concatenate([steps[1:], last[None]]),
+            before,
+            finish(state),
+        )
 
-    state = init(params)
+    state = init(params, take(images, np.arange(config.batch_size)), probe)
     yield 0, params, None
     progress = tqdm(range(1, config.epochs + 1), unit="epoch", disable=None)
     for epoch in progress:
         order = np.random.default_rng((config.seed, epoch))
         index = order.permutation(len(images.train_labels))[: steps * config.batch_size]
-        epoch_images = as_sequences(
-            images.train_images[index], images.train_labels[index]
-        )
         batches = jax.tree.map(
             lambda leaf: leaf.reshape(steps, config.batch_size, *leaf.shape[1:]),
-            epoch_images,
+            take(images, index),
         )
         state, comparison = run_epoch(state, batches)
-        if not np.isfinite(state.loss):
-            sys.exit(f"The loss is {state.loss} after epoch {epoch}; stopped there.")
-        progress.set_postfix(loss=f"{state.loss:.3f} nats")
-        yield epoch, state.params, comparison
+        loss = state.now.loss
+        if not np.isfinite(loss):
+            sys.exit(f"mnist.py: the loss is {loss} in epoch {epoch}; stopped there")
+        progress.set_postfix(loss=f"{loss:.3f} nats")
+        yield epoch, state.now.params, comparison
 
 
 def kernel_epochs(epochs: int) -> set[int]:

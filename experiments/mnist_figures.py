@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from scipy.stats import spearmanr
+from mnist_results import rank_correlations
 
 from ldjax.report.figures import COLORS, figure, heat_map, paired_bars, scatter
 from ldjax.runs import Run
@@ -59,7 +59,7 @@ def four_panels(tables: Tables, path: Path) -> None:
     settings = tables.settings
     title = (
         f"Learning ({settings['classes'][0]}, {settings['classes'][0]}) with SGD: "
-        f"{settings['model']} on {settings['data']}"
+        f"{'LeNet' if settings['model'] == 'lenet' else 'MLP'} on {settings['data']}"
     )
     with figure(path, title, nrows=2, ncols=3, figsize=(13, 7.5)) as axes:
         adaptation_vector(tables, axes[0, 0])
@@ -72,7 +72,7 @@ def four_panels(tables: Tables, path: Path) -> None:
             rows="true class",
             columns="label",
             diverging=False,
-            label="probability (colours end off the diagonal)",
+            label="probability",
             emphasise_off_diagonal=True,
         )
         change_and_confusion(tables, axes[1, 1])
@@ -106,16 +106,17 @@ def one_step_probabilities(tables: Tables, ax) -> None:
     before = tables.at("one_step_prob")
     after = before * np.exp(tables.at(f"one_step_measured@{rate:g}"))
     names = ("same", "similar", "dissimilar")
-    for row, (name, color) in enumerate(zip(names, COLORS["other"], strict=False)):
-        label = f"x_o is a {settings['classes'][row]} ({name})"
-        ax.plot(before[row], ":", color=color, linewidth=1)
-        ax.plot(after[row], "o-", color=color, markersize=4, label=label)
-    ax.set(
-        title=f"(b) one step at rate {rate:g}: before (dotted), after",
+    watched = [f"{c} ({n})" for c, n in zip(settings["classes"], names, strict=True)]
+    paired_bars(
+        ax,
+        {f"x_o is a {name}": after[row] for row, name in enumerate(watched)},
+        title=f"(b) one step at rate {rate:g} (dashes: before)",
         xlabel="label",
         ylabel="probability",
-        xticks=range(before.shape[1]),
+        colors=COLORS["other"][:3],
     )
+    for label, height in enumerate(before.mean(0)):
+        ax.plot([label - 0.45, label + 0.45], [height, height], "k--", linewidth=1)
     ax.legend(fontsize=8)
 
 
@@ -137,7 +138,7 @@ def change_and_confusion(tables: Tables, ax) -> None:
     """Panel (d), as points: labels that rose on a class are those it is taken for."""
     change, confusion = tables.at("accumulated_measured"), tables.at("mean_prob")
     off = ~np.eye(len(change), dtype=bool)
-    correlation = spearmanr(change[off], confusion[off]).statistic
+    correlation = rank_correlations(change[off], confusion[off])[0, 1]
     scatter(
         ax,
         change[off],
@@ -153,7 +154,7 @@ def change_and_kernel(tables: Tables, ax) -> None:
     """The accumulated change against the exact kernel of the class pair."""
     change, norms = tables.at("accumulated_measured"), tables.at("kernel_norm")
     off = ~np.eye(len(change), dtype=bool)
-    correlation = spearmanr(change[off], norms[off]).statistic
+    correlation = rank_correlations(change[off], norms[off])[0, 1]
     scatter(
         ax,
         norms[off],
@@ -274,7 +275,7 @@ def kernel(tables: Tables, path: Path) -> None:
             title="drift E|K(t) - K(t-1)|_F", xlabel="epoch", ylabel="per epoch"
         )
         upper = np.triu_indices(norms.shape[1])
-        ranks = spearmanr(norms[:, *upper], axis=1).statistic
+        ranks = rank_correlations(*norms[:, *upper])
         heat_map(
             axes[1, 1],
             np.atleast_2d(ranks),

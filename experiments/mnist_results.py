@@ -3,10 +3,11 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 
 import ldjax
 
-__all__ = ["NUM_CLASSES", "Fit", "Results", "class_means"]
+__all__ = ["NUM_CLASSES", "Fit", "Results", "class_means", "rank_correlations"]
 
 NUM_CLASSES = 10
 
@@ -14,7 +15,7 @@ NUM_CLASSES = 10
 class Fit(NamedTuple):
     """Sums over the entries of each step, from which R^2 of any steps follows."""
 
-    count: np.ndarray
+    num_entries: np.ndarray
     measured: np.ndarray
     measured_squared: np.ndarray
     error_squared: np.ndarray
@@ -29,8 +30,8 @@ class Fit(NamedTuple):
 
     def r_squared(self, steps: Any = slice(None)) -> float:
         """Share of the measured changes' variance that the prediction explains."""
-        count, total, squared, error = (sums[steps].sum() for sums in self)
-        return float(1 - error / (squared - total**2 / count))
+        entries, total, squared, error = (sums[steps].sum() for sums in self)
+        return float(1 - error / (squared - total**2 / entries))
 
 
 class Results:
@@ -54,9 +55,9 @@ class Results:
         self.rows: list[tuple[Any, ...]] = []
         self.totals: dict[str, np.ndarray] = {}
         self.fits = Fit(*np.zeros((4, 0)))
-        self.change = np.zeros(0)
+        self.change: np.ndarray = np.zeros(0)
         self.pair_norms: dict[int, np.ndarray] = {}
-        self.pull_ups = np.zeros(0)
+        self.pull_ups: np.ndarray = np.zeros(0)
         self.mean_probs: dict[int, np.ndarray] = {}
         self.rounding = 0.0
         self._kernel: tuple[int, np.ndarray] | None = None
@@ -114,3 +115,8 @@ def class_means(pair_norms: np.ndarray) -> np.ndarray:
         return blocks.sum((1, 3))
 
     return total(weight * pair_norms) / total(weight)
+
+
+def rank_correlations(*series: np.ndarray) -> np.ndarray:
+    """Spearman's correlation between every two of several lists of numbers."""
+    return np.corrcoef(rankdata(np.stack(series), axis=1))

@@ -254,12 +254,14 @@ def make_pending_step(
 class _Reasons(NamedTuple):
     """Why the parameters moved: directions in parameter space.
 
-    `total` is the update that was applied. `parts` maps a name to a direction, or to
-    a pair `(direction_of, count)` where there is one direction for each example.
+    `total` is the update that was applied, `parts` what it is the sum of; a part with
+    one direction for each of `count` examples is in `by_example`, as `(direction_of,
+    count)`.
     """
 
     total: Params
-    parts: dict[str, Any]
+    parts: dict[str, Params]
+    by_example: dict[str, tuple[Callable[[Array], Params], int]]
 
 
 class _Account(NamedTuple):
@@ -307,19 +309,19 @@ class _Account(NamedTuple):
         )
         total = jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params)
         if self.parts is None:
-            return new_state, _Reasons(total, {})
+            return new_state, _Reasons(total, {}, {})
 
         own, rest = frozen_update(optimizer, gradient, opt_state, params, value=loss)
         if self.parts == "example":
-            by_side = {
+            by_example = {
                 name: self._by_example(params, side, residuals[name], own)
                 for name, side in sides.items()
             }
-        elif len(sides) == 1 and not rest:  # one part: the whole update
-            by_side = dict.fromkeys(sides, total)
-        else:
-            by_side = {name: own(gradients[name]) for name in sides}
-        return new_state, _Reasons(total, by_side | rest)
+            return new_state, _Reasons(total, rest, by_example)
+        if len(sides) == 1 and not rest:  # one part: the whole update
+            return new_state, _Reasons(total, dict.fromkeys(sides, total), {})
+        by_side = {name: own(gradients[name]) for name in sides}
+        return new_state, _Reasons(total, by_side | rest, {})
 
     def _by_example(
         self,
@@ -346,32 +348,23 @@ class _Account(NamedTuple):
         """Watched log-probs, and their derivative along every direction."""
 
         def of_chunk(chunk: Sequences) -> tuple[Array, Array, dict[str, Array]]:
-            log_probs, derivative = jax.linearize(
-                lambda p: self._watch_chunk(p, chunk), params
-            )
-            predicted = derivative(reasons.total)
-            by_part = {}
-            for name, direction in reasons.parts.items():
-                if direction is reasons.total:
-                    by_part[name] = predicted
-                elif isinstance(direction, tuple):
-                    direction_of, count = direction
-                    by_example = jax.lax.map(
-                        lambda index, of=direction_of: derivative(of(index)),
-                        jnp.arange(count),
-                    )
-                    by_part[name] = jnp.moveaxis(by_example, 0, 1)  # probe axis first
-                else:
-                    by_part[name] = derivative(direction)
-            return log_probs, predicted, by_part
+            def log_probs_fn(p: Params) -> Array:
+                return self._watch_chunk(p, chunk)
+
+            directions = {"": reasons.total} | reasons.parts
+            log_probs, changes = _derivatives(log_probs_fn, params, directions)
+            if reasons.by_example:
+                changes |= _derivatives_by_example(
+                    log_probs_fn, params, reasons.by_example
+                )
+            return log_probs, changes.pop(""), changes
 
         old, predicted, by_part = self._over_probes(of_chunk, probe)
-        examples_first = {
-            name: jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), part)
-            for name, part in by_part.items()
-            if isinstance(reasons.parts[name], tuple)
-        }
-        return old, predicted, by_part | examples_first
+        for name in reasons.by_example:  # the probe's axis came first, for the chunks
+            by_part[name] = jax.tree.map(
+                lambda leaf: jnp.moveaxis(leaf, 1, 0), by_part[name]
+            )
+        return old, predicted, by_part
 
     def watch(self, params: Params, probe: Batch) -> Any:
         """Watched log-probs."""
@@ -394,6 +387,37 @@ class _Account(NamedTuple):
             for side in _sides(probe).values()
         ]
         return jax.tree.map(lambda *leaves: _like(probe, leaves), *results)
+
+
+def _derivatives(
+    fn: Callable[[Params], Array], at: Params, directions: dict[str, Params]
+) -> tuple[Array, dict[str, Array]]:
+    """`fn(at)` and its derivative along each direction, computed together."""
+    distinct = list({id(d): d for d in directions.values()}.values())
+    if len(distinct) == 1:
+        value, tangent = jax.jvp(fn, (at,), (distinct[0],))
+        return value, dict.fromkeys(directions, tangent)
+    # One pass for all directions takes half the time of one pass for each.
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions.values())
+    value, tangents = jax.vmap(
+        lambda direction: jax.jvp(fn, (at,), (direction,)), out_axes=(None, 0)
+    )(stacked)
+    return value, dict(zip(directions, tangents, strict=True))
+
+
+def _derivatives_by_example(
+    fn: Callable[[Params], Array],
+    at: Params,
+    by_example: dict[str, tuple[Callable[[Array], Params], int]],
+) -> dict[str, Array]:
+    """The derivative of `fn` along each example's direction, second axis `example`."""
+    _, derivative = jax.linearize(fn, at)
+
+    def of_side(direction_of: Callable[[Array], Params], count: int) -> Array:
+        changes = jax.lax.map(lambda i: derivative(direction_of(i)), jnp.arange(count))
+        return jnp.moveaxis(changes, 0, 1)
+
+    return {name: of_side(*examples) for name, examples in by_example.items()}
 
 
 def _in_chunks(

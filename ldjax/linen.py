@@ -5,7 +5,7 @@ such a function themselves (`nnx.split` and `nnx.merge`; see the README).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.errors
 import flax.linen as nn
@@ -46,7 +46,7 @@ def apply_fn(module: nn.Module) -> Callable[[Any, Sequences], Array]:
 
     def apply(params: Any, sequences: Sequences) -> Array:
         try:
-            logits = module.apply({"params": params}, sequences.tokens)
+            logits = cast(Array, module.apply({"params": params}, sequences.tokens))
         except (
             flax.errors.InvalidRngError,
             flax.errors.ModifyScopeVariableError,

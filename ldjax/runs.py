@@ -72,7 +72,7 @@ class Run:
         import polars as pl
 
         types = (pl.Int64, pl.Int64, pl.String, pl.String, pl.String, pl.Float64)
-        schema = dict(zip(METRIC_COLUMNS, types, strict=True))
+        schema = list(zip(METRIC_COLUMNS, types, strict=True))
         table = pl.DataFrame(list(rows), schema=schema, orient="row")
         with _whole_file(self.path / _METRICS) as partial:
             table.write_parquet(partial)

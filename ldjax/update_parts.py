@@ -135,7 +135,7 @@ def frozen_update(
     def own(part: Any) -> Any:
         return respond(only("gradient", (part, state, params)))
 
-    sources = frozenset().union(*(number.sources for number in numbers))
+    sources = _union(numbers)
     rest = {
         label: respond(only(label))
         for label in ("history", "weight_decay")
@@ -171,6 +171,10 @@ def _labels(gradient: Any, state: Any, params: Any) -> Any:
 
 def _number(value: Any, label: str, part: Any) -> _Number:
     return _Number(value, frozenset([label]) if label else None, part)
+
+
+def _union(numbers: Sequence[_Number]) -> frozenset[str]:
+    return frozenset().union(*(number.sources or () for number in numbers))
 
 
 def _refuse_frozen(numbers: list[_Number]) -> None:
@@ -230,9 +234,7 @@ def _apply(eqn: Any, args: list[_Number]) -> list[_Number]:
     if varying is None:
         return [_frozen(value, name, args)]
     part = bind([arg.part if i in varying else arg.value for i, arg in enumerate(args)])
-    return [
-        _Number(value, frozenset().union(*(args[i].sources for i in varying)), part)
-    ]
+    return [_Number(value, _union([args[i] for i in varying]), part)]
 
 
 def _varying(eqn: Any, args: list[_Number]) -> Sequence[int] | None:
@@ -282,6 +284,6 @@ def _apply_cond(eqn: Any, index: _Number, *args: _Number) -> list[_Number]:
         if any(case.sources is None for case in cases):
             results.append(_frozen(value, "cond", cases))
             continue
-        sources = frozenset().union(*(case.sources for case in cases))
-        results.append(_Number(value, sources, choose([case.part for case in cases])))
+        part = choose([case.part for case in cases])
+        results.append(_Number(value, _union(cases), part))
     return results

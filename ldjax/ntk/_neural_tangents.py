@@ -76,12 +76,14 @@ def _message(error: Exception) -> str:
 def _names_lent() -> Iterator[None]:
     """Names that neural-tangents imports, where this JAX no longer has them."""
     util = types.ModuleType("jax.util")
-    util.safe_map = lambda f, *args: [f(*xs) for xs in zip(*args, strict=True)]
-    util.safe_zip = lambda *args: list(zip(*args, strict=True))
+    util.__dict__.update(
+        safe_map=lambda f, *args: [f(*xs) for xs in zip(*args, strict=True)],
+        safe_zip=lambda *args: list(zip(*args, strict=True)),
+    )
     extend = jax.extend.core
     lent: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (
-            vars(jax.core),
+            jax.core.__dict__,
             {
                 "AbstractValue": getattr(extend, "AbstractValue", typing.Any),
                 "Jaxpr": extend.Jaxpr,
@@ -93,8 +95,8 @@ def _names_lent() -> Iterator[None]:
                 "Var": extend.Var,
             },
         ),
-        (vars(jax.interpreters.ad), {"zeros_like_p": object()}),
-        (vars(jax), {"util": util}),
+        (jax.interpreters.ad.__dict__, {"zeros_like_p": object()}),
+        (jax.__dict__, {"util": util}),
         (
             sys.modules,
             {

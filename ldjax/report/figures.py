@@ -28,7 +28,7 @@ COLORS = {
     "negative": "#D55E00",
     "other": ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 160,
     "savefig.bbox": "tight",
@@ -113,13 +113,14 @@ def heat_map(
     ax.set_xticks(range(table.shape[1]))
     ax.set_yticks(range(table.shape[0]))
     ax.spines[:].set_visible(False)
+    digits = 1 if largest >= 1 else 2
     if table.size <= 100:
         for (i, j), value in np.ndenumerate(table):
             dark = (value - low) / (largest - low) > 0.6
             if diverging:
                 dark = abs(value) > 0.6 * largest
             color = "white" if dark else "black"
-            text = f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
+            text = f"{value:.0f}" if largest >= 100 else f"{value:.{digits}f}"
             ax.text(j, i, text, ha="center", va="center", size=6, color=color)
     ax.figure.colorbar(image, ax=ax, shrink=0.8, label=label)
 
