@@ -11,15 +11,14 @@ into parts adds is reported beside, not bounded.
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
+from timing import interleaved_medians
 
 import ldjax
 from ldjax.models import LeNet
@@ -96,7 +95,8 @@ def measure(
         state = init(params, update, probe)
         forms[f"pending{suffix}"] = lambda step=step, state=state: step(state, update)
 
-    ms = timings(forms, config.repeats)
+    seconds = interleaved_medians(forms, config.repeats)
+    ms = {name: 1e3 * value for name, value in seconds.items()}
     with_forward = ms["plain"] + ms["jvp"] + ms["forward"]
     without = ms["plain"] + ms["jvp"]
     return [
@@ -112,19 +112,6 @@ def random_images(count: int) -> ldjax.Sequences:
     images = jax.random.uniform(jax.random.key(count), (count, 28, 28))
     labels = jnp.arange(count)[:, None] % 10
     return ldjax.Sequences(images, labels, jnp.ones((count, 1), bool))
-
-
-def timings(forms: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each function, all of them once in every round."""
-    for form in forms.values():
-        jax.block_until_ready(form())  # compile
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(repeats):
-        for name, form in forms.items():
-            start = time.perf_counter()
-            jax.block_until_ready(form())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
 
 
 if __name__ == "__main__":

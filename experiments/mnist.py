@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.flatten_util import ravel_pytree
 from mnist_claims import check_claims, check_identities
 from mnist_figures import draw_figures
 from mnist_results import NUM_CLASSES, Results
@@ -230,33 +231,25 @@ def train(
         optax.sgd(rate, momentum=config.momentum),
     )
     init, step, finish = ldjax.make_pending_step(apply_fn, ldjax.losses.sft, optimizer)
-
-    @jax.jit
-    def run_epoch(state: Any, batches: ldjax.Sequences) -> tuple[Any, Any]:
-        state, before = jax.lax.scan(step, state, batches)
-        # Each step reports the one before it: move them up by one.
-        return state, jax.tree.map(
-            lambda steps, last: jnp.concatenate([steps[1:], last[None]]),
-            before,
-            finish(state),
-        )
-
     state = init(params, take(images, np.arange(config.batch_size)), probe)
     yield 0, params, None
     progress = tqdm(range(1, config.epochs + 1), unit="epoch", disable=None)
     for epoch in progress:
         order = np.random.default_rng((config.seed, epoch))
         index = order.permutation(len(images.train_labels))[: steps * config.batch_size]
-        batches = jax.tree.map(
-            lambda leaf: leaf.reshape(steps, config.batch_size, *leaf.shape[1:]),
-            take(images, index),
-        )
-        state, comparison = run_epoch(state, batches)
+        comparisons = []
+        # A Python loop: inside `lax.scan` XLA's CPU code takes twice as long.
+        for batch in index.reshape(steps, config.batch_size):
+            state, step_before = step(state, take(images, batch))
+            comparisons.append(step_before)
+        # Each step reports the one before it: move them up by one.
+        comparisons = [*comparisons[1:], finish(state)]
         loss = state.now.loss
         if not np.isfinite(loss):
             sys.exit(f"mnist.py: the loss is {loss} in epoch {epoch}; stopped there")
         progress.set_postfix(loss=f"{loss:.3f} nats")
-        yield epoch, state.now.params, comparison
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *comparisons)
+        yield epoch, state.now.params, stacked
 
 
 def kernel_epochs(epochs: int) -> set[int]:
@@ -267,12 +260,20 @@ def kernel_epochs(epochs: int) -> set[int]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def kernel(apply_fn: Any, params: Any, images: ldjax.Sequences) -> jax.Array:
-    """The exact kernel between images, `[image, label, image, label]`."""
+    """The exact kernel between images, `[image, label, image, label]`.
 
-    def logits_fn(params: Any) -> jax.Array:
-        return apply_fn(params, images)[:, 0]
+    The numbers of `ldjax.empirical_ntk`. Its dense methods do not know that an image's
+    logits depend on that image alone; one Jacobian per image is ten times faster.
+    """
 
-    return ldjax.empirical_ntk(logits_fn, logits_fn, params).dense()
+    def jacobian_of(image: ldjax.Sequences) -> jax.Array:
+        one = jax.tree.map(lambda leaf: leaf[None], image)
+        J = ldjax.jacobian(lambda p: apply_fn(p, one)[0, 0], params)
+        return jax.vmap(lambda label: ravel_pytree(J.T @ label)[0])(jnp.eye(10))
+
+    jacobians = jax.lax.map(jacobian_of, images, batch_size=10)
+    with jax.default_matmul_precision("highest"):
+        return jnp.einsum("oip,ujp->oiuj", jacobians, jacobians)
 
 
 @functools.partial(jax.jit, static_argnums=0)

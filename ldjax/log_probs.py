@@ -92,7 +92,8 @@ def adaptation_matrix(
              [-0.5,  0.5]], dtype=...)
     """
     probs = jax.nn.softmax(logits)[..., None, :]
-    return jnp.eye(logits.shape[-1], dtype=probs.dtype) - probs
+    identity = jnp.eye(logits.shape[-1], dtype=probs.dtype)
+    return jnp.expand_dims(identity, range(probs.ndim - 2)) - probs
 
 
 def token_log_probs(
