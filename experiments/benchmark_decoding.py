@@ -12,10 +12,7 @@ excluded. Exits with status 1 where the ratio falls short.
 """
 
 import functools
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import tyro
 from jaxtyping import Array
+from timing import interleaved_medians
 
-from ldjax.models.transformer import PRESETS, Transformer, preset
+from ldjax.models import PRESETS, Transformer, preset
 from ldjax.sampling import generate_greedy
 
 
@@ -33,7 +31,7 @@ class Config:
     """What is timed."""
 
     preset: str = "1M"
-    """Size of the model, one of `ldjax.models.transformer.PRESETS`."""
+    """Size of the model, one of `ldjax.models.PRESETS`."""
     batch_size: int = 4
     """Prompts decoded at a time."""
     prompt_length: int = 16
@@ -78,19 +76,6 @@ def recompute_greedy(
         step = functools.partial(draw, reach=stop)
         ids = jax.lax.fori_loop(start, stop, lambda n, x, step=step: step(x, n), ids)
     return ids[:, length:]
-
-
-def interleaved_medians(
-    functions: dict[str, Callable[[], Array]], repeats: int
-) -> dict[str, float]:
-    """Seconds of each function, in turns, so that a busy machine slows all alike."""
-    times = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function().block_until_ready()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main(config: Config) -> int:

@@ -1,0 +1,323 @@
+"""One decoder for GPT-2, GPT-NeoX (Pythia), Qwen2 and Llama, told apart by a config.
+
+Every matrix lives in a standard Linen layer (`Dense`, `Embed`), which is what the
+exact kernels hook into. Trunk and head are separate: `model.hidden` and `model.head`.
+The forward pass is a function of its parameters alone; the KV cache of decoding is
+an argument and a result (`model.prefill`, `model.extend`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ldjax.models.attention import Attention, KeyValues
+from ldjax.models.transformer_config import TransformerConfig
+
+__all__ = ["Cache", "Transformer"]
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+class Cache(NamedTuple):
+    """What decoding remembers of the tokens read so far; a slot holds one token.
+
+    Attributes:
+      layers: Keys and values of each block.
+      mask: `[batch, slot]`, true where a slot holds a real token.
+
+    Examples:
+      >>> from ldjax.models import llama_config
+      >>> model = Transformer(llama_config(vocab_size=10))
+      >>> tokens = jnp.array([[1, 2]])
+      >>> variables = model.init(jax.random.key(0), tokens)
+      >>> _, cache = model.apply(
+      ...     variables, tokens, cache_length=3, method=model.prefill
+      ... )
+      >>> cache.mask
+      Array([[ True,  True, False]], dtype=bool)
+    """
+
+    layers: tuple[KeyValues, ...]
+    mask: Bool[Array, "batch slot"]
+
+
+class Transformer(nn.Module):
+    r"""A causal decoder: `logits[:, t]` are read from the tokens up to `t` alone.
+
+    .. math:: z = \mathrm{head}(\mathrm{norm}(\mathrm{blocks}(\mathrm{embed}(x))))
+
+    Padding may stand anywhere and hold any ids: with its `mask`, the numbers at the
+    real tokens do not depend on it. Without a mask all tokens are real; right padding
+    then changes nothing at the real tokens before it, left padding does. At padding
+    the logits are finite and mean nothing.
+
+    Attributes:
+      config: The architecture.
+
+    Examples:
+      >>> from ldjax.models import gpt2_config
+      >>> model = Transformer(gpt2_config(vocab_size=100))
+      >>> tokens = jnp.array([[5, 3, 7]])
+      >>> variables = model.init(jax.random.key(0), tokens)
+      >>> logits = model.apply(variables, tokens)
+      >>> logits.shape
+      (1, 3, 100)
+      >>> hidden = model.apply(variables, tokens, method=model.hidden)
+      >>> bool((model.apply(variables, hidden, method=model.head) == logits).all())
+      True
+    """
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        """Makes the layers; Linen calls it."""
+        config = self.config
+        embed = functools.partial(
+            nn.Embed,
+            features=config.width,
+            param_dtype=config.param_dtype,
+            embedding_init=nn.initializers.normal(0.02),
+        )
+        self.token_embedding = embed(config.vocab_size)
+        if config.positions == "learned":
+            self.position_embedding = embed(config.max_positions)
+        block = nn.remat(_Block) if config.remat else _Block
+        self.blocks = [block(config) for _ in range(config.num_layers)]
+        self.final_norm = _norm(config)
+        if not config.tied_head:
+            # No `dtype`: the head computes in the wider of float32 and its parameters.
+            self.unembedding = nn.Dense(
+                config.vocab_size,
+                use_bias=config.head_bias,
+                param_dtype=config.param_dtype,
+                kernel_init=nn.initializers.normal(0.02),
+            )
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch pos"],
+        mask: Bool[Array, "batch pos"] | None = None,
+        positions: Int[Array, "batch pos"] | None = None,
+    ) -> Float[Array, "batch pos vocab"]:
+        """Logits of the next token at each position, in nats.
+
+        Args:
+          tokens: Token ids.
+          mask: True where a token is real, false at padding; None if all are real.
+          positions: Position of each token; by default the number of real tokens
+            before it.
+
+        Returns:
+          Logits, float32 or, with float64 parameters, float64.
+
+        Raises:
+          ValueError: If `tokens` are longer than the table of learned positions.
+        """
+        return self.head(self.hidden(tokens, mask, positions))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "batch pos"],
+        mask: Bool[Array, "batch pos"] | None = None,
+        positions: Int[Array, "batch pos"] | None = None,
+    ) -> Float[Array, "batch pos width"]:
+        """The trunk: hidden states after the final norm; arguments of `__call__`."""
+        if mask is None and positions is None:
+            self._check_length(tokens.shape[1])
+        if mask is None:
+            mask = jnp.ones_like(tokens, dtype=bool)
+        causal = jnp.tri(tokens.shape[1], dtype=bool)
+        visible = causal[None] & mask[:, None, :]
+        return self._trunk(tokens, mask, _or_counted(positions, mask), visible)[0]
+
+    def head(
+        self, hidden: Float[Array, "*batch width"]
+    ) -> Float[Array, "*batch vocab"]:
+        """Logits, in nats, from hidden states after the final norm."""
+        hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+        if self.config.tied_head:
+            return self.token_embedding.attend(hidden)
+        return self.unembedding(hidden)
+
+    def prefill(
+        self,
+        tokens: Int[Array, "batch pos"],
+        mask: Bool[Array, "batch pos"] | None = None,
+        *,
+        cache_length: int,
+    ) -> tuple[Float[Array, "batch pos width"], Cache]:
+        """Hidden states of a prompt, and a cache from which to read on.
+
+        Args:
+          tokens: Token ids.
+          mask: True where a token is real; None if all are.
+          cache_length: Slots of the cache: these tokens, padding included, and all
+            that will follow.
+
+        Returns:
+          The hidden states of `hidden`, and the cache.
+
+        Raises:
+          ValueError: If `tokens` have more positions than the cache has slots.
+        """
+        batch, length = tokens.shape
+        if length > cache_length:
+            raise ValueError(
+                f"`cache_length` must hold the prompt: got {cache_length} slots for "
+                f"`tokens` of shape {tokens.shape}."
+            )
+        config = self.config
+        shape = (batch, cache_length, config.num_kv_heads, config.head_dim)
+        dtype = config.dtype or self.token_embedding.embedding.dtype
+        empty = KeyValues(
+            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32)
+        )
+        unread = jnp.zeros((batch, cache_length), dtype=bool)
+        return self.extend(tokens, Cache((empty,) * config.num_layers, unread), mask)
+
+    def extend(
+        self,
+        tokens: Int[Array, "batch pos"],
+        cache: Cache,
+        mask: Bool[Array, "batch pos"] | None = None,
+    ) -> tuple[Float[Array, "batch pos width"], Cache]:
+        """Hidden states of tokens that follow those of a cache, and the longer cache.
+
+        Args:
+          tokens: Token ids, one (decoding) or several for each row.
+          cache: From `prefill` or `extend`, with room for `tokens`: where there is
+            none, the results are wrong without an error.
+          mask: True where a token is real; None if all are.
+
+        Returns:
+          The same hidden states as `hidden` of all the tokens, those of `tokens` only,
+          and the cache that holds them too.
+        """
+        if mask is None:
+            mask = jnp.ones_like(tokens, dtype=bool)
+        start = cache.layers[0].next_slot
+        num_read = cache.mask.sum(axis=1, keepdims=True)
+        written = jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, start, 1)
+        slots = jnp.arange(written.shape[1])
+        reached = slots[None, :] <= start + jnp.arange(tokens.shape[1])[:, None]
+        visible = reached[None] & written[:, None, :]
+        positions = num_read + _or_counted(None, mask)
+        hidden, layers = self._trunk(tokens, mask, positions, visible, cache.layers)
+        return hidden, Cache(layers, written)
+
+    def _check_length(self, length: int) -> None:
+        limit = self.config.max_positions
+        if self.config.positions == "learned" and length > limit:
+            raise ValueError(
+                f"`tokens` have {length} positions but the model learned {limit}. "
+                "Truncate them, or raise `max_positions` before training."
+            )
+
+    def _trunk(self, tokens, mask, positions, visible, layers=None):
+        # Ids of padding may be out of range, which would embed as NaN.
+        x = self.token_embedding(jnp.where(mask, tokens, 0))
+        if self.config.positions == "learned":
+            x = x + self.position_embedding(positions)
+        x = x if self.config.dtype is None else x.astype(self.config.dtype)
+        extended = []
+        for i, block in enumerate(self.blocks):
+            past = None if layers is None else layers[i]
+            x, past = block(x, positions, visible, past)
+            extended.append(past)
+        return self.final_norm(x), tuple(extended)
+
+
+class _Block(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch pos width"],
+        positions: Int[Array, "batch pos"],
+        visible: Bool[Array, "#batch pos slot"],
+        past: KeyValues | None = None,
+    ) -> tuple[Float[Array, "batch pos width"], KeyValues | None]:
+        config = self.config
+        attention = Attention(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            num_rotated=config.rotary_dim,
+            rotary_theta=config.rotary_theta,
+            qkv_bias=config.qkv_bias,
+            out_bias=config.attention_out_bias,
+            out_init=_residual_init(config),
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            name="attention",
+        )
+        attention_norm = _norm(config, name="attention_norm")
+        mlp_norm = _norm(config, name="mlp_norm")
+        mlp = _MLP(config, name="mlp")
+        attended, past = attention(attention_norm(x), positions, visible, past)
+        if config.parallel_residual:
+            return x + attended + mlp(mlp_norm(x)), past
+        x = x + attended
+        return x + mlp(mlp_norm(x)), past
+
+
+class _MLP(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch pos width"]
+    ) -> Float[Array, "batch pos width"]:
+        config = self.config
+        dense = functools.partial(
+            nn.Dense,
+            use_bias=config.mlp_bias,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+        )
+        activate = _ACTIVATIONS[config.activation]
+        up = dense(config.mlp_width, name="up")(x)
+        if config.gated_mlp:
+            inner = activate(dense(config.mlp_width, name="gate")(x)) * up
+        else:
+            inner = activate(up)
+        init = _residual_init(config)
+        return dense(config.width, kernel_init=init, name="down")(inner)
+
+
+def _norm(config: TransformerConfig, name: str | None = None) -> nn.Module:
+    make = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    return make(
+        epsilon=config.norm_epsilon,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits
+        name=name,
+    )
+
+
+def _residual_init(config: TransformerConfig) -> nn.initializers.Initializer:
+    # GPT-2's rule: the sum of all 2 * num_layers branches keeps the variance of one.
+    return nn.initializers.variance_scaling(
+        0.5 / config.num_layers, "fan_in", "truncated_normal"
+    )
+
+
+def _or_counted(
+    positions: Int[Array, "batch pos"] | None, mask: Bool[Array, "batch pos"]
+) -> Int[Array, "batch pos"]:
+    if positions is not None:
+        return positions
+    # Leading padding would have -1, which is no row of a position table.
+    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)

@@ -1,0 +1,401 @@
+"""The architecture of a decoder as one record, and the four families that fill it."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
+
+__all__ = [
+    "PRESETS",
+    "TransformerConfig",
+    "gpt2_config",
+    "llama_config",
+    "neox_config",
+    "preset",
+    "qwen2_config",
+]
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+FloatName = Literal["bfloat16", "float16", "float32", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """The architecture of a decoder; `gpt2_config` and its like fill it in.
+
+    Attributes:
+      vocab_size: Number of tokens.
+      num_layers: Number of blocks.
+      width: Features of the residual stream.
+      num_heads: Query heads.
+      num_kv_heads: Key and value heads, a divisor of `num_heads` (equal to it where
+        queries are not grouped).
+      head_dim: Features of a head; `num_heads * head_dim` need not be `width`.
+      mlp_width: Features inside the MLP.
+      max_positions: Rows of the learned position table, in tokens. Rotary models
+        state the length they are meant for; it is not enforced.
+      positions: Learned absolute positions, or rotary ones.
+      rotary_fraction: The part of each head that is rotated, from its first feature.
+      rotary_theta: Base of the rotary wavelengths.
+      norm: LayerNorm (scale and bias) or RMSNorm (scale).
+      norm_epsilon: Added to the variance, or to the mean square.
+      parallel_residual: Whether attention and MLP read the same stream, each through
+        its own norm: `x + attention(norm(x)) + mlp(norm(x))`.
+      activation: `gelu` is the exact one (erf), `gelu_tanh` its tanh approximation.
+      gated_mlp: Whether the MLP is `down(activation(gate(x)) * up(x))`; with `silu`
+        this is SwiGLU. Otherwise it is `down(activation(up(x)))`.
+      qkv_bias: Whether query, key and value have a bias.
+      attention_out_bias: Whether the attention's output has one.
+      mlp_bias: Whether the MLP's matrices have one.
+      head_bias: Whether the head has one (not with `tied_head`).
+      tied_head: Whether the head is the transposed token embedding.
+      remat: Whether backward passes recompute each block instead of storing it.
+      dtype: Dtype of the computation; None to infer it from the parameters. Norms,
+        softmax, rotary angles and the head are float32 or better in any case.
+      param_dtype: Dtype of fresh parameters.
+
+    Raises:
+      ValueError: Where the settings contradict each other.
+
+    Examples:
+      >>> llama_config(vocab_size=100).rotary_dim
+      16
+      >>> llama_config(vocab_size=100, width=96, num_heads=3)
+      Traceback (most recent call last):
+        ...
+      ValueError: `num_kv_heads` must divide `num_heads`, got 2 and 3.
+    """
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_positions: int
+    positions: Literal["learned", "rotary"]
+    rotary_fraction: float = 1.0
+    rotary_theta: float = 10000.0
+    norm: Literal["layer", "rms"]
+    norm_epsilon: float
+    parallel_residual: bool = False
+    activation: Activation
+    gated_mlp: bool
+    qkv_bias: bool
+    attention_out_bias: bool
+    mlp_bias: bool
+    head_bias: bool = False
+    tied_head: bool
+    remat: bool = False
+    dtype: FloatName | None = None
+    param_dtype: FloatName = "float32"
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads"),
+            *("head_dim", "mlp_width", "max_positions"),
+            *("rotary_fraction", "rotary_theta", "norm_epsilon"),
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(
+                    f"`{name}` must be positive, got {getattr(self, name)}."
+                )
+        for name, choices in (
+            ("positions", ("learned", "rotary")),
+            ("norm", ("layer", "rms")),
+            ("activation", get_args(Activation)),
+            ("dtype", (None, *get_args(FloatName))),
+            ("param_dtype", get_args(FloatName)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` must be one of {choices}, got {getattr(self, name)!r}."
+                )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                "`num_kv_heads` must divide `num_heads`, "
+                f"got {self.num_kv_heads} and {self.num_heads}."
+            )
+        if self.positions == "rotary" and (
+            self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim
+        ):
+            raise ValueError(
+                "`rotary_fraction` of `head_dim` must be an even number of features "
+                f"between 2 and `head_dim`, got {self.rotary_fraction} of "
+                f"{self.head_dim}, which is {self.rotary_dim}."
+            )
+        if self.tied_head and self.head_bias:
+            raise ValueError("A tied head has no bias: `tied_head` or `head_bias`.")
+
+    @property
+    def rotary_dim(self) -> int:
+        """Features of each head that are rotated; 0 for learned positions."""
+        if self.positions == "learned":
+            return 0
+        return int(self.head_dim * self.rotary_fraction)
+
+
+def gpt2_config(
+    *,
+    vocab_size: int,
+    num_layers: int = 2,
+    width: int = 64,
+    num_heads: int = 4,
+    mlp_width: int | None = None,
+    max_positions: int = 512,
+    tied_head: bool = True,
+) -> TransformerConfig:
+    """GPT-2: learned positions, LayerNorm, tanh-GELU, biases everywhere.
+
+    The defaults are a small model; GPT-2 itself is 12 layers of width 768 with 12
+    heads, 1024 positions and 50 257 tokens. Change anything else with
+    `dataclasses.replace`.
+
+    Args:
+      vocab_size: Number of tokens.
+      num_layers: Number of blocks.
+      width: Features of the residual stream, a multiple of `num_heads`.
+      num_heads: Attention heads.
+      mlp_width: Features inside the MLP; by default `4 * width`.
+      max_positions: Rows of the position table, in tokens.
+      tied_head: Whether the head is the transposed token embedding.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      ValueError: Where the settings contradict each other.
+
+    Examples:
+      >>> gpt2_config(vocab_size=100).positions
+      'learned'
+    """
+    return TransformerConfig(
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        width=width,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=_even_split(width, num_heads),
+        mlp_width=4 * width if mlp_width is None else mlp_width,
+        max_positions=max_positions,
+        positions="learned",
+        norm="layer",
+        norm_epsilon=1e-5,
+        activation="gelu_tanh",
+        gated_mlp=False,
+        qkv_bias=True,
+        attention_out_bias=True,
+        mlp_bias=True,
+        tied_head=tied_head,
+    )
+
+
+def neox_config(
+    *,
+    vocab_size: int,
+    num_layers: int = 2,
+    width: int = 64,
+    num_heads: int = 4,
+    mlp_width: int | None = None,
+    max_positions: int = 2048,
+    rotary_fraction: float = 0.25,
+    parallel_residual: bool = True,
+    tied_head: bool = False,
+) -> TransformerConfig:
+    """GPT-NeoX and Pythia: parallel residual, partial rotary positions, exact GELU.
+
+    LayerNorm, biases everywhere but in the head. The defaults are a small model;
+    Pythia-410M is 24 layers of width 1024 with 16 heads and 50 304 tokens.
+
+    `rotary_fraction` is the part of each head that is rotated, `parallel_residual`
+    says whether attention and MLP read the same stream; the other arguments are those
+    of `gpt2_config`.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      ValueError: Where the settings contradict each other.
+
+    Examples:
+      >>> neox_config(vocab_size=100).rotary_dim
+      4
+    """
+    gpt2 = gpt2_config(
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        width=width,
+        num_heads=num_heads,
+        mlp_width=mlp_width,
+        max_positions=max_positions,
+        tied_head=tied_head,
+    )
+    return replace(
+        gpt2,
+        positions="rotary",
+        rotary_fraction=rotary_fraction,
+        parallel_residual=parallel_residual,
+        activation="gelu",
+    )
+
+
+def llama_config(
+    *,
+    vocab_size: int,
+    num_layers: int = 2,
+    width: int = 64,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    mlp_width: int | None = None,
+    max_positions: int = 2048,
+    rotary_theta: float = 10000.0,
+    norm_epsilon: float = 1e-5,
+    tied_head: bool = False,
+) -> TransformerConfig:
+    """Llama: RMSNorm, SwiGLU, rotary positions, grouped queries, no biases.
+
+    Args:
+      vocab_size: Number of tokens.
+      num_layers: Number of blocks.
+      width: Features of the residual stream, a multiple of `num_heads`.
+      num_heads: Query heads.
+      num_kv_heads: Key and value heads, a divisor of `num_heads`.
+      mlp_width: Features inside the MLP; by default about `8/3 * width`, which has
+        the parameters of an MLP of `4 * width` without a gate.
+      max_positions: The length the model is meant for, in tokens.
+      rotary_theta: Base of the rotary wavelengths.
+      norm_epsilon: Added to the mean square.
+      tied_head: Whether the head is the transposed token embedding.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      ValueError: Where the settings contradict each other.
+
+    Examples:
+      >>> llama_config(vocab_size=100).mlp_width
+      176
+    """
+    return TransformerConfig(
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        width=width,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=_even_split(width, num_heads),
+        mlp_width=8 * -(-width // 3) if mlp_width is None else mlp_width,
+        max_positions=max_positions,
+        positions="rotary",
+        rotary_theta=rotary_theta,
+        norm="rms",
+        norm_epsilon=norm_epsilon,
+        activation="silu",
+        gated_mlp=True,
+        qkv_bias=False,
+        attention_out_bias=False,
+        mlp_bias=False,
+        tied_head=tied_head,
+    )
+
+
+def qwen2_config(
+    *,
+    vocab_size: int,
+    num_layers: int = 2,
+    width: int = 64,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    mlp_width: int | None = None,
+    max_positions: int = 32768,
+    rotary_theta: float = 1e6,
+    norm_epsilon: float = 1e-6,
+    tied_head: bool = True,
+) -> TransformerConfig:
+    """Qwen2 and Qwen1.5: Llama with biases on query, key and value.
+
+    The arguments are those of `llama_config`; only some defaults differ.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      ValueError: Where the settings contradict each other.
+
+    Examples:
+      >>> config = qwen2_config(vocab_size=100)
+      >>> config.qkv_bias, config.attention_out_bias
+      (True, False)
+    """
+    config = llama_config(
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        width=width,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        mlp_width=mlp_width,
+        max_positions=max_positions,
+        rotary_theta=rotary_theta,
+        norm_epsilon=norm_epsilon,
+        tied_head=tied_head,
+    )
+    return replace(config, qkv_bias=True)
+
+
+class _Size(NamedTuple):
+    num_layers: int
+    width: int
+    num_heads: int
+    mlp_width: int
+
+
+#: Sizes for work on two cores, by their number of parameters with 2 048 tokens.
+PRESETS: dict[str, _Size] = {
+    "0.1M": _Size(num_layers=3, width=32, num_heads=2, mlp_width=88),
+    "0.4M": _Size(num_layers=4, width=64, num_heads=4, mlp_width=256),
+    "1M": _Size(num_layers=4, width=128, num_heads=4, mlp_width=344),
+    "4M": _Size(num_layers=4, width=256, num_heads=8, mlp_width=768),
+}
+
+
+def preset(
+    name: str, *, vocab_size: int = 2048, max_positions: int = 512
+) -> TransformerConfig:
+    """A small model of a named size, in the style of Llama with a tied head.
+
+    Args:
+      name: One of `PRESETS`: the number of parameters with 2 048 tokens, within 15 %.
+      vocab_size: Number of tokens; each adds `width` parameters.
+      max_positions: The length the model is meant for, in tokens.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      ValueError: If there is no such preset.
+
+    Examples:
+      >>> preset("1M").width
+      128
+    """
+    if name not in PRESETS:
+        raise ValueError(f"`name` must be one of {', '.join(PRESETS)}, got {name!r}.")
+    size = PRESETS[name]
+    return llama_config(
+        vocab_size=vocab_size,
+        num_layers=size.num_layers,
+        width=size.width,
+        num_heads=size.num_heads,
+        num_kv_heads=size.num_heads,
+        mlp_width=size.mlp_width,
+        max_positions=max_positions,
+        tied_head=True,
+    )
+
+
+def _even_split(width: int, num_heads: int) -> int:
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(
+            f"`width` must be a multiple of `num_heads`, got {width} and {num_heads}."
+        )
+    return width // num_heads
