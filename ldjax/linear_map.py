@@ -410,7 +410,7 @@ def _conform(vector: Vector, struct: Struct) -> Vector:
     treedef, expected = _shapes(struct)
     given_treedef, found = _shapes(given)
     fits = given_treedef == treedef and all(
-        shape == given_shape and jnp.promote_types(dtype, given_dtype) == dtype
+        shape == given_shape and _promoted(dtype, given_dtype) == dtype
         for (shape, dtype), (given_shape, given_dtype) in zip(
             expected, found, strict=True
         )
@@ -438,13 +438,19 @@ def _size(struct: Struct) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(struct))
 
 
+def _promoted(*dtypes: Any) -> Any:
+    # Conversions here are explicit, so they are allowed under strict promotion too.
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
+
+
 def _dtype(*structs: Struct) -> Any:
-    return jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(structs)))
+    return _promoted(*(leaf.dtype for leaf in jax.tree.leaves(structs)))
 
 
 def _ravel(tree: Vector) -> Float[Array, " size"]:
     leaves = jax.tree.leaves(tree)
-    dtype = jnp.result_type(*leaves)
+    dtype = _dtype(tree)
     return jnp.concatenate([leaf.astype(dtype).ravel() for leaf in leaves])
 
 

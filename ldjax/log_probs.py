@@ -120,8 +120,12 @@ def token_log_probs(
       ... )
       Array([-1.386...,  0.        ], dtype=...)
     """
+    # Masked logits are replaced before the softmax: a NaN there would otherwise come
+    # back through the gradient, multiplied by zero.
+    logits = jnp.where(mask[..., None], logits, 0)
+    targets = jnp.where(mask, targets, 0)
     picked = jnp.take_along_axis(
-        jax.nn.log_softmax(logits), jnp.where(mask, targets, 0)[..., None], axis=-1
+        jax.nn.log_softmax(logits), targets[..., None], axis=-1
     )
     return jnp.where(mask, picked[..., 0], 0)
 

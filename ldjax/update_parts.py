@@ -148,16 +148,18 @@ def _labels(gradient: Any, state: Any, params: Any) -> Any:
     """Which inputs are linear: `"gradient"`, `"history"`, `"weight_decay"` or `""`.
 
     A leaf of the state is a moment if it is named and shaped like a parameter; counts,
-    schedules and injected hyperparameters are scales.
+    schedules and injected hyperparameters (which may share a name) are scales.
     """
     names = {
-        path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        path: jnp.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
+    injected = jax.tree_util.GetAttrKey("hyperparams")
 
     def label_state(path: tuple[Any, ...], leaf: Any) -> str:
         floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        is_moment = floating and any(
-            path[len(path) - len(name) :] == name and leaf.shape == shape
+        is_moment = (floating and injected not in path) and any(
+            path[len(path) - len(name) :] == name and jnp.shape(leaf) == shape
             for name, shape in names.items()
         )
         return "history" if is_moment else ""

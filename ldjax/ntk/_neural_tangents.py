@@ -41,15 +41,17 @@ def load_neural_tangents() -> ModuleType:
       >>> load_neural_tangents().__version__
       '0.6.5'
     """
-    if _PACKAGE in sys.modules:
-        return sys.modules[_PACKAGE]
+    if loaded := sys.modules.get(_PACKAGE):
+        return loaded
+    before = set(sys.modules)
     try:
         with _names_lent(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its own, about Python and JAX
             import neural_tangents
     except Exception as error:
-        for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
-            del sys.modules[name]  # nothing half-imported stays behind
+        for name in set(sys.modules) - before:
+            if name.split(".")[0] == _PACKAGE:
+                del sys.modules[name]  # nothing half-imported stays behind
         raise ImportError(_message(error)) from error
     return neural_tangents
 
@@ -75,11 +77,8 @@ def _message(error: Exception) -> str:
 @contextlib.contextmanager
 def _names_lent() -> Iterator[None]:
     """Names that neural-tangents imports, where this JAX no longer has them."""
-    util = types.ModuleType("jax.util")
-    util.__dict__.update(
-        safe_map=lambda f, *args: [f(*xs) for xs in zip(*args, strict=True)],
-        safe_zip=lambda *args: list(zip(*args, strict=True)),
-    )
+    # Some versions still have the module, without these two functions.
+    util = sys.modules.get("jax.util") or types.ModuleType("jax.util")
     extend = jax.extend.core
     lent: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (
@@ -97,6 +96,13 @@ def _names_lent() -> Iterator[None]:
         ),
         (jax.interpreters.ad.__dict__, {"zeros_like_p": object()}),
         (jax.__dict__, {"util": util}),
+        (
+            util.__dict__,
+            {
+                "safe_map": lambda f, *args: [f(*xs) for xs in zip(*args, strict=True)],
+                "safe_zip": lambda *args: list(zip(*args, strict=True)),
+            },
+        ),
         (
             sys.modules,
             {

@@ -35,7 +35,8 @@ def plan_dense(
 
     With N and N' outputs on the two sides and P parameters:
 
-    * `"jacobian"` stores both Jacobians: (N + N') P numbers.
+    * `"jacobian"` stores both Jacobians and, while they are contracted, a transposed
+      copy of each: 2 (N + N') P numbers.
     * `"ntk_vp"` pulls every basis vector of the narrower side back to the parameters
       and pushes it forward again: min(N, N') (P + N + N') numbers.
 
@@ -56,14 +57,15 @@ def plan_dense(
       >>> for plan in plan_dense(probe_fn, update_fn, jnp.zeros(1000, jnp.float32)):
       ...     print(plan.method, plan.result_bytes, plan.work_bytes)
       ntk_vp 20000 230000
-      jacobian 20000 600000
+      jacobian 20000 1200000
     """
     probe, update = (jax.eval_shape(fn, params) for fn in (probe_fn, update_fn))
+    params = jax.eval_shape(lambda p: p, params)  # Python numbers get shapes
     rows, columns = _size(probe), _size(update)
     num_params = _size(params)
     width = max(leaf.dtype.itemsize for leaf in jax.tree.leaves((probe, params)))
     work = {
-        "jacobian": (rows + columns) * num_params,
+        "jacobian": 2 * (rows + columns) * num_params,
         "ntk_vp": min(rows, columns) * (num_params + rows + columns),
     }
     plans = (Plan(name, rows * columns * width, n * width) for name, n in work.items())
