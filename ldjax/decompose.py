@@ -23,6 +23,16 @@ class StepDecomposition(NamedTuple):
       kernel: `K`, a `LinearMap` from update logits to probe logits. Any
         representation fits: `decomposition._replace(kernel=dense)`.
       residual: `G = d loss / d z` at the update, shaped like its logits.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> logits_fn = lambda w: 2.0 * w
+      >>> terms = decompose(logits_fn, logits_fn, jnp.zeros(2), loss_fn=jnp.sum)
+      >>> A, K, G = terms
+      >>> K @ G
+      Array([4., 4.], dtype=...)
+      >>> -0.1 * A @ K @ G  # adding the same to all logits moves no log-prob
+      Array([...0., ...0.], dtype=...)
     """
 
     adaptation: LinearMap

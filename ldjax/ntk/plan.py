@@ -16,6 +16,10 @@ class Plan(NamedTuple):
       method: The name `empirical_ntk` takes.
       result_bytes: The kernel itself.
       work_bytes: What exists beside it while it is computed; an upper bound.
+
+    Examples:
+      >>> Plan("jacobian", result_bytes=1000, work_bytes=5000).total_bytes
+      6000
     """
 
     method: str

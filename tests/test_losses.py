@@ -1,0 +1,140 @@
+"""The SFT loss and its residual: hand values, closed form, autodiff, loops."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import references
+from cases import BETA, VOCAB, make_dpo, sentences
+from closeness import assert_close
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ldjax import Sequences, losses
+
+draws = st.tuples(st.integers(0, 2**16), st.sampled_from([(1, 2), (3, 4)]))
+
+
+def _draw(draw):
+    seed, (num, length) = draw
+    logits = 2 * np.random.default_rng(seed + 1).normal(size=(num, length, VOCAB))
+    return jnp.asarray(logits), sentences(seed, num, length)
+
+
+_loss_and_residual = jax.jit(jax.value_and_grad(losses.sft))
+
+
+def _in_numpy(*trees):
+    return jax.tree.map(np.asarray, trees)
+
+
+def test_hand_computed_sft():
+    probs = jnp.array([[[0.5, 0.5], [0.9, 0.1]], [[0.2, 0.8], [0.6, 0.4]]])
+    batch = Sequences(
+        jnp.zeros((2, 2), jnp.int32),
+        jnp.array([[0, -100], [1, 0]]),
+        jnp.array([[True, False], [True, True]]),
+    )
+    # the sum over scored tokens, the mean over two sequences
+    expected = -(np.log(0.5) + np.log(0.8) + np.log(0.6)) / 2
+    assert_close(losses.sft(jnp.log(probs), batch), expected, terms=4)
+    residual = jax.grad(losses.sft)(jnp.log(probs), batch)
+    by_hand = np.array(
+        [[[-0.25, 0.25], [0, 0]], [[0.1, -0.1], [-0.2, 0.2]]], np.float64
+    )
+    assert_close(residual, by_hand, terms=4)
+
+
+def test_one_sequence_without_a_batch_axis():
+    batch = Sequences(jnp.zeros(2, jnp.int32), jnp.array([0, 1]), jnp.ones(2, bool))
+    assert_close(losses.sft(jnp.zeros((2, 4)), batch), 2 * np.log(4.0), terms=4)
+
+
+@given(draws)
+def test_the_sft_loss_equals_loops(draw):
+    logits, batch = _draw(draw)
+    sums = references.log_prob_sums(*_in_numpy(logits, *batch[1:]))
+    assert_close(_loss_and_residual(logits, batch)[0], -sums.mean(), terms=24)
+
+
+@given(draws)
+def test_the_sft_residual_is_pi_minus_one_hot(draw):
+    logits, batch = _draw(draw)
+    _, residual = _loss_and_residual(logits, batch)
+    expected = references.sft_residual(*_in_numpy(logits, *batch[1:]))
+    assert_close(residual, expected, terms=7)
+
+
+@given(draws)
+def test_the_residual_sums_to_zero_at_every_position(draw):
+    logits, batch = _draw(draw)
+    sums = np.asarray(_loss_and_residual(logits, batch)[1]).sum(axis=-1)
+    assert_close(sums, np.zeros(sums.shape), terms=7, scale=1.0)
+
+
+@jax.jit
+def _dpo_residual(logits, batch, margin):
+    return jax.grad(make_dpo(BETA, margin))(logits, batch)
+
+
+@given(draws)
+def test_the_dpo_residual_has_opposite_signs_on_its_arms(draw):
+    seed, shape = draw
+    chosen, plus = _draw((seed, shape))
+    rejected, minus = _draw((seed + 2, shape))
+    logits = {"chosen": chosen, "rejected": rejected}
+    batch = {"chosen": plus, "rejected": minus}
+    margin = np.linspace(-1, 1, len(chosen))
+    residual = _dpo_residual(logits, batch, margin)
+    expected = references.dpo_residual(
+        *_in_numpy(logits, batch), beta=BETA, margin=margin
+    )
+    assert_close(residual, expected, terms=7)
+    rejected = np.asarray(residual["rejected"])
+    for b, l in np.argwhere(minus.mask):
+        assert rejected[b, l, minus.targets[b, l]] > 0, "not pushed down"
+
+
+@given(draws)
+def test_padding_changes_nothing(draw):
+    logits, batch = _draw(draw)
+    widen = lambda leaf, fill: jnp.asarray(
+        np.pad(leaf, [(0, 0), (0, 3)], constant_values=fill)
+    )
+    padded = Sequences(
+        widen(batch.tokens, 0), widen(batch.targets, -100), widen(batch.mask, False)
+    )
+    wide = np.pad(logits, [(0, 0), (0, 3), (0, 0)], constant_values=5.0)
+    loss, residual = _loss_and_residual(jnp.asarray(wide), padded)
+    expected_loss, expected = _loss_and_residual(logits, batch)
+    assert_close(loss, expected_loss, terms=24)
+    assert_close(residual[:, : logits.shape[1]], expected, terms=7)
+    assert not residual[:, logits.shape[1] :].any()
+
+
+@given(draws)
+def test_permuting_the_batch_permutes_the_residual(draw):
+    logits, batch = _draw(draw)
+    order = np.random.default_rng(draw[0]).permutation(len(logits))
+    permuted = jax.tree.map(
+        lambda leaf: jnp.asarray(np.asarray(leaf)[order]), (logits, batch)
+    )
+    _, residual = _loss_and_residual(logits, batch)
+    _, expected = _loss_and_residual(*permuted)
+    assert_close(expected, np.asarray(residual)[order], terms=7)
+
+
+def test_works_under_jit_grad_partial_and_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        batch = sentences(0, 2, 4)
+        logits = jnp.ones((2, 4, 7), jnp.float32)
+        loss_fn = functools.partial(losses.sft, batch=batch)
+        assert jax.jit(loss_fn)(logits).dtype == jnp.float32
+        assert jnp.isfinite(jax.grad(loss_fn)(100 * logits)).all()
+
+
+def test_vmap_of_single_sequences_is_the_batch():
+    logits, batch = _draw((0, (3, 4)))
+    by_sequence = jax.vmap(losses.sft)(logits, batch)
+    assert_close(by_sequence.mean(), losses.sft(logits, batch), terms=24)

@@ -1,0 +1,139 @@
+"""The package as a whole: light to import, documented by example, of one version."""
+
+import importlib
+import inspect
+import pkgutil
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+import types
+import typing
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import ldjax
+
+ROOT = Path(__file__).parent.parent
+
+HEAVY = [
+    "tensorflow",
+    "matplotlib",
+    "neural_tangents",
+    "sklearn",
+    "pooch",
+    "scipy.stats",
+]
+
+
+def _run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_import_loads_nothing_heavy():
+    code = "import sys, ldjax; print(*sys.modules)"
+    loaded = set(_run(code).split())
+    baseline = set(_run("import sys, jax, optax; print(*sys.modules)").split())
+    assert not loaded & set(HEAVY)
+    top = lambda names: {name.split(".")[0] for name in names}
+    added = top(loaded) - top(baseline) - sys.stdlib_module_names
+    assert added <= {"ldjax", "jaxtyping"}, added  # so no flax, unless optax needs it
+
+
+@pytest.mark.slow
+def test_import_is_not_much_slower_than_that_of_its_dependencies():
+    def seconds(code):
+        start = time.perf_counter()
+        _run(code)
+        return time.perf_counter() - start
+
+    ours, theirs = [], []
+    for _ in range(5):  # interleaved: the machine may be busy
+        ours.append(seconds("import ldjax"))
+        theirs.append(seconds("import jax, flax, optax"))
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    print(f"\nimport ldjax takes {ratio:.2f} of jax, flax and optax")
+    assert ratio < 1.5
+
+
+@pytest.mark.slow
+def test_lazy_submodules_are_found_and_others_are_not():
+    code = "import ldjax; print(ldjax.models.LeNet.__name__, ldjax.data.__name__)"
+    assert _run(code).split() == ["LeNet", "ldjax.data"]
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ldjax.nothing  # noqa: B018
+
+
+def _modules():
+    found = pkgutil.walk_packages(ldjax.__path__, "ldjax.")
+    return ["ldjax", *(module.name for module in found)]
+
+
+def _documented(module):
+    """Public names of a module that are functions or classes, with where they live."""
+    for name in module.__all__:
+        thing = getattr(module, name)
+        is_alias = typing.get_origin(thing) is not None or isinstance(
+            thing, types.ModuleType | int | float | str | tuple | dict | types.UnionType
+        )
+        is_ours = getattr(thing, "__module__", None) == module.__name__
+        if is_ours and not is_alias:  # a name is judged where it lives
+            yield name, thing
+
+
+@pytest.mark.parametrize("module_name", _modules())
+def test_every_public_name_has_a_docstring_with_an_example(module_name):
+    module = importlib.import_module(module_name)
+    assert module.__doc__, f"{module_name} has no docstring"
+    last = module_name.split(".")[-1]
+    if last.startswith("_") and not hasattr(module, "__all__"):
+        return
+    assert sorted(module.__all__, key=str.lower) == sorted(
+        set(module.__all__), key=str.lower
+    )
+    missing = []
+    for name, thing in _documented(module):
+        if ">>>" not in (inspect.getdoc(thing) or ""):
+            missing.append(name)
+        if inspect.isclass(thing):  # an example of the class covers its methods
+            missing += [
+                f"{name}.{member}"
+                for member, method in vars(thing).items()
+                if not member.startswith("_")
+                and member not in vars(thing).get("__annotations__", {})
+                and (inspect.isfunction(method) or isinstance(method, property))
+                and not inspect.getdoc(method)
+            ]
+    assert not missing, f"{module_name}: without an example {missing}"
+
+
+def test_every_name_that_the_package_exports_exists():
+    for name in ldjax.__all__:
+        assert hasattr(ldjax, name)
+
+
+def test_the_version_is_that_of_the_project_file():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert metadata.version("ldjax") == project["version"]
+
+
+def test_imports_point_one_way():
+    """maths <- ntk <- decompose <- dynamics; the core never imports Flax."""
+    order = ["log_probs", "linear_map", "ntk", "losses", "decompose", "dynamics"]
+    for rank, name in enumerate(order):
+        path = ROOT / "ldjax" / name
+        files = (
+            [path.with_suffix(".py")]
+            if path.suffix or not path.is_dir()
+            else path.glob("*.py")
+        )
+        for file in files:
+            text = file.read_text()
+            assert "flax" not in text, f"{file.name} mentions flax"
+            for later in order[rank + 1 :]:
+                assert f"from ldjax.{later}" not in text, f"{file.name} imports {later}"
