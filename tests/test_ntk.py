@@ -8,6 +8,7 @@ import sys
 import types
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -179,6 +180,7 @@ def test_the_planned_work_bounds_what_the_compiler_allocates(
         .compile()
     )
     memory = compiled.memory_analysis()
+    assert memory is not None
     print(f"\n{method} {plan.work_bytes / memory.temp_size_in_bytes:.3f}")
     assert memory.output_size_in_bytes == plan.result_bytes
     # Activations are not counted; the bound is not allowed to be useless either.

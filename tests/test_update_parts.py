@@ -209,8 +209,8 @@ def test_a_hand_made_transformation_is_split():
             "count": jnp.zeros((), int),
         }
 
-    def update(gradient, state, params):
-        slow = jax.tree.map(lambda s, g: 0.5 * s + g, state["slow"], gradient)
+    def update(updates, state, params=None):
+        slow = jax.tree.map(lambda s, g: 0.5 * s + g, state["slow"], updates)
         norm = jnp.sqrt(sum((s**2).sum() for s in jax.tree.leaves(slow)))
         rate = 0.1 / (1 + norm + state["count"])
         step = lambda s, p: -rate * (s + 0.01 * p)
@@ -223,13 +223,8 @@ def test_a_hand_made_transformation_is_split():
 
 
 def test_a_constant_or_a_product_of_moments_is_not_split():
-    empty = lambda params: optax.EmptyState()
-    constant = optax.GradientTransformation(
-        empty, lambda g, s, p=None: (jax.tree.map(lambda x: x + 1.0, g), s)
-    )
-    product = optax.GradientTransformation(
-        empty, lambda g, s, p=None: (jax.tree.map(jnp.multiply, g, p), s)
-    )
+    constant = optax.stateless(lambda g, _: jax.tree.map(lambda x: x + 1.0, g))
+    product = optax.stateless(lambda g, p: jax.tree.map(jnp.multiply, g, p))
     with pytest.raises(ValueError, match="a constant term"):
         _check(constant, [])
     with pytest.raises(ValueError, match="`mul`"):
