@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
-PYTEST := $(RUN) -m pytest
+PYTEST := $(RUN) -m pytest --numprocesses auto
 
 # constraints.txt is only made when it is missing or asked for with -B.
 .PHONY: demo test test-fast test-slow lint format install clean
