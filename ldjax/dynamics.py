@@ -29,6 +29,8 @@ __all__ = [
 Params = Any
 # A `Sequences`, or a pytree of them such as {"chosen": ..., "rejected": ...}.
 Batch = Any
+# `optax.MultiSteps` has the two methods but is not of the type.
+Optimizer = optax.GradientTransformation | optax.MultiSteps
 ApplyFn = Callable[[Params, Sequences], Array]
 LossFn = Callable[[Any, Batch], Float[Array, ""]]
 
@@ -116,7 +118,7 @@ class PendingState(NamedTuple):
 def make_step(
     apply_fn: ApplyFn,
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     parts: str | None = "side",
     full_vocab: bool | None = None,
@@ -195,7 +197,7 @@ def make_step(
 def make_pending_step(
     apply_fn: ApplyFn,
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     parts: str | None = "side",
     full_vocab: bool | None = None,
@@ -222,7 +224,7 @@ def make_pending_step(
     Returns:
       `(init, step, finish)`: `state = init(params, update, probe)`, of whose `update`
       only the shapes are read; `state, comparison = step(state, update)`, where
-      `comparison` is that of the step *before* (all NaN the first time); `comparison =
+      `comparison` is that of the step *before* (NaN the first time); `comparison =
       finish(state)` is that of the last step taken.
 
     Examples:
@@ -291,7 +293,7 @@ class _Account(NamedTuple):
 
     apply_fn: ApplyFn
     loss_fn: LossFn
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     parts: str | None
     full_vocab: bool | None
     probe_batch_size: int | None
@@ -323,7 +325,10 @@ class _Account(NamedTuple):
 
     def train(self, state: StepState, update: Batch) -> tuple[StepState, _Reasons]:
         """The optimizer step itself, and the directions it is made of."""
-        optimizer = optax.with_extra_args_support(self.optimizer)
+        optimizer = self.optimizer
+        if isinstance(optimizer, optax.MultiSteps):
+            optimizer = optimizer.gradient_transformation()
+        optimizer = optax.with_extra_args_support(optimizer)
         params, opt_state = state.params, state.opt_state
         sides = _sides(update)
         logits, pullbacks = {}, {}

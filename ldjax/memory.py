@@ -71,9 +71,11 @@ def human_bytes(count: Bytes) -> str:
     Examples:
       >>> human_bytes(2_500_000)
       '2.5 MB'
+      >>> human_bytes(999_999)
+      '1 MB'
     """
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:  # what `.3g` still writes without an exponent
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"

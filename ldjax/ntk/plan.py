@@ -15,7 +15,7 @@ class Plan(NamedTuple):
     Attributes:
       method: The name `empirical_ntk` takes.
       result_bytes: The kernel itself.
-      work_bytes: What exists beside it while it is computed; an upper bound.
+      work_bytes: What exists beside it while it is computed, activations apart.
 
     Examples:
       >>> Plan("jacobian", result_bytes=1000, work_bytes=5000).total_bytes
