@@ -441,7 +441,7 @@ def _derivatives(
     distinct = list({id(d): d for d in directions.values()}.values())
     if len(distinct) == 1:
         value, tangent = jax.jvp(fn, (at,), (distinct[0],))
-        return value, dict.fromkeys(directions, tangent)
+        return value, {name: tangent for name in directions}  # noqa: C420
     # One pass for all directions takes half the time of one pass for each.
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions.values())
     value, tangents = jax.vmap(
