@@ -13,22 +13,31 @@ uses a map in `jax.jit`. A map made inside `jit` holds tracers and must stay the
 
 import abc
 import contextlib
-import itertools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Inexact
 
 from ldjax import memory
+from ldjax._spaces import (
+    Struct,
+    Vector,
+    basis_vector,
+    conform,
+    dtype_of,
+    ravel,
+    same_space,
+    scale,
+    size_of,
+    struct_of,
+    unravel,
+    unravel_matrix,
+)
 
 __all__ = ["DenseMap", "FunctionMap", "LinearMap", "jacobian"]
 
-# A vector space is described by a pytree of `jax.ShapeDtypeStruct`.
-Struct = Any
-Vector = Any
 # Names a position: an integer or a tuple; for a pytree of logits its keys come first,
 # as in `("chosen", 0, 3)`.
 Position = Any
@@ -79,7 +88,7 @@ class LinearMap(abc.ABC):
         """Compose with a `LinearMap`; apply to anything else."""
         if not isinstance(other, LinearMap):
             return self.mv(other)
-        if not _same_space(self.in_struct, other.out_struct):
+        if not same_space(self.in_struct, other.out_struct):
             raise ValueError(
                 f"Cannot compose `left @ right`: `left` takes {self.in_struct} but "
                 f"`right` returns {other.out_struct}. For a kernel, take both "
@@ -97,8 +106,8 @@ class LinearMap(abc.ABC):
         if not _is_scalar(scalar):
             return NotImplemented
         return FunctionMap(
-            lambda vector: _scale(scalar, self.mv(vector)),
-            lambda covector: _scale(scalar, self.rmv(covector)),
+            lambda vector: scale(scalar, self.mv(vector)),
+            lambda covector: scale(scalar, self.rmv(covector)),
             self.in_struct,
             self.out_struct,
         )
@@ -128,17 +137,15 @@ class LinearMap(abc.ABC):
         Raises:
           MemoryError: If the result cannot fit; nothing was allocated.
         """
-        rows, columns = _size(self.out_struct), _size(self.in_struct)
+        rows, columns = size_of(self.out_struct), size_of(self.in_struct)
         memory.refuse_above(
             memory_limit,
-            rows * columns * _dtype(self.out_struct, self.in_struct).itemsize,
+            rows * columns * dtype_of(self.out_struct, self.in_struct).itemsize,
             what=f"the dense matrix of a {rows} x {columns} linear map",
             instead="apply the map (`@`), or take `.block(m, l)`, `.trace()` or "
             "`.frobenius_norm()`, which never form it",
         )
-        return _unravel_matrix(
-            self._matrix(batch_size), self.out_struct, self.in_struct
-        )
+        return unravel_matrix(self._matrix(batch_size), self.out_struct, self.in_struct)
 
     def block(
         self, m: Position, l: Position, *, batch_size: int = 32
@@ -162,17 +169,16 @@ class LinearMap(abc.ABC):
 
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
         """Sum of the diagonal entries; input and output spaces must be the same."""
-        if not _same_space(self.in_struct, self.out_struct):
+        if not same_space(self.in_struct, self.out_struct):
             raise ValueError(
                 "A trace needs a map from a space to itself, but this one takes "
                 f"{self.in_struct} and returns {self.out_struct}. For a kernel, use "
                 "the same examples as probe and update."
             )
-        size = _size(self.in_struct)
+        size = size_of(self.in_struct)
 
         def diagonal_entry(index):
-            basis_vector = _basis_vector(self.in_struct, index)
-            return _ravel(self.mv(basis_vector))[index]
+            return ravel(self.mv(basis_vector(self.in_struct, index)))[index]
 
         return _map(diagonal_entry, size, batch_size).sum()
 
@@ -181,13 +187,13 @@ class LinearMap(abc.ABC):
         apply, struct = self._narrow_side()
 
         def squared_norm(index):
-            return jnp.sum(_ravel(apply(_basis_vector(struct, index))) ** 2)
+            return jnp.sum(ravel(apply(basis_vector(struct, index))) ** 2)
 
-        return jnp.sqrt(_map(squared_norm, _size(struct), batch_size).sum())
+        return jnp.sqrt(_map(squared_norm, size_of(struct), batch_size).sum())
 
     def _narrow_side(self) -> tuple[Callable[[Vector], Vector], Struct]:
         """`mv` or `rmv`, whichever needs fewer basis vectors, and its space."""
-        if _size(self.in_struct) <= _size(self.out_struct):
+        if size_of(self.in_struct) <= size_of(self.out_struct):
             return self.mv, self.in_struct
         return self.rmv, self.out_struct
 
@@ -195,8 +201,8 @@ class LinearMap(abc.ABC):
         """The entries as one matrix over the ravelled spaces."""
         apply, struct = self._narrow_side()
         lines = _map(
-            lambda index: _ravel(apply(_basis_vector(struct, index))),
-            _size(struct),
+            lambda index: ravel(apply(basis_vector(struct, index))),
+            size_of(struct),
             batch_size,
         )
         return lines.T if struct is self.in_struct else lines
@@ -230,11 +236,11 @@ class FunctionMap(LinearMap):
 
     def mv(self, vector: Vector) -> Vector:
         """The image of `vector`."""
-        return self._mv(_conform(vector, self.in_struct))
+        return self._mv(conform(vector, self.in_struct))
 
     def rmv(self, covector: Vector) -> Vector:
         """The image of `covector` under the transpose."""
-        return self._rmv(_conform(covector, self.out_struct))
+        return self._rmv(conform(covector, self.out_struct))
 
 
 class DenseMap(LinearMap):
@@ -257,19 +263,19 @@ class DenseMap(LinearMap):
         in_struct: Struct,
         out_struct: Struct,
     ):
-        if matrix.shape != (_size(out_struct), _size(in_struct)):
+        if matrix.shape != (size_of(out_struct), size_of(in_struct)):
             raise ValueError(
                 f"`matrix` has shape {matrix.shape}, but a map from {in_struct} to "
-                f"{out_struct} is {_size(out_struct)} x {_size(in_struct)}."
+                f"{out_struct} is {size_of(out_struct)} x {size_of(in_struct)}."
             )
         self.matrix = matrix
         self.in_struct, self.out_struct = in_struct, out_struct
 
     def mv(self, vector: Vector) -> Vector:
         """The image of `vector`."""
-        ravelled = _ravel(_conform(vector, self.in_struct))
+        ravelled = ravel(conform(vector, self.in_struct))
         with jax.default_matmul_precision("highest"):
-            return _unravel(self.matrix @ ravelled, self.out_struct)
+            return unravel(self.matrix @ ravelled, self.out_struct)
 
     def rmv(self, covector: Vector) -> Vector:
         """The image of `covector` under the transpose."""
@@ -284,12 +290,12 @@ class DenseMap(LinearMap):
         """Scale by a number, from either side."""
         if not _is_scalar(scalar):
             return NotImplemented
-        return DenseMap(_scale(scalar, self.matrix), self.in_struct, self.out_struct)
+        return DenseMap(scale(scalar, self.matrix), self.in_struct, self.out_struct)
 
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
         """Sum of the diagonal entries; input and output spaces must be the same."""
         del batch_size
-        return super().trace(batch_size=max(1, _size(self.in_struct)))
+        return super().trace(batch_size=max(1, size_of(self.in_struct)))
 
     def _matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
         del batch_size
@@ -339,7 +345,7 @@ def jacobian(fn: Callable[[Any], Any], at: Any) -> LinearMap:
             return vjp(cotangent)[0]
 
     _refuse_non_float(value, "`fn(at)` (the logits)", fix=_NARROW_FIX, min_bits=32)
-    return FunctionMap(mv, rmv, _struct(at), _struct(value))
+    return FunctionMap(mv, rmv, struct_of(at), struct_of(value))
 
 
 _INTEGER_FIX = (
@@ -389,105 +395,8 @@ def _refuse_non_float(tree: Any, what: str, *, fix: str, min_bits: int = 16) -> 
             )
 
 
-def _struct(tree: Any) -> Struct:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree
-    )
-
-
-def _shapes(struct: Struct) -> tuple[Any, list[tuple[tuple[int, ...], Any]]]:
-    leaves, treedef = jax.tree.flatten(struct)
-    return treedef, [(leaf.shape, leaf.dtype) for leaf in leaves]
-
-
-def _same_space(left: Struct, right: Struct) -> bool:
-    return _shapes(left) == _shapes(right)
-
-
-def _conform(vector: Vector, struct: Struct) -> Vector:
-    """`vector` in the dtypes of `struct`; an error if it is of another space."""
-    given = _struct(vector)
-    treedef, expected = _shapes(struct)
-    given_treedef, found = _shapes(given)
-    fits = given_treedef == treedef and all(
-        shape == given_shape and _promoted(dtype, given_dtype) == dtype
-        for (shape, dtype), (given_shape, given_dtype) in zip(
-            expected, found, strict=True
-        )
-    )
-    if not fits:
-        raise ValueError(
-            f"This linear map takes {struct}, but it was applied to {given}. Check "
-            "which side the vector belongs to (`.T` applies to the other one) and "
-            "cast a wider dtype yourself."
-        )
-    return jax.tree.map(
-        lambda leaf, space: jnp.asarray(leaf, space.dtype), vector, struct
-    )
-
-
 def _is_scalar(value: Any) -> bool:
     return isinstance(value, int | float) or getattr(value, "shape", None) == ()
-
-
-def _scale(scalar: Any, vector: Vector) -> Vector:
-    return jax.tree.map(lambda leaf: jnp.asarray(scalar, leaf.dtype) * leaf, vector)
-
-
-def _size(struct: Struct) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(struct))
-
-
-def _promoted(*dtypes: Any) -> Any:
-    # Conversions here are explicit, so they are allowed under strict promotion too.
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*dtypes)
-
-
-def _dtype(*structs: Struct) -> Any:
-    return _promoted(*(leaf.dtype for leaf in jax.tree.leaves(structs)))
-
-
-def _ravel(tree: Vector) -> Float[Array, " size"]:
-    leaves = jax.tree.leaves(tree)
-    dtype = _dtype(tree)
-    return jnp.concatenate([leaf.astype(dtype).ravel() for leaf in leaves])
-
-
-def _slices(struct: Struct) -> list[tuple[slice, Any]]:
-    """Where each leaf of a space lies in its ravelled vector."""
-    leaves = jax.tree.leaves(struct)
-    ends = list(itertools.accumulate(math.prod(leaf.shape) for leaf in leaves))
-    starts = [0, *ends[:-1]]
-    return [
-        (slice(start, end), leaf)
-        for start, end, leaf in zip(starts, ends, leaves, strict=True)
-    ]
-
-
-def _unravel(vector: Float[Array, " size"], struct: Struct) -> Vector:
-    return jax.tree.structure(struct).unflatten(
-        vector[part].reshape(leaf.shape).astype(leaf.dtype)
-        for part, leaf in _slices(struct)
-    )
-
-
-def _unravel_matrix(
-    matrix: Inexact[Array, "rows columns"], out_struct: Struct, in_struct: Struct
-) -> Any:
-    """A matrix as a pytree (of `out_struct`) of pytrees (of `in_struct`)."""
-    return jax.tree.structure(out_struct).unflatten(
-        jax.tree.structure(in_struct).unflatten(
-            matrix[rows, columns].reshape(out_leaf.shape + in_leaf.shape)
-            for columns, in_leaf in _slices(in_struct)
-        )
-        for rows, out_leaf in _slices(out_struct)
-    )
-
-
-def _basis_vector(struct: Struct, index: Any) -> Vector:
-    ravelled = jnp.zeros(_size(struct), _dtype(struct)).at[index].set(1)
-    return _unravel(ravelled, struct)
 
 
 def _map(fn: Callable[[Any], Any], size: int, batch_size: int) -> Any:

@@ -14,7 +14,7 @@ from closeness import assert_close
 from numpy_optimizers import Adam, RmsProp, Sgd
 from references import flat, sides, unflat
 
-from ldjax import dynamics, losses, make_step
+from ldjax import _account, losses, make_step
 
 CLIP = 0.05  # below every gradient norm of the cases
 
@@ -272,13 +272,13 @@ def test_logits_linear_in_the_parameters_are_predicted_at_any_rate():
 
 
 def _mutate(monkeypatch, change):
-    original = dynamics._Account.train
+    original = _account.Account.train
 
     def train(self, state, update):
         new_state, reasons = original(self, state, update)
         return new_state, change(reasons)
 
-    monkeypatch.setattr(dynamics._Account, "train", train)
+    monkeypatch.setattr(_account.Account, "train", train)
     _injected_step.cache_clear()
 
 
@@ -321,14 +321,14 @@ def test_brute_force_catches(mutation, monkeypatch):
 
 def test_brute_force_and_sums_catch_a_missing_clip_factor(monkeypatch):
     case, (make, _) = make_case("pair"), OPTIMIZERS["clip, adamw"]
-    original = dynamics.frozen_update
+    original = _account.frozen_update
 
     def without_clip(optimizer, gradient, state, params, **extra):
         del optimizer
         adamw = optax.with_extra_args_support(optax.adamw(1e-3, weight_decay=0.1))
         return original(adamw, gradient, state[1], params, **extra)
 
-    monkeypatch.setattr(dynamics, "frozen_update", without_clip)
+    monkeypatch.setattr(_account, "frozen_update", without_clip)
     init, step = make_step(case.apply_fn, case.loss_fn, make(1e-3))
     state, _ = step(init(case.params), case.update, case.probe)
     _, comparison = step(state, case.update, case.probe)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from ldjax._spaces import size_of
 from ldjax.linear_map import DenseMap
 from ldjax.ntk._neural_tangents import load_neural_tangents
 
@@ -56,7 +57,7 @@ def dense_ntk(
         lambda p: ravel_pytree(update_fn(p))[0],
     ]
     # ntk_vp runs its basis over the first function's outputs.
-    swap = method == "ntk_vp" and _size(update) < _size(probe)
+    swap = method == "ntk_vp" and size_of(update) < size_of(probe)
     first, second = reversed(sides) if swap else sides
 
     def select(params, inputs):  # dispatches on a static shape
@@ -74,7 +75,3 @@ def dense_ntk(
         warnings.simplefilter("ignore", DeprecationWarning)
         matrix = kernel_fn(jnp.zeros(1), jnp.zeros(2), params)
     return DenseMap(matrix.T if swap else matrix, update, probe)
-
-
-def _size(struct: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(struct))

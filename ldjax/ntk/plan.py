@@ -1,10 +1,11 @@
 """What a kernel costs, from shapes alone, before anything is allocated."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+
+from ldjax._spaces import size_of
 
 __all__ = ["Plan", "plan_dense"]
 
@@ -65,8 +66,8 @@ def plan_dense(
     """
     probe, update = (jax.eval_shape(fn, params) for fn in (probe_fn, update_fn))
     params = jax.eval_shape(lambda p: p, params)  # Python numbers get shapes
-    rows, columns = _size(probe), _size(update)
-    num_params = _size(params)
+    rows, columns = size_of(probe), size_of(update)
+    num_params = size_of(params)
     width = max(leaf.dtype.itemsize for leaf in jax.tree.leaves((probe, params)))
     work = {
         "jacobian": 2 * (rows + columns) * num_params,
@@ -74,7 +75,3 @@ def plan_dense(
     }
     plans = (Plan(name, rows * columns * width, n * width) for name, n in work.items())
     return tuple(sorted(plans, key=lambda plan: plan.total_bytes))
-
-
-def _size(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
