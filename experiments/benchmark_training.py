@@ -11,6 +11,9 @@ excluded. Exits with status 1 where a ratio falls short. Without torch (it is no
 dependency: `pip install torch`) the table has our column alone.
 """
 
+# torch is optional (see above), and absent where the types are checked.
+# pyright: reportMissingImports=false
+
 import contextlib
 import statistics
 import sys

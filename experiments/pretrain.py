@@ -77,18 +77,19 @@ class Config:
     """Size of the model, one of 0.1M, 0.4M, 1M, 4M (parameters)."""
     context: int = 128
     """Length of a training row, in tokens."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Rows of a batch."""
-    epochs: float = 12.0
+    epochs: float = 10.0
     """Passes over the training rows."""
     steps: int = 0
     """Number of updates; 0 lets `--epochs` decide."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     """Of AdamW, after the warm-up; a cosine to a tenth of it follows."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of AdamW's moments, per update."""
-    weight_decay: float = 0.1
-    """Of AdamW, of matrices only; multiplied by the learning rate."""
+    weight_decay: float = 1.0
+    """Of AdamW, of matrices only; multiplied by the learning rate. Strong, because a
+    small text is read many times."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     warmup_steps: int = 50

@@ -119,7 +119,7 @@ def test_an_existing_run_is_not_touched(smoke):
     assert_one_line(
         run_script("--smoke", "--out", out, "--resume", "--learning-rate", "0.1"),
         "cannot resume",
-        "learning_rate was 0.003, now 0.1",
+        "learning_rate was 0.004, now 0.1",
     )
     assert (out / "config.json").read_bytes() == before
 
@@ -170,7 +170,7 @@ def test_help_shows_defaults():
     result = run_script("--help")
     assert result.returncode == 0
     assert "--weight-decay" in result.stdout
-    assert "0.003" in result.stdout
+    assert "0.004" in result.stdout
 
 
 @pytest.mark.slow
