@@ -24,7 +24,7 @@ constraints.txt:
 install: $(VENV)/.installed
 
 demo: install
-	$(RUN) experiments/mnist.py --out runs/digits
+	$(RUN) experiments/mnist.py --out runs/digits --overwrite
 
 test: test-fast test-slow
 

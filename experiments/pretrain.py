@@ -283,15 +283,16 @@ def built_in_documents() -> list[str]:
     places = ["barn", "garden", "kitchen", "field", "pond", "cellar", "tree", "forest"]
     foods = ["fish", "meat", "hay", "grass", "bread", "cheese", "mice", "berries"]
     documents = []
-    for name, (i, animal) in itertools.product(names, enumerate(animals)):
-        documents += [
-            f"{name} asks: Where is the {animal}?\n"
-            f"Answer: The {animal} is in the {places[i]}, {name}.",
-            f"{name} asks: What does the {animal} eat?\n"
-            f"Answer: The {animal} eats {foods[i]}, {name}.",
-            f"{name} asks: Does the {animal} eat {foods[i - 1]}?\n"
-            f"Answer: No, {name}, the {animal} eats {foods[i]}.",
-        ]
+    for asker, other in itertools.permutations(names, 2):
+        for i, animal in enumerate(animals):
+            documents += [
+                f"{asker} asks {other}: Where is the {animal}?\n"
+                f"{other} answers: The {animal} is in the {places[i]}, {asker}.",
+                f"{asker} asks {other}: What does the {animal} eat?\n"
+                f"{other} answers: The {animal} eats {foods[i]}, {asker}.",
+                f"{asker} asks {other}: Does the {animal} eat {foods[i - 1]}?\n"
+                f"{other} answers: No, {asker}, the {animal} eats {foods[i]}.",
+            ]
     return documents
 
 
