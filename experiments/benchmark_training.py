@@ -18,9 +18,7 @@ dependency: `pip install torch`) the table has our column alone.
 
 import contextlib
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from timing import interleaved_medians
 
 from ldjax import Sequences
 from ldjax.linen import apply_fn
@@ -203,19 +202,6 @@ def num_cores() -> int:
     import psutil
 
     return len(psutil.Process().cpu_affinity())
-
-
-def interleaved_medians(
-    functions: dict[str, Callable[[], float]], repeats: int
-) -> dict[str, float]:
-    """Seconds of each function, in turns, so that a busy machine slows all alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def time_size(config: Config, name: str) -> tuple[dict[str, float], str]:
