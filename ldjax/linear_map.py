@@ -169,12 +169,7 @@ class LinearMap(abc.ABC):
 
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
         """Sum of the diagonal entries; input and output spaces must be the same."""
-        if not same_space(self.in_struct, self.out_struct):
-            raise ValueError(
-                "A trace needs a map from a space to itself, but this one takes "
-                f"{self.in_struct} and returns {self.out_struct}. For a kernel, use "
-                "the same examples as probe and update."
-            )
+        self._require_square()
         size = size_of(self.in_struct)
 
         def diagonal_entry(index):
@@ -190,6 +185,14 @@ class LinearMap(abc.ABC):
             return jnp.sum(ravel(apply(basis_vector(struct, index))) ** 2)
 
         return jnp.sqrt(_map(squared_norm, size_of(struct), batch_size).sum())
+
+    def _require_square(self) -> None:
+        if not same_space(self.in_struct, self.out_struct):
+            raise ValueError(
+                "A trace needs a map from a space to itself, but this one takes "
+                f"{self.in_struct} and returns {self.out_struct}. For a kernel, use "
+                "the same examples as probe and update."
+            )
 
     def _narrow_side(self) -> tuple[Callable[[Vector], Vector], Struct]:
         """`mv` or `rmv`, whichever needs fewer basis vectors, and its space."""
@@ -294,8 +297,14 @@ class DenseMap(LinearMap):
 
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
         """Sum of the diagonal entries; input and output spaces must be the same."""
+        del batch_size  # the entries are here
+        self._require_square()
+        return jnp.trace(self.matrix)
+
+    def frobenius_norm(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
+        """Square root of the sum of all squared entries."""
         del batch_size
-        return super().trace(batch_size=max(1, size_of(self.in_struct)))
+        return jnp.linalg.norm(self.matrix)
 
     def _matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
         del batch_size
