@@ -4,7 +4,7 @@ Claim, checked on a full run (exit status 1 if it does not hold): on held-out do
 the model's loss is below that of an add-k bigram model of the same training half, both
 in nats per token. k is chosen inside the training half.
 
-    python experiments/pretrain.py --out runs/base              (built-in text; ~1 min)
+    python experiments/pretrain.py --out runs/base              (toy world; ~2 min)
     python experiments/pretrain.py --text prompts.jsonl.gz --field prompt --out runs/hh
 
 `--text` reads .txt (documents separated by blank lines) and .jsonl files, also with
@@ -15,38 +15,33 @@ opens the result.
 """
 
 import dataclasses
-import hashlib
-import itertools
-import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 import tyro
-from pretrain_bigram import bigram_loss, choose_k, fit_bigram
+from pretrain_corpus import Corpus, make_corpus
 
 from ldjax import Sequences, StepState
 from ldjax.checkpoints import Checkpoints, Table
-from ldjax.data.text import pack_documents, read_documents, split_documents
-from ldjax.data.tokenizers import (
-    Tokenizer,
-    load_tokenizer,
-    train_bpe,
-    train_word_level,
-)
+from ldjax.data.text import read_documents
+from ldjax.data.tokenizers import train_word_level
+from ldjax.data.world import PRESETS as WORLDS
+from ldjax.data.world import make_world
 from ldjax.linen import apply_fn as make_apply_fn
 from ldjax.models import PRESETS, Transformer, preset
 from ldjax.models.pretrained import load_pretrained
 from ldjax.report.figures import COLORS, figure
-from ldjax.runs import Run, create_run, open_run
+from ldjax.runs import Run, start_run
 from ldjax.scoring import make_score_fn
 from ldjax.training import (
     NonFiniteError,
     Observer,
+    every,
     make_batch_fn,
     make_train_step,
     mean_token_loss,
@@ -65,31 +60,38 @@ class Config:
     out: Path = Path("runs/pretrain")
     """Run folder to write."""
     text: tuple[Path, ...] = ()
-    """Files to train on: .txt, .jsonl, also with .gz. Without them a built-in text of
-    simple questions and answers is used."""
+    """Files to train on: .txt, .jsonl, also with .gz. Without them the corpus of the
+    built-in toy world is used."""
+    world: str = "demo"
+    """Preset of the toy world, where it is used: demo, small or paper."""
+    documents: int = 30_000
+    """Documents of the toy world, where it is used."""
     field: str = "text"
     """Field of the objects of .jsonl files."""
     tokenizer: str = "bpe"
-    """`bpe` or `words` to train one, or a tokenizer.json, or the folder it is in."""
+    """`bpe` or `words` to train one, or a tokenizer.json, or the folder it is in. The
+    toy world has its own."""
     vocab_size: int = 2048
     """Of a BPE tokenizer that is trained, in tokens."""
-    preset: str = "0.4M"
-    """Size of the model, one of 0.1M, 0.4M, 1M, 4M (parameters)."""
+    preset: str = ""
+    """Size of the model, one of 0.1M, 0.4M, 1M, 4M (parameters), or toy. By default
+    0.4M for text, toy for the toy world."""
     context: int = 128
     """Length of a training row, in tokens."""
-    batch_size: int = 8
-    """Rows of a batch."""
-    epochs: float = 10.0
-    """Passes over the training rows."""
+    batch_size: int = 0
+    """Rows of a batch; 0 stands for 8 for text, 12 for the toy world."""
+    epochs: float = 0.0
+    """Passes over the training rows; 0 stands for 10 for text, 1 for the toy world."""
     steps: int = 0
     """Number of updates; 0 lets `--epochs` decide."""
-    learning_rate: float = 4e-3
-    """Of AdamW, after the warm-up; a cosine to a tenth of it follows."""
+    learning_rate: float = 0.0
+    """Of AdamW, after the warm-up; a cosine to a tenth of it follows. 0 stands for 4e-3
+    for text, 1e-3 for the toy world."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of AdamW's moments, per update."""
-    weight_decay: float = 1.0
-    """Of AdamW, of matrices only; multiplied by the learning rate. Strong, because a
-    small text is read many times."""
+    weight_decay: float = -1.0
+    """Of AdamW, of matrices only; multiplied by the learning rate. -1 stands for 1 for
+    text (strong, because a small text is read many times), 0.01 for the toy world."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     warmup_steps: int = 50
@@ -110,12 +112,24 @@ class Config:
     """The whole path at tiny size: checks identities and files, not the claim."""
 
     def resolved(self) -> "Config":
-        """At the size of a smoke test if it is one."""
-        if not self.smoke:
-            return self
-        return dataclasses.replace(
+        """With every default filled in, at the size of a smoke test if it is one."""
+        preset, batch_size, epochs, learning_rate, weight_decay = (
+            ("0.4M", 8, 10.0, 4e-3, 1.0) if self.text else ("toy", 12, 1.0, 1e-3, 0.01)
+        )
+        filled = dataclasses.replace(
             self,
+            preset=self.preset or preset,
+            batch_size=self.batch_size or batch_size,
+            epochs=self.epochs or epochs,
+            learning_rate=self.learning_rate or learning_rate,
+            weight_decay=weight_decay if self.weight_decay == -1 else self.weight_decay,
+        )
+        if not self.smoke:
+            return filled
+        return dataclasses.replace(
+            filled,
             preset="0.1M",
+            documents=200,
             vocab_size=300,
             context=32,
             batch_size=4,
@@ -133,6 +147,8 @@ class Config:
             "--resume and --overwrite contradict each other": (
                 self.resume and self.overwrite
             ),
+            f"--world must be one of {', '.join(WORLDS)}": self.world not in WORLDS,
+            "--documents must be at least 2": self.documents < 2,
             "--epochs must be positive": self.epochs <= 0,
             "--steps must not be negative": self.steps < 0,
             "--warmup-steps must not be negative": self.warmup_steps < 0,
@@ -148,17 +164,6 @@ class Config:
         wrong = [problem for problem, applies in problems.items() if applies]
         if wrong:
             raise ValueError("; ".join(wrong))
-
-
-class Corpus(NamedTuple):
-    """The text as the model sees it."""
-
-    tokenizer: Tokenizer
-    train: Sequences
-    held_out: Sequences
-    sizes: dict[str, int]
-    bigram: dict[str, float]
-    fingerprints: dict[str, str]
 
 
 def main(config: Config) -> int:
@@ -178,7 +183,13 @@ def main(config: Config) -> int:
         batch_fn = make_batch_fn(
             corpus.train, batch_size=config.batch_size, seed=config.seed
         )
-        run = start_run(config, settings)
+        run = start_run(
+            config.out,
+            settings,
+            resume=config.resume,
+            overwrite=config.overwrite,
+            free=FREE,
+        )
     except (OSError, ValueError) as mistake:
         sys.exit(f"pretrain.py: {mistake}")
     corpus.tokenizer.save(run.path / "tokenizer.json")
@@ -204,8 +215,8 @@ def main(config: Config) -> int:
             save_every=config.checkpoint_every,
             checkpoints=Checkpoints(run.path / "checkpoints"),
             observers={
-                "speed": Observer(watch.speed, config.evaluate_every),
-                "held_out": Observer(watch.held_out, config.evaluate_every),
+                "speed": Observer(watch.speed, every(config.evaluate_every)),
+                "held_out": Observer(watch.held_out, every(config.evaluate_every)),
             },
             tokens_per_step=tokens_per_step,
         ):
@@ -217,120 +228,34 @@ def main(config: Config) -> int:
 
 
 def load_corpus(config: Config) -> Corpus:
-    """Read, split, tokenize and pack the text, and fit the bigram model."""
+    """The text that is asked for; that of the toy world has a tokenizer of its own."""
     if config.text:
         documents = read_documents(config.text, field=config.field)
+        tokenizer = config.tokenizer
     else:
-        documents = built_in_documents()
-    split = {"held_out_share": config.held_out_share, "seed": config.seed}
-    halves = split_documents(documents, **split)
-    tokenizer = make_tokenizer(config, halves[0])
-
-    def pack(texts: list[str]) -> Sequences:
-        return pack_documents(
-            tokenizer.encode_batch(texts),
-            length=config.context,
-            end_id=tokenizer.end_id,
-            padding_id=tokenizer.padding_id,
-        )
-
-    train_rows, held_out_rows = map(pack, halves)
-    vocab_size = tokenizer.vocab_size
-    k = choose_k(*map(pack, split_documents(halves[0], **split)), vocab_size=vocab_size)
-    bigram = fit_bigram(train_rows, vocab_size=vocab_size)
-    return Corpus(
-        tokenizer,
-        train_rows,
-        held_out_rows,
-        sizes={
-            "train_documents": len(halves[0]),
-            "train_tokens": int(train_rows.mask.sum()),
-            "held_out_documents": len(halves[1]),
-            "held_out_tokens": int(held_out_rows.mask.sum()),
-        },
-        bigram={"k": k, "loss": bigram_loss(bigram, held_out_rows, k=k)},
-        fingerprints={
-            "text": fingerprint(json.dumps(documents)),
-            "tokenizer": fingerprint(tokenizer.to_json()),
-        },
+        world = make_world(config.world, seed=config.seed)
+        documents = world.corpus(config.documents)
+        tokenizer = train_word_level([" ".join(["", *world.words, "\n"])])
+    return make_corpus(
+        documents,
+        tokenizer=tokenizer,
+        vocab_size=config.vocab_size,
+        context=config.context,
+        held_out_share=config.held_out_share,
+        seed=config.seed,
     )
-
-
-def make_tokenizer(config: Config, texts: list[str]) -> Tokenizer:
-    """The tokenizer that is asked for; a trained one sees the training half only."""
-    if config.tokenizer == "bpe":
-        return train_bpe(texts, vocab_size=config.vocab_size)
-    if config.tokenizer == "words":
-        return train_word_level(texts)
-    return load_tokenizer(Path(config.tokenizer))
-
-
-def built_in_documents() -> list[str]:
-    """Text for a run without `--text`; a stand-in until ldjax has its toy world."""
-    names = [
-        "Anna",
-        "Ben",
-        "Carla",
-        "David",
-        "Emma",
-        "Felix",
-        "Greta",
-        "Hugo",
-        "Ida",
-        "Jonas",
-    ]
-    animals = ["cat", "dog", "horse", "goat", "duck", "mouse", "owl", "fox"]
-    places = ["barn", "garden", "kitchen", "field", "pond", "cellar", "tree", "forest"]
-    foods = ["fish", "meat", "hay", "grass", "bread", "cheese", "mice", "berries"]
-    documents = []
-    for asker, other in itertools.permutations(names, 2):
-        for i, animal in enumerate(animals):
-            documents += [
-                f"{asker} asks {other}: Where is the {animal}?\n"
-                f"{other} answers: The {animal} is in the {places[i]}, {asker}.",
-                f"{asker} asks {other}: What does the {animal} eat?\n"
-                f"{other} answers: The {animal} eats {foods[i]}, {asker}.",
-                f"{asker} asks {other}: Does the {animal} eat {foods[i - 1]}?\n"
-                f"{other} answers: No, {asker}, the {animal} eats {foods[i]}.",
-            ]
-    return documents
-
-
-def fingerprint(text: str) -> str:
-    """SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def all_settings(config: Config, corpus: Corpus, model: Transformer) -> dict[str, Any]:
     """What `config.json` says of the run."""
     steps_per_epoch = len(corpus.train.tokens) // config.batch_size
     num_steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
-    settings = dataclasses.asdict(config) | {
+    return dataclasses.asdict(config) | {
         "num_steps": num_steps,
         "model": dataclasses.asdict(model.config),
         "fingerprints": corpus.fingerprints,
         "reductions": {"loss": "mean over tokens"},
     }
-    return json.loads(json.dumps(settings, default=str))  # as it will be read
-
-
-def start_run(config: Config, settings: dict[str, Any]) -> Run:
-    """A new run folder, or with `--resume` the one that is there if it fits."""
-    if not (config.resume and (config.out / "config.json").is_file()):
-        return create_run(config.out, settings, overwrite=config.overwrite)
-    run = open_run(config.out)
-    there = run.config["settings"]
-    names = [name for name in {**there, **settings} if name not in FREE]
-    changes = [
-        f"{name} was {there.get(name)}, now {settings.get(name)}"
-        for name in names
-        if there.get(name) != settings.get(name)
-    ]
-    if changes:
-        raise ValueError(
-            f"cannot resume {config.out} with other settings: {'; '.join(changes)}."
-        )
-    return run
 
 
 def optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:

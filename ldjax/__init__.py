@@ -29,6 +29,7 @@ from ldjax.dynamics import (
 )
 from ldjax.linear_map import DenseMap, FunctionMap, LinearMap, jacobian
 from ldjax.log_probs import (
+    ReferencedSequences,
     Sequences,
     adaptation_matrix,
     log_softmax,
@@ -42,6 +43,7 @@ __all__ = [
     "FunctionMap",
     "LinearMap",
     "PendingState",
+    "ReferencedSequences",
     "Sequences",
     "StepComparison",
     "StepDecomposition",

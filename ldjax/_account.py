@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ldjax.log_probs import Sequences, log_softmax, token_log_probs
+from ldjax.log_probs import (
+    Sequences,
+    is_sequences,
+    log_softmax,
+    token_log_probs,
+)
 from ldjax.update_parts import frozen_update
 
 Params = Any
@@ -265,11 +270,6 @@ def _in_chunks(
     return jax.tree.map(join, jax.lax.map(of_slice, starts))
 
 
-def is_sequences(node: Any) -> bool:
-    """Where to stop in a pytree of `Sequences`."""
-    return isinstance(node, Sequences)
-
-
 def _sides(batch: Batch) -> dict[str, Sequences]:
     """The `Sequences` of a batch by name; a plain batch has one side, `"update"`."""
     leaves = jax.tree_util.tree_leaves_with_path(batch, is_leaf=is_sequences)
@@ -281,7 +281,9 @@ def _sides(batch: Batch) -> dict[str, Sequences]:
                 f"{type(leaf).__name__}."
             )
     sides = {
-        jax.tree_util.keystr(path, simple=True, separator="/") or "update": leaf
+        jax.tree_util.keystr(path, simple=True, separator="/") or "update": Sequences(
+            leaf.tokens, leaf.targets, leaf.mask
+        )
         for path, leaf in leaves
     }
     if taken := sides.keys() & {"history", "weight_decay"}:

@@ -22,9 +22,8 @@ from ldjax._account import (
     Optimizer,
     Params,
     StepState,
-    is_sequences,
 )
-from ldjax.log_probs import Sequences
+from ldjax.log_probs import is_sequences
 
 __all__ = [
     "PendingState",
@@ -149,7 +148,8 @@ def make_step(
       >>> import ldjax, optax
       >>> apply_fn = lambda w, images: (images.tokens @ w)[:, None, :]
       >>> init, step = make_step(apply_fn, ldjax.losses.sft, optax.sgd(0.1))
-      >>> images = Sequences(jnp.eye(2), jnp.array([[0], [1]]), jnp.ones((2, 1), bool))
+      >>> labels, mask = jnp.array([[0], [1]]), jnp.ones((2, 1), bool)
+      >>> images = ldjax.Sequences(jnp.eye(2), labels, mask)
       >>> state, comparison = step(init(jnp.zeros((2, 3))), images, images)
       >>> comparison.predicted[0, 0].round(4)
       Array([ 0.0333, -0.0167, -0.0167], dtype=...)
@@ -208,7 +208,8 @@ def make_pending_step(
     Examples:
       >>> import ldjax, optax
       >>> apply_fn = lambda w, images: (images.tokens @ w)[:, None, :]
-      >>> images = Sequences(jnp.eye(2), jnp.array([[0], [1]]), jnp.ones((2, 1), bool))
+      >>> labels, mask = jnp.array([[0], [1]]), jnp.ones((2, 1), bool)
+      >>> images = ldjax.Sequences(jnp.eye(2), labels, mask)
       >>> init, step, finish = make_pending_step(
       ...     apply_fn, ldjax.losses.sft, optax.sgd(0.1)
       ... )
@@ -262,15 +263,19 @@ def _compare(
         measured=measured,
         remainder=jax.tree.map(jnp.subtract, measured, predicted),
         parts=parts,
-        floor=jax.tree.map(_rounding_floor, probe, old, is_leaf=is_sequences),
+        floor=jax.tree.map(
+            lambda side, values: _rounding_floor(side.mask, values),
+            *(probe, old),
+            is_leaf=is_sequences,
+        ),
     )
 
 
-def _rounding_floor(probe: Sequences, log_probs: Array) -> Array:
+def _rounding_floor(mask: Array, log_probs: Array) -> Array:
     """What a difference of two evaluations of a log-prob cannot resolve."""
     # A log-prob is a difference of numbers of order max(1, |log p|), each rounded by
     # the matmuls before it: a few units in the last place.
     eps = jnp.finfo(log_probs.dtype).eps
     floor = 8 * eps * jnp.maximum(1, jnp.abs(log_probs))
-    mask = probe.mask if probe.mask.ndim == floor.ndim else probe.mask[..., None]
+    mask = mask if mask.ndim == floor.ndim else mask[..., None]
     return jnp.where(mask, floor, 0)

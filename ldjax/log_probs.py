@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 __all__ = [
+    "ReferencedSequences",
     "Sequences",
     "adaptation_matrix",
+    "is_sequences",
     "log_softmax",
     "sequence_log_probs",
     "token_log_probs",
@@ -44,6 +46,47 @@ class Sequences(NamedTuple):
     tokens: Array
     targets: Int[Array, "*batch pos"]
     mask: Bool[Array, "*batch pos"]
+
+
+class ReferencedSequences(NamedTuple):
+    """`Sequences` with what a reference policy thinks of them.
+
+    What the losses that compare with a reference (`ldjax.losses.dpo`) train on; models
+    and probes see the first three fields only. See `ldjax.reference.add_reference`.
+
+    Attributes:
+      tokens: As in `Sequences`.
+      targets: As in `Sequences`.
+      mask: As in `Sequences`.
+      reference: Log-prob of each sequence under the reference, `[batch]`, in nats.
+
+    Examples:
+      >>> answer = Sequences(*jnp.zeros((2, 1, 3), int), jnp.ones((1, 3), bool))
+      >>> ReferencedSequences(*answer, reference=jnp.array([-4.2])).reference
+      Array([-4.2], dtype=...)
+    """
+
+    tokens: Array
+    targets: Int[Array, "*batch pos"]
+    mask: Bool[Array, "*batch pos"]
+    reference: Float[Array, "*batch"]
+
+
+def is_sequences(node: Any) -> bool:
+    """Where `jax.tree` functions stop in a pytree of `Sequences`.
+
+    Args:
+      node: A node of the tree.
+
+    Returns:
+      Whether it is a `Sequences`.
+
+    Examples:
+      >>> pair = {"chosen": Sequences(*jnp.zeros((3, 1, 1)))}
+      >>> jax.tree.map(lambda side: side.tokens.shape, pair, is_leaf=is_sequences)
+      {'chosen': (1, 1)}
+    """
+    return isinstance(node, Sequences | ReferencedSequences)
 
 
 def log_softmax(logits: Any) -> Any:

@@ -9,19 +9,19 @@ killed leaves whole files only.
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ldjax.files import whole_file
 
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["METRIC_COLUMNS", "Run", "create_run", "open_run"]
+__all__ = ["METRIC_COLUMNS", "Run", "create_run", "open_run", "start_run"]
 
 # One row per number. `step` counts updates, `examples` training examples seen, `probe`
 # names what was observed, `type` its kind (a response type, a label), `quantity` what
@@ -30,6 +30,7 @@ METRIC_COLUMNS = ("step", "examples", "probe", "type", "quantity", "value")
 
 _CONFIG, _METRICS, _SUMMARY = "config.json", "metrics.parquet", "summary.json"
 _PACKAGES = ("ldjax", "jax", "jaxlib", "flax", "optax", "numpy", "neural-tangents")
+_NUMERIC_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +68,22 @@ class Run:
 
         return pl.read_parquet(self.path / _METRICS)
 
-    def write_metrics(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Write the long table, one tuple in the order of `METRIC_COLUMNS` per row."""
+    def write_metrics(self, rows: "Sequence[tuple[Any, ...]] | pl.DataFrame") -> None:
+        """Write the long table.
+
+        Args:
+          rows: One tuple in the order of `METRIC_COLUMNS` for each number, or a table
+            with these columns (for many numbers).
+        """
         import polars as pl
 
         types = (pl.Int64, pl.Int64, pl.String, pl.String, pl.String, pl.Float64)
-        schema = list(zip(METRIC_COLUMNS, types, strict=True))
-        table = pl.DataFrame(list(rows), schema=schema, orient="row")
-        with _whole_file(self.path / _METRICS) as partial:
+        schema = dict(zip(METRIC_COLUMNS, types, strict=True))
+        if isinstance(rows, pl.DataFrame):
+            table = rows.select(METRIC_COLUMNS).cast(pl.Schema(schema))
+        else:
+            table = pl.DataFrame(list(rows), schema=schema, orient="row")
+        with whole_file(self.path / _METRICS) as partial:
             table.write_parquet(partial)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -111,7 +120,7 @@ def create_run(
       >>> sorted(create_run(folder, {"seed": 3}).config)
       ['code', 'platform', 'python', 'settings', 'versions']
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or _holds_something(path)):
         is_run = (path / _CONFIG).is_file()
         if not (overwrite and is_run):
             kind = "a run" if is_run else "something that is not a run"
@@ -149,6 +158,66 @@ def open_run(path: Path) -> Run:
     return Run(path)
 
 
+def start_run(
+    path: Path,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    free: Collection[str] = (),
+) -> Run:
+    """A new run folder, or with `resume` the one that is there if it fits.
+
+    Args:
+      path: The folder.
+      settings: As in `create_run`.
+      resume: Go on with the run that is there; where there is none, start.
+      overwrite: As in `create_run`.
+      free: Names of settings that may differ from those of the run.
+
+    Returns:
+      The run.
+
+    Raises:
+      ValueError: If the run that is there has other settings, or was made with other
+        versions of what its numbers depend on; naming them.
+      FileExistsError: As `create_run`.
+
+    Examples:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "run"
+      >>> _ = start_run(path, {"seed": 0}, resume=True, overwrite=False)
+      >>> start_run(path, {"seed": 1}, resume=True, overwrite=False)
+      Traceback (most recent call last):
+        ...
+      ValueError: cannot resume ...run: seed was 0, now 1.
+    """
+    if not (resume and (path / _CONFIG).is_file()):
+        return create_run(path, settings, overwrite=overwrite)
+    run = Run(path)
+    there = run.config["settings"] | _numerics(run.config["versions"])
+    here = json.loads(json.dumps(dict(settings), default=str))
+    here |= _numerics({name: _version(name) for name in _PACKAGES})
+    changes = [
+        f"{name} was {there.get(name)}, now {here.get(name)}"
+        for name in {**there, **here}
+        if name not in free and there.get(name) != here.get(name)
+    ]
+    if changes:
+        raise ValueError(f"cannot resume {path}: {'; '.join(changes)}.")
+    return run
+
+
+def _numerics(versions: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions of the packages that a run's numbers depend on."""
+    return {f"version of {name}": versions.get(name) for name in _NUMERIC_PACKAGES}
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether there is more in it than what a killed `create_run` may leave."""
+    return any(path.name != f".{_CONFIG}.partial" for path in folder.iterdir())
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -178,16 +247,5 @@ def _code_state() -> dict[str, Any]:
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     # Text first: a value JSON does not know must not leave an empty file.
     text = json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
-    with _whole_file(path) as partial:
+    with whole_file(path) as partial:
         partial.write_text(text)
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A place to write to that becomes `path` when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from ldjax.log_probs import Sequences
 __all__ = [
     "NonFiniteError",
     "Observer",
+    "every",
     "make_batch_fn",
     "make_train_step",
     "mean_token_loss",
@@ -55,16 +56,32 @@ class Observer(NamedTuple):
     Attributes:
       observe: From the state to named numbers, of the same names and shapes each time;
         an empty mapping is no measurement.
-      every: Number of steps between two observations. The first is at step 0, and the
-        last after the last step.
+      is_due: Whether to observe after so many steps; after the last step it always is.
 
     Examples:
-      >>> Observer(lambda state: {"norm": jnp.abs(state)}, every=50).every
-      50
+      >>> observer = Observer(lambda state: {"norm": jnp.abs(state)}, every(50))
+      >>> [step for step in range(120) if observer.is_due(step)]
+      [0, 50, 100]
     """
 
     observe: Callable[[State], Mapping[str, Any]]
-    every: int
+    is_due: Callable[[int], bool]
+
+
+def every(interval: int) -> Callable[[int], bool]:
+    """When an `Observer` is due that looks in equal intervals, from step 0 on.
+
+    Args:
+      interval: Number of steps between two observations.
+
+    Returns:
+      From the number of steps taken to whether it is a multiple of the interval.
+
+    Examples:
+      >>> every(50)(100)
+      True
+    """
+    return lambda step: step % interval == 0
 
 
 def mean_token_loss(
@@ -242,7 +259,7 @@ def train(
 
     def observe(step: int) -> None:
         for name, observer in observers.items():
-            if step % observer.every == 0 or step == num_steps:
+            if step == num_steps or observer.is_due(step):
                 pending.append((name, step, observer.observe(state)))
 
     if not first:

@@ -17,6 +17,7 @@ from ldjax.checkpoints import Checkpoints, Progress
 from ldjax.training import (
     NonFiniteError,
     Observer,
+    every,
     make_batch_fn,
     make_train_step,
     mean_token_loss,
@@ -51,7 +52,7 @@ def run(checkpoints=None, *, dtype=jnp.float64, step_fn=None, **settings):
         "step_fn": step_fn or step,
         "batch_fn": make_batch_fn(make_rows(), batch_size=4, seed=3),
         "checkpoints": checkpoints,
-        "observers": {"norm": Observer(norm, 3)},
+        "observers": {"norm": Observer(norm, every(3))},
     }
     return train(init(make_params(dtype)), **(arguments | settings))
 
@@ -223,7 +224,7 @@ def test_what_is_not_finite_stops_the_run_with_its_step(tmp_path, quantity):
 
 
 def test_an_observation_that_is_not_finite_stops_the_run():
-    observers = {"held_out": Observer(lambda state: {"loss": np.inf}, 5)}
+    observers = {"held_out": Observer(lambda state: {"loss": np.inf}, every(5))}
     with pytest.raises(NonFiniteError, match=r"loss \(held_out\).*no checkpoint yet"):
         list(run(observers=observers))
 

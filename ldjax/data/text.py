@@ -1,15 +1,12 @@
 """Local text as training windows: read documents, split them, pack their tokens."""
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from ldjax.files import decode_line, json_object, read_lines, text_field
 from ldjax.log_probs import Sequences
 
 __all__ = ["pack_documents", "read_documents", "split_documents"]
@@ -144,37 +141,23 @@ def pack_documents(
 
 
 def _read_file(path: Path, field: str | None) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind not in ("txt", "jsonl"):
         raise ValueError(f"{path}: expected .txt, .jsonl, or one of them with .gz.")
     if kind == "jsonl" and field is None:
         raise ValueError(f"{path}: say which field of its objects to read (`field`).")
-    data = path.read_bytes()
-    if path.suffix == ".gz":
+    texts = []
+    for source, line in read_lines(path):
         try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is not whole gzip: {error}") from error
-    # Only "\n" ends a line: JSON strings may hold the other separators of Unicode.
-    lines = [
-        _decode(line, path, number) for number, line in enumerate(data.split(b"\n"), 1)
-    ]
+            if kind == "txt":
+                texts.append(decode_line(line))
+            elif line.strip():
+                texts.append(text_field(json_object(line), field or ""))
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
     if kind == "txt":
-        return _paragraphs(lines)
-    return [
-        text
-        for number, line in enumerate(lines, 1)
-        if line.strip() and (text := _field(line, field or "", path, number)).strip()
-    ]
-
-
-def _decode(line: bytes, path: Path, number: int) -> str:
-    try:
-        return line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{number}: not UTF-8: {error}") from error
+        return _paragraphs(texts)
+    return [text for text in texts if text.strip()]
 
 
 def _paragraphs(lines: Sequence[str]) -> list[str]:
@@ -185,29 +168,6 @@ def _paragraphs(lines: Sequence[str]) -> list[str]:
         elif paragraphs[-1]:
             paragraphs.append([])
     return ["\n".join(paragraph) for paragraph in paragraphs if paragraph]
-
-
-def _field(line: str, field: str, path: Path, number: int) -> str:
-    try:
-        content: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{number}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}:{number}: not a JSON object.")
-    if field not in content:
-        raise ValueError(
-            f"{path}:{number}: no field {field!r}; it has {', '.join(content) or 'no'}."
-        )
-    text = content[field]
-    if not isinstance(text, str):
-        raise ValueError(
-            f"{path}:{number}: {field!r} must be text, got {type(text).__name__}."
-        )
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON's escapes can write half a character
-        raise ValueError(f"{path}:{number}: {field!r}: {error}") from error
-    return text
 
 
 def _group_heads(keys: Sequence[str]) -> dict[str, str]:

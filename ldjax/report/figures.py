@@ -26,6 +26,16 @@ COLORS = {
     "before": "#B0B0B0",
     "positive": "#0072B2",
     "negative": "#D55E00",
+    # groups of response types, and the two sides of an update by preferences
+    "chosen": "#0072B2",
+    "rejected": "#E69F00",
+    "irrelevant": "#D55E00",
+    "random": "#56B4E9",
+    # other parts of a change
+    "update": "#009E73",
+    "history": "#CC79A7",
+    "weight_decay": "#777777",
+    "remainder": "#D0D0D0",
     "other": ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
 }
 _STYLE: dict[Any, Any] = {

@@ -1,0 +1,253 @@
+r"""Prompts with their responses by type: preference pairs and probing sets, as files.
+
+The paper watches twelve kinds of responses to a prompt (`RESPONSE_TYPES`): chosen and
+rejected, on which is trained, and ten that show where the probability goes. Texts are
+never changed here, in particular not at their edges: Anthropic-HH's own responses
+begin with a space and most rewritten ones do not (see `to_examples` about that).
+"""
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ldjax.data._preference_formats import (
+    RESPONSE_TYPES,
+    TURN_MARKERS,
+    Parsed,
+    in_order,
+    parse,
+)
+from ldjax.files import json_object, read_lines, whole_file
+
+__all__ = [
+    "RESPONSE_TYPES",
+    "BadRow",
+    "PreferenceRow",
+    "Preferences",
+    "read_preferences",
+    "write_preferences",
+]
+
+
+class PreferenceRow(NamedTuple):
+    """A prompt and responses to it.
+
+    Attributes:
+      prompt: With all that stands before the response ("... Assistant:").
+      responses: By type, in the order of `RESPONSE_TYPES`; chosen is always there.
+      source: Where it was read, "file:line".
+
+    Examples:
+      >>> row = PreferenceRow("Why?", {"chosen": " So.", "rejected": " No."}, "a:1")
+      >>> row.responses["chosen"]
+      ' So.'
+    """
+
+    prompt: str
+    responses: dict[str, str]
+    source: str
+
+
+class BadRow(NamedTuple):
+    """A row that was left out.
+
+    Attributes:
+      source: Its place, "file:line".
+      problem: What is wrong with it, and the likely fix.
+
+    Examples:
+      >>> BadRow("a.jsonl:3", "'rejected' is blank.").source
+      'a.jsonl:3'
+    """
+
+    source: str
+    problem: str
+
+
+class Preferences(NamedTuple):
+    """The rows of a file, and an account of all that was not usual in it.
+
+    Attributes:
+      rows: Good ones, in order.
+      skipped: Bad ones, in order.
+      notes: How many of the good rows have each thing that was kept, or left out of
+        them, and that a reader should know of: responses that are blank, have the words
+        of chosen, begin with the prompt or go on with another turn of a dialogue;
+        prompts that occur again; fields that are no response type. And the number of
+        blank lines.
+
+    Examples:
+      >>> Preferences([], [BadRow("a.jsonl:1", "not JSON")], {}).summary()
+      {'num_rows': 0, 'num_skipped': 1, 'skipped': ['a.jsonl:1: not JSON'], 'notes': {}}
+    """
+
+    rows: list[PreferenceRow]
+    skipped: list[BadRow]
+    notes: dict[str, int]
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and reasons, for a run's `summary.json`."""
+        return {
+            "num_rows": len(self.rows),
+            "num_skipped": len(self.skipped),
+            "skipped": [f"{source}: {problem}" for source, problem in self.skipped],
+            "notes": self.notes,
+        }
+
+
+def read_preferences(
+    path: Path,
+    *,
+    required: Sequence[str] = ("chosen", "rejected"),
+    blank: Literal["bad", "keep"] = "bad",
+    on_bad_row: Literal["error", "skip"] = "error",
+) -> Preferences:
+    r"""The rows of a file with one JSON object on each line, gzipped (`.gz`) or not.
+
+    Each row may have one of three forms, which its fields tell apart:
+
+    * Texts: `prompt`, and responses under the names of `RESPONSE_TYPES`. So the paper's
+      probing files, and plain prompt, chosen and rejected. Read unchanged.
+    * Whole dialogues (Anthropic-HH): no `prompt`; each response is a text "\n\nHuman:
+      ... \n\nAssistant: ..." and is split behind its last "\n\nAssistant:". The
+      response keeps its leading space.
+    * Messages (UltraFeedback): `prompt` is a text, each response a list of the user's
+      message and the answer, `{"role": ..., "content": ...}`. The prompt becomes the
+      paper's "Human: {prompt}\nAssistant:", and the response gets one leading space,
+      since text goes on behind a colon with one, and as HH's own responses do.
+
+    A row is bad if it is not such an object, if its prompt is blank, if the prompts of
+    its responses differ, or if a required response is missing. A blank response (white
+    space only) is bad where it is required, since training on it teaches to stop; with
+    `blank="keep"` it is kept. Elsewhere it is a probe like any other, of which only the
+    end token and the space are scored, and always kept. The paper's probing set has
+    both kinds and needs `blank="keep"`.
+
+    Fields of other names are ignored and counted in the notes: among them the probing
+    files' `chosen_selfr` (a rephrasing that is mostly junk, and that the authors do not
+    evaluate), and `rejected_gpt*`, as the authors' notebook spells `reject_gpt*`.
+
+    Args:
+      path: The file.
+      required: Types that each row must have; `("chosen",)` for SFT data.
+      blank: What a blank response of a required type is.
+      on_bad_row: Stop at the first bad row, or leave it out and list it in `skipped`.
+
+    Returns:
+      The rows, and what is to be known about them. Blank lines are counted, not bad.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: If a row is bad, naming file and line; if the file is damaged or has
+        no good row; if `required` is not made of types with chosen among them.
+
+    Examples:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.jsonl"
+      >>> line = '{"prompt": "Why?", "chosen": " So.", "rejected": " ", "id": 3}'
+      >>> _ = path.write_text(line)
+      >>> preferences = read_preferences(path, blank="keep")
+      >>> preferences.rows[0].responses
+      {'chosen': ' So.', 'rejected': ' '}
+      >>> preferences.notes
+      {"field 'id' ignored": 1, "'rejected' is blank": 1}
+    """
+    _check_required(required)
+    rows: list[PreferenceRow] = []
+    skipped: list[BadRow] = []
+    notes: Counter[str] = Counter()
+    prompts: set[str] = set()
+    for source, line in read_lines(path):
+        if not line.strip():
+            notes["line is blank"] += 1
+            continue
+        try:
+            parsed = parse(json_object(line), required)
+            if blank == "bad":
+                _refuse_blanks(parsed.responses, required)
+        except ValueError as error:
+            if on_bad_row == "error":
+                raise ValueError(f"{source}: {error}") from error
+            skipped.append(BadRow(source, str(error)))
+            continue
+        rows.append(PreferenceRow(parsed.prompt, parsed.responses, source))
+        notes.update(_notes(parsed))
+        notes["prompt occurs before"] += parsed.prompt in prompts
+        prompts.add(parsed.prompt)
+    if not rows:
+        first = f" The first problem: {': '.join(skipped[0])}" if skipped else ""
+        raise ValueError(f"{path} has no good row.{first}")
+    return Preferences(rows, skipped, dict(+notes))
+
+
+def write_preferences(path: Path, rows: Sequence[PreferenceRow]) -> None:
+    """Write rows as JSON lines, which `read_preferences` reads back unchanged.
+
+    The schema is that of the paper's probing files: `prompt`, and each response under
+    the name of its type. The file appears when it is complete.
+
+    Args:
+      path: The file; gzipped if it ends in `.gz`. The same rows give the same bytes.
+      rows: At least one.
+
+    Raises:
+      ValueError: If there is no row, or one that could not be read back.
+
+    Examples:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.jsonl.gz"
+      >>> rows = [PreferenceRow("Why?", {"chosen": " So.", "rejected": ""}, "me:1")]
+      >>> write_preferences(path, rows)
+      >>> read_preferences(path, blank="keep").rows[0].responses == rows[0].responses
+      True
+    """
+    if not rows:
+        raise ValueError("`rows` must hold at least one row.")
+    lines = []
+    for row in rows:
+        try:
+            content = {"prompt": row.prompt, **in_order(row.responses)}
+            parse(content, required=("chosen",))
+        except ValueError as error:
+            raise ValueError(f"`rows`, the one from {row.source}: {error}") from error
+        lines.append(json.dumps(content) + "\n")
+    data = "".join(lines).encode()
+    with whole_file(path) as partial:
+        partial.write_bytes(
+            gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
+        )
+
+
+def _check_required(required: Sequence[str]) -> None:
+    if "chosen" not in required or not set(required) <= set(RESPONSE_TYPES):
+        raise ValueError(
+            "`required` must be names of response types, chosen among them, got "
+            f"{required!r}. The types are {', '.join(RESPONSE_TYPES)}."
+        )
+
+
+def _refuse_blanks(responses: dict[str, str], required: Sequence[str]) -> None:
+    for name in required:
+        if not responses[name].strip():
+            raise ValueError(
+                f"{name!r} is blank: there is nothing to learn but to stop. Keep such "
+                'rows with `blank="keep"`, or leave them out with `on_bad_row="skip"`.'
+            )
+
+
+def _notes(parsed: Parsed) -> Iterator[str]:
+    for name in parsed.ignored:
+        yield f"field {name!r} ignored"
+    chosen = parsed.responses["chosen"]
+    if chosen.startswith(parsed.prompt):
+        yield "'chosen' begins with the prompt"
+    for name, text in parsed.responses.items():
+        if not text.strip():
+            yield f"{name!r} is blank"
+        if name != "chosen" and text.split() == chosen.split():
+            yield f"{name!r} has the words of chosen"
+        if any(marker in text for marker in TURN_MARKERS):
+            yield f"{name!r} goes on with another turn"

@@ -1,0 +1,274 @@
+"""The responses of a row: types that can be made from others, and all as token ids."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ldjax.batching import Example, truncate_examples
+from ldjax.data._preference_formats import RESPONSE_TYPES, in_order
+from ldjax.data.preferences import PreferenceRow
+from ldjax.data.tokenizers import Tokenizer
+
+__all__ = ["RowExamples", "count_cuts", "fill_types", "shuffle_words", "to_examples"]
+
+
+class RowExamples(NamedTuple):
+    """The responses of one row as token ids, and what was cut off them.
+
+    Attributes:
+      examples: By response type, all with the same prompt.
+      is_prompt_cut: Whether the prompt was cut.
+      cut_types: Types of the responses that were cut; they have no END token.
+
+    Examples:
+      >>> RowExamples({"chosen": Example((5,), (7, 0))}, False, ()).examples["chosen"]
+      Example(prompt_ids=(5,), response_ids=(7, 0))
+    """
+
+    examples: dict[str, Example]
+    is_prompt_cut: bool
+    cut_types: tuple[str, ...]
+
+
+def fill_types(
+    rows: Sequence[PreferenceRow],
+    *,
+    seed: int,
+    unseen: Sequence[PreferenceRow] = (),
+) -> list[PreferenceRow]:
+    """The rows, with the response types that need no writer where they lack them.
+
+    * irr_train: chosen of another row.
+    * irr_test: chosen of a row of `unseen` with neither prompt nor chosen in `rows`.
+    * random_permute: chosen with its words shuffled (`shuffle_words`).
+    * random_nonhum: irr_test with its words shuffled.
+
+    What a row has is kept. A response is never taken from a row of the same prompt, nor
+    if it is blank or has the words of the row's own chosen or rejected. (The authors
+    drew rows with no such condition: in one row of their probing set irr_test is what
+    was chosen.) The same one may be drawn for several rows.
+
+    Args:
+      rows: The probing set.
+      seed: Of draws and shuffles. Each row has draws of its own, so that shuffles do
+        not depend on the other rows.
+      unseen: Rows that are not trained on. Without them, rows that have no irr_test
+        get neither it nor random_nonhum.
+
+    Returns:
+      The rows in order.
+
+    Raises:
+      ValueError: If there is no row to take a response from.
+
+    Examples:
+      >>> first = PreferenceRow("Why?", {"chosen": " So it is."}, "a:1")
+      >>> second = PreferenceRow("Who?", {"chosen": " I."}, "a:2")
+      >>> fill_types([first, second], seed=0)[0].responses
+      {'chosen': ' So it is.', 'irr_train': ' I.', 'random_permute': ' it is. So'}
+    """
+    donors = {"irr_train": rows}
+    if unseen:
+        prompts = {row.prompt for row in rows}
+        answers = {_words(row, "chosen") for row in rows}
+        donors["irr_test"] = [
+            row
+            for row in unseen
+            if row.prompt not in prompts and _words(row, "chosen") not in answers
+        ]
+    return [
+        row._replace(responses=_filled(row, place, donors, seed))
+        for place, row in enumerate(rows)
+    ]
+
+
+def shuffle_words(text: str, rng: np.random.Generator) -> str:
+    r"""The words of a text in another order; the white space stays where it is.
+
+    The order of the words differs from the given one wherever that is possible: not
+    with a single word, or one word many times. (The authors split at single spaces, so
+    that double spaces and newlines wander, and the order may stay what it was.)
+
+    Args:
+      text: Any text; words are separated by white space.
+      rng: Draws the order.
+
+    Returns:
+      A text of the same length and words.
+
+    Examples:
+      >>> shuffle_words(" one  two\nthree", np.random.default_rng(0))
+      ' three  one\ntwo'
+    """
+    words = text.split()
+    if len(set(words)) < 2:
+        return text
+    shuffled = words
+    while shuffled == words:
+        shuffled = [words[place] for place in rng.permutation(len(words))]
+    in_turn = iter(shuffled)
+    # A function, since a replacement text would have its backslashes read.
+    return re.sub(r"\S+", lambda _: next(in_turn), text)
+
+
+def to_examples(
+    row: PreferenceRow,
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    max_prompt_length: int,
+    start_with_end: bool,
+    leading_space: Literal["raw", "single"],
+    keep: Literal["start", "end"] = "end",
+) -> RowExamples:
+    """A row as token ids, by the paper's protocol.
+
+    Prompt and response are tokenised apart and joined, so that a prompt has the same
+    ids before every response. Each response ends with the END token, blank ones too,
+    and no other place holds one but the start of the prompt, if asked for.
+
+    Prompt and responses are cut as `truncate_examples` says, by the longest response of
+    this row. The authors count two more as responses: the prompt itself and
+    `chosen_selfr`, which is not read here; so they cut some prompts that would fit.
+
+    Args:
+      row: The row.
+      tokenizer: Of the model.
+      max_length: Of prompt and response together, in tokens.
+      max_prompt_length: Of a prompt that has to be cut, in tokens.
+      start_with_end: Begin the prompt with the END token, as documents do in
+        pretraining. It counts as one of the prompt's, and is lost first when the end
+        of the prompt is kept.
+      leading_space: "raw" takes the responses as they are, as the authors do: human
+        ones of Anthropic-HH begin with a space and rewritten ones do not. "single"
+        begins each with exactly one, blank ones too, so that types differ by their
+        words only.
+      keep: Which part of a prompt to keep; the authors: "end" for Anthropic-HH, "start"
+        for UltraFeedback.
+
+    Returns:
+      The examples and what was cut.
+
+    Raises:
+      ValueError: If the tokenizer makes END out of a text, if the prompt has no token,
+        or as `truncate_examples`.
+
+    References:
+      Ren & Sutherland 2025, their code.
+
+    Examples:
+      >>> from ldjax.data.tokenizers import train_word_level
+      >>> tokenizer = train_word_level(["Why? So."])
+      >>> row = PreferenceRow("Why?", {"chosen": " So.", "rejected": " "}, "a:1")
+      >>> lengths = {"max_length": 5, "max_prompt_length": 2}
+      >>> made = to_examples(
+      ...     row, tokenizer, **lengths, start_with_end=True, leading_space="raw"
+      ... )
+      >>> made.is_prompt_cut, made.cut_types
+      (True, ())
+      >>> [tokenizer.decode(ids) for ids in made.examples["chosen"]]
+      ['Why?', ' So.<|endoftext|>']
+    """
+    texts = in_order(row.responses)
+    if leading_space == "single":
+        texts = {name: f" {text.lstrip(' ')}" for name, text in texts.items()}
+    end = tokenizer.end_id
+    prompt_ids, *response_ids = tokenizer.encode_batch([row.prompt, *texts.values()])
+    for name, ids in zip(("prompt", *texts), (prompt_ids, *response_ids), strict=True):
+        if end in ids:
+            raise ValueError(
+                f"{row.source}: the tokenizer makes its END token out of the text of "
+                f"{name!r}, where it would score a stop that is none. Its END must be "
+                "a token of its own, which stands for no word."
+            )
+    if start_with_end:
+        prompt_ids = [end, *prompt_ids]
+    if not prompt_ids:
+        raise ValueError(
+            f"{row.source}: the prompt has no token to predict a response from. Give "
+            "it a text, or pass `start_with_end=True`."
+        )
+    responses = [[*ids, end] for ids in response_ids]
+    examples = truncate_examples(
+        prompt_ids,
+        responses,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        keep=keep,
+    )
+    return RowExamples(
+        examples=dict(zip(texts, examples, strict=True)),
+        is_prompt_cut=any(len(e.prompt_ids) < len(prompt_ids) for e in examples),
+        cut_types=tuple(
+            name
+            for name, whole, example in zip(texts, responses, examples, strict=True)
+            if len(example.response_ids) < len(whole)
+        ),
+    )
+
+
+def count_cuts(rows: Sequence[RowExamples]) -> dict[str, int]:
+    """How much was cut, for a run's `summary.json`.
+
+    Args:
+      rows: From `to_examples`.
+
+    Returns:
+      The number of prompts and of responses, and how many of them were cut.
+
+    Examples:
+      >>> example = Example((5,), (7, 0))
+      >>> count_cuts([RowExamples({"chosen": example, "rejected": example}, True, ())])
+      {'num_prompts': 1, 'num_prompts_cut': 1, 'num_responses': 2,
+       'num_responses_cut': 0}
+    """
+    return {
+        "num_prompts": len(rows),
+        "num_prompts_cut": sum(row.is_prompt_cut for row in rows),
+        "num_responses": sum(len(row.examples) for row in rows),
+        "num_responses_cut": sum(len(row.cut_types) for row in rows),
+    }
+
+
+def _filled(
+    row: PreferenceRow,
+    place: int,
+    donors: dict[str, Sequence[PreferenceRow]],
+    seed: int,
+) -> dict[str, str]:
+    responses = dict(row.responses)
+
+    def rng(name: str) -> np.random.Generator:
+        return np.random.default_rng((seed, RESPONSE_TYPES.index(name), place))
+
+    for name in donors:
+        if name not in responses:
+            responses[name] = _other_chosen(row, donors[name], name, rng(name))
+    for name, whole in (("random_permute", "chosen"), ("random_nonhum", "irr_test")):
+        if name not in responses and whole in responses:
+            responses[name] = shuffle_words(responses[whole], rng(name))
+    return in_order(responses)
+
+
+def _other_chosen(
+    row: PreferenceRow,
+    donors: Sequence[PreferenceRow],
+    name: str,
+    rng: np.random.Generator,
+) -> str:
+    # A blank one is taken from nowhere.
+    own = ["", _words(row, "chosen"), _words(row, "rejected")]
+    for place in rng.permutation(len(donors)):
+        donor = donors[place]
+        if donor.prompt != row.prompt and _words(donor, "chosen") not in own:
+            return donor.responses["chosen"]
+    raise ValueError(
+        f"{row.source}: no row has another prompt and another chosen response, to take "
+        f"as {name!r}. Pass more rows."
+    )
+
+
+def _words(row: PreferenceRow, name: str) -> str:
+    return " ".join(row.responses.get(name, "").split())

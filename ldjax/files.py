@@ -1,0 +1,212 @@
+r"""Files read and written whole: text in lines, JSON lines, gzip, no half-written file.
+
+Functions that look at one line raise a `ValueError` that says what is wrong with it and
+leave it to the caller to say where: `read_lines` gives the place with every line.
+"""
+
+import codecs
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = [
+    "Line",
+    "decode_line",
+    "json_object",
+    "read_lines",
+    "text_field",
+    "whole_file",
+]
+
+
+class Line(NamedTuple):
+    """A line of a file.
+
+    Attributes:
+      source: Its place, "file:line"; the first line is 1.
+      data: Its bytes, without the end of the line.
+
+    Examples:
+      >>> Line("a.txt:1", b"text").source
+      'a.txt:1'
+    """
+
+    source: str
+    data: bytes
+
+
+def read_lines(path: Path) -> list[Line]:
+    r"""The lines of a file, which is unpacked where its name ends in `.gz`.
+
+    Only "\n" ends a line (a "\r" before it goes too): JSON strings may hold the other
+    line separators of Unicode.
+
+    Args:
+      path: The file.
+
+    Returns:
+      The lines in order, without a byte order mark. A file that ends with "\n" has no
+      further line behind it.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: If it is damaged gzip, or gzip under another name.
+
+    Examples:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+      >>> _ = path.write_bytes("one\r\n\ntwo\u2028\n".encode())
+      >>> [line.data.decode() for line in read_lines(path)]
+      ['one', '', 'two\u2028']
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"{path} is not whole gzip: {error}. Fetch or copy it again, or take "
+                "the .gz off its name."
+            ) from error
+    elif data.startswith(b"\x1f\x8b"):
+        raise ValueError(f"{path} is gzipped. Add .gz to its name, or unpack it.")
+    data = data.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n")
+    return [
+        Line(f"{path}:{number}", line.removesuffix(b"\r"))
+        for number, line in enumerate(data.split(b"\n"), 1)
+    ]
+
+
+def decode_line(data: bytes) -> str:
+    r"""The text of a line.
+
+    Args:
+      data: UTF-8.
+
+    Returns:
+      The text.
+
+    Raises:
+      ValueError: If it is not UTF-8.
+
+    Examples:
+      >>> decode_line(b"\xff")
+      Traceback (most recent call last):
+        ...
+      ValueError: not UTF-8: ... invalid start byte. Save the file as UTF-8.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error}. Save the file as UTF-8.") from error
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    r"""The JSON object on a line.
+
+    Args:
+      data: UTF-8.
+
+    Returns:
+      Its fields.
+
+    Raises:
+      ValueError: If the line is not one JSON object, or has a field twice.
+
+    Examples:
+      >>> json_object(b'{"prompt": "Why?"}')
+      {'prompt': 'Why?'}
+    """
+    text = decode_line(data)
+    try:
+        content = json.loads(text, object_pairs_hook=_fields)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"not JSON: {error}. Write one JSON object on each line (JSON lines)."
+        ) from error
+    except RecursionError as error:
+        raise ValueError("not a JSON object of texts: nested too deeply.") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"not a JSON object but {type(content).__name__}. Write one JSON object "
+            "on each line (JSON lines)."
+        )
+    return content
+
+
+def text_field(content: Mapping[str, Any], field: str) -> str:
+    """The text in a field of a JSON object, unchanged.
+
+    Args:
+      content: The fields.
+      field: The name of one.
+
+    Returns:
+      Its text.
+
+    Raises:
+      ValueError: If it is missing, or is no text.
+
+    Examples:
+      >>> text_field({"prompt": 3}, "prompt")
+      Traceback (most recent call last):
+        ...
+      ValueError: 'prompt' must be text, got int.
+    """
+    if field not in content:
+        raise ValueError(f"no field {field!r}; it has {', '.join(content) or 'none'}.")
+    text = content[field]
+    if not isinstance(text, str):
+        raise ValueError(f"{field!r} must be text, got {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON's escapes can write half a character
+        raise ValueError(
+            f"{field!r}: {error}. It holds half a character: remove or mend it."
+        ) from error
+    return text
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A place to write to that becomes `path` when it is complete.
+
+    Args:
+      path: The file that is wanted. What was there is replaced at the end, or stays if
+        the writing fails.
+
+    Yields:
+      A path beside it.
+
+    Examples:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+      >>> with whole_file(path) as partial:
+      ...     _ = partial.write_text("all of it")
+      ...     path.exists()
+      False
+      >>> [file.name for file in path.parent.iterdir()]
+      ['a.txt']
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} is given twice. Keep one of them.")
+    return content

@@ -1,0 +1,313 @@
+r"""What is watched during finetuning: typed responses, and what is measured on each.
+
+A probe is one response of one type to one prompt, read under teacher forcing. The
+definitions below follow section 9 of the paper where its code is sound, and repair it
+where it is not: every quantity is computed on the probe's own context (there the
+greedy log-prob was overwritten by the last response type), the complement of the
+greedy token is finite also where that token's probability rounds to one, masked
+positions are left out before any logarithm, and norms over a sequence are root mean
+squares over its tokens, so that they are Frobenius norms (there the square of a mean).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ldjax.batching import Example, bucketed_batches
+from ldjax.log_probs import Sequences, token_log_probs
+
+__all__ = [
+    "Probe",
+    "ProbeSet",
+    "TokenQuantities",
+    "make_change_fn",
+    "make_observe_fn",
+    "sequence_quantities",
+    "token_quantities",
+]
+
+ApplyFn = Callable[[Any, Sequences], Any]
+
+
+class Probe(NamedTuple):
+    """A watched response.
+
+    Attributes:
+      prompt_name: The prompt, unique in its run, such as `"train/0017"`.
+      type: The response type, such as `"chosen"`.
+      example: Token ids of prompt and response.
+
+    Examples:
+      >>> Probe("train/0017", "chosen", Example((5, 3), (7, 0))).type
+      'chosen'
+    """
+
+    prompt_name: str
+    type: str
+    example: Example
+
+
+class ProbeSet(NamedTuple):
+    """Probes as padded batches.
+
+    Attributes:
+      probes: In the order in which results are given.
+      batches: The places in `probes` of a batch's first rows, and the batch.
+
+    Examples:
+      >>> probes = [Probe("train/0", "chosen", Example((5, 3), (7, 0)))]
+      >>> ProbeSet.of(probes, max_length=8, batch_size=2).batches[0][1].tokens.shape
+      (2, 7)
+    """
+
+    probes: tuple[Probe, ...]
+    batches: tuple[tuple[np.ndarray, Sequences], ...]
+
+    @classmethod
+    def of(
+        cls, probes: Sequence[Probe], *, max_length: int, batch_size: int
+    ) -> "ProbeSet":
+        """Probes in batches of similar length.
+
+        Args:
+          probes: In any order.
+          max_length: Of the longest prompt and response together, in tokens.
+          batch_size: Rows of a batch.
+
+        Returns:
+          The set; one shape of batch for each bucket of lengths.
+        """
+        examples = [probe.example for probe in probes]
+        batches = bucketed_batches(
+            examples, max_length=max_length, batch_size=batch_size
+        )
+        return cls(
+            tuple(probes),
+            tuple((np.asarray(places), batch) for places, batch in batches),
+        )
+
+    def gather(self, per_batch: Sequence[Any]) -> Any:
+        """One result per probe, in order, from pytrees of `[batch, ...]` arrays."""
+        order = np.argsort(np.concatenate([places for places, _ in self.batches]))
+        counts = [len(places) for places, _ in self.batches]
+
+        def gathered(*leaves: Any) -> np.ndarray:
+            pairs = zip(leaves, counts, strict=True)
+            rows = [np.asarray(leaf)[:count] for leaf, count in pairs]
+            return np.concatenate(rows)[order]
+
+        return jax.tree.map(gathered, *per_batch)
+
+
+class TokenQuantities(NamedTuple):
+    r"""What is measured at each token of a response; zero where masked.
+
+    With :math:`\pi` the predictive distribution at the token's position.
+
+    Attributes:
+      log_prob: :math:`\log \pi(y)` of the response's own token, in nats.
+      argmax_log_prob: :math:`\log \max_v \pi(v)`: of the token greedy decoding would
+        take after this prefix, the paper's `y*`, in nats.
+      argmax_complement: :math:`\log(1 - \max_v \pi(v))`, in nats; from the logits of
+        the other tokens, so that it is finite.
+      adaptation_square: :math:`\|A\|_F^2 = V - 2 + V \|\pi\|_2^2`.
+      prob_norm: :math:`\|\pi\|_2`.
+      residual_square: :math:`\|\pi - e_y\|_2^2`.
+      energy: :math:`1 - \pi(y)`.
+      entropy: :math:`-\sum_v \pi(v) \log \pi(v)`, in nats.
+
+    References:
+      Ren & Sutherland 2025, appendix C, equations 27 to 31 for the norm of `A`.
+
+    Examples:
+      >>> one = jnp.ones((1, 1), int)
+      >>> token_quantities(jnp.zeros((1, 1, 4)), one, one > 0).argmax_complement
+      Array([[-0.287...]], dtype=...)
+    """
+
+    log_prob: Float[Array, "*batch pos"]
+    argmax_log_prob: Float[Array, "*batch pos"]
+    argmax_complement: Float[Array, "*batch pos"]
+    adaptation_square: Float[Array, "*batch pos"]
+    prob_norm: Float[Array, "*batch pos"]
+    residual_square: Float[Array, "*batch pos"]
+    energy: Float[Array, "*batch pos"]
+    entropy: Float[Array, "*batch pos"]
+
+
+def token_quantities(
+    logits: Float[Array, "*batch pos vocab"],
+    targets: Int[Array, "*batch pos"],
+    mask: Bool[Array, "*batch pos"],
+) -> TokenQuantities:
+    """Everything that is measured at each token.
+
+    Args:
+      logits: Unnormalised log-probabilities, in nats; at least two tokens.
+      targets: The response's token at each position.
+      mask: True where a position is scored.
+
+    Returns:
+      Arrays like `targets`.
+
+    Examples:
+      >>> one = jnp.ones((1, 1), int)
+      >>> certain = jnp.array([[[0.0, 200.0, 0.0]]])
+      >>> found = token_quantities(certain, one, one > 0)
+      >>> found.argmax_log_prob, found.argmax_complement.round(2)
+      (Array([[0.]], dtype=...), Array([[-199.31]], dtype=...))
+    """
+    vocab_size = logits.shape[-1]
+    logits = jnp.where(mask[..., None], logits, 0)
+    log_probs = jax.nn.log_softmax(logits)
+    probs = jnp.exp(log_probs)
+    log_prob = token_log_probs(logits, targets, mask)
+    is_top = jax.nn.one_hot(logits.argmax(axis=-1), vocab_size, dtype=bool)
+    others = jnp.where(is_top, -jnp.inf, log_probs)
+    square = (probs**2).sum(axis=-1)
+    is_target = jax.nn.one_hot(targets, vocab_size, dtype=bool)
+    other_square = (jnp.where(is_target, 0, probs) ** 2).sum(axis=-1)
+    entropy = -(probs * jnp.where(probs > 0, log_probs, 0)).sum(axis=-1)
+    quantities = TokenQuantities(
+        log_prob=log_prob,
+        argmax_log_prob=log_probs.max(axis=-1),
+        argmax_complement=jax.nn.logsumexp(others, axis=-1),
+        adaptation_square=vocab_size - 2 + vocab_size * square,
+        prob_norm=jnp.sqrt(square),
+        # Not `square - 2 prob + 1`: near certainty that is a difference of ones.
+        residual_square=other_square + jnp.expm1(log_prob) ** 2,
+        energy=-jnp.expm1(log_prob),
+        entropy=entropy,
+    )
+    return jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), quantities)
+
+
+def sequence_quantities(
+    tokens: TokenQuantities, mask: Bool[Array, "batch pos"], *, vocab_size: int
+) -> dict[str, Float[Array, " batch"]]:
+    r"""The same for whole responses: sums of log-probs, means of the others.
+
+    Args:
+      tokens: From `token_quantities`.
+      mask: True where a position is scored.
+      vocab_size: Number of tokens of the vocabulary.
+
+    Returns:
+      By name, one number per response:
+
+      * `log_prob`, `argmax_log_prob`, `argmax_complement`: sums over its tokens, nats;
+      * `adaptation_norm`: root mean square over tokens of :math:`\|A\|_F`;
+      * `adaptation_norm_published`: :math:`\sqrt{V \bar{n}^2 + V - 2}` with
+        :math:`\bar n` the mean of :math:`\|\pi\|_2`, as in the published curves;
+      * `residual_norm`: root mean square over tokens of :math:`\|\pi - e_y\|_2`;
+      * `energy`, `entropy`: means over tokens.
+
+    Examples:
+      >>> mask = jnp.ones((1, 2), bool)
+      >>> tokens = token_quantities(jnp.zeros((1, 2, 4)), mask.astype(int), mask)
+      >>> sequence_quantities(tokens, mask, vocab_size=4)["log_prob"]
+      Array([-2.772...], dtype=...)
+    """
+    count = jnp.maximum(mask.sum(axis=-1), 1)  # a row that fills up a batch has none
+
+    def mean(values: Array) -> Array:
+        return values.sum(axis=-1) / count
+
+    return {
+        "log_prob": tokens.log_prob.sum(axis=-1),
+        "argmax_log_prob": tokens.argmax_log_prob.sum(axis=-1),
+        "argmax_complement": tokens.argmax_complement.sum(axis=-1),
+        "adaptation_norm": jnp.sqrt(mean(tokens.adaptation_square)),
+        "adaptation_norm_published": jnp.sqrt(
+            vocab_size * mean(tokens.prob_norm) ** 2 + vocab_size - 2
+        ),
+        "residual_norm": jnp.sqrt(mean(tokens.residual_square)),
+        "energy": mean(tokens.energy),
+        "entropy": mean(tokens.entropy),
+    }
+
+
+def make_observe_fn(
+    apply_fn: ApplyFn, probes: ProbeSet
+) -> Callable[[Any], dict[str, np.ndarray]]:
+    """A function that measures every probe.
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`.
+      probes: What is watched.
+
+    Returns:
+      From parameters to the numbers of `sequence_quantities`, `[probe]`. Compiled once
+      for each shape of batch.
+
+    Examples:
+      >>> probe = Probe("train/0", "chosen", Example((1, 2), (3,)))
+      >>> probes = ProbeSet.of([probe], max_length=4, batch_size=1)
+      >>> observe = make_observe_fn(lambda w, s: w + jnp.zeros((1, 3, 5)), probes)
+      >>> observe(jnp.zeros(()))["log_prob"]
+      array([-1.609...]...)
+    """
+
+    @jax.jit
+    def of_batch(params: Any, batch: Sequences) -> dict[str, Any]:
+        logits = apply_fn(params, batch)
+        tokens = token_quantities(logits, batch.targets, batch.mask)
+        return sequence_quantities(tokens, batch.mask, vocab_size=logits.shape[-1])
+
+    def observe(params: Any) -> dict[str, np.ndarray]:
+        return probes.gather([of_batch(params, batch) for _, batch in probes.batches])
+
+    return observe
+
+
+def make_change_fn(
+    apply_fn: ApplyFn, probes: ProbeSet
+) -> Callable[[Any, Any], dict[str, np.ndarray]]:
+    r"""A function that explains what a move of the parameters did to every probe.
+
+    .. math:: \text{predicted} = \nabla_\theta \log\pi(y \mid x) \cdot
+              (\theta' - \theta), \qquad
+              \text{measured} = \log\pi_{\theta'} - \log\pi_\theta
+
+    For the parameters before and after one optimizer step these are the `predicted` and
+    the `measured` of `ldjax.make_step`, for as many probes as one likes.
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`.
+      probes: What is watched.
+
+    Returns:
+      `(params, new_params) -> {"predicted": [probe], "measured": [probe]}`, sums over
+      tokens, in nats.
+
+    Examples:
+      >>> probe = Probe("train/0", "chosen", Example((1, 2), (3,)))
+      >>> probes = ProbeSet.of([probe], max_length=4, batch_size=1)
+      >>> apply_fn = lambda w, s: jnp.zeros((1, 3, 5)).at[:, :, 3].set(w)
+      >>> change = make_change_fn(apply_fn, probes)
+      >>> change(jnp.array(0.0), jnp.array(0.1))["predicted"]
+      array([0.08]...)
+    """
+
+    @jax.jit
+    def of_batch(params: Any, new_params: Any, batch: Sequences) -> dict[str, Any]:
+        def log_probs_of(p: Any) -> Array:
+            with jax.default_matmul_precision("highest"):
+                logits = apply_fn(p, batch)
+            return token_log_probs(logits, batch.targets, batch.mask)
+
+        move = jax.tree.map(jnp.subtract, new_params, params)
+        old, predicted = jax.jvp(log_probs_of, (params,), (move,))
+        measured = log_probs_of(new_params) - old  # per token first: less is lost
+        return {"predicted": predicted.sum(-1), "measured": measured.sum(-1)}
+
+    def change(params: Any, new_params: Any) -> dict[str, np.ndarray]:
+        return probes.gather(
+            [of_batch(params, new_params, batch) for _, batch in probes.batches]
+        )
+
+    return change

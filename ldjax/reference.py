@@ -1,0 +1,104 @@
+"""Log-probs under the reference policy: computed once, and never stale.
+
+A preference loss compares the policy with where it started. The reference log-probs of
+the training pairs are numbers that do not change during a run, so they are computed
+before it and kept with the pairs (`ReferencedSequences`), on disk where asked.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ldjax.files import whole_file
+from ldjax.log_probs import (
+    ReferencedSequences,
+    Sequences,
+    is_sequences,
+    sequence_log_probs,
+)
+
+__all__ = ["add_reference"]
+
+
+def add_reference(
+    apply_fn: Callable[[Any, Sequences], Any],
+    params: Any,
+    pairs: Any,
+    *,
+    batch_size: int,
+    cache: Path | None = None,
+) -> Any:
+    r"""The same pairs with the log-prob of each sequence under these parameters.
+
+    .. math:: \log \pi_\mathrm{ref}(y^\pm \mid x)
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`.
+      params: Parameters of the reference policy: those the training starts from.
+      pairs: `Sequences`, or a pytree of them such as `{"chosen": ..., "rejected":
+        ...}`, `[row, pos]`.
+      batch_size: Rows scored at a time.
+      cache: Folder to keep the numbers in. A file's name is a hash of everything the
+        numbers depend on (the compiled computation, the parameters, the sequences, the
+        version of JAX and the kind of device), so what is found is what would be
+        computed.
+
+    Returns:
+      `ReferencedSequences` in the structure of `pairs`.
+
+    Examples:
+      >>> answer = Sequences(*np.zeros((2, 1, 3), int), np.ones((1, 3), bool))
+      >>> apply_fn = lambda params, batch: params + np.zeros((1, 3, 4))
+      >>> add_reference(apply_fn, jax.numpy.zeros(()), answer, batch_size=1).reference
+      array([-4.158...]...)
+    """
+
+    @jax.jit
+    def score_fn(params: Any, batch: Sequences) -> Any:
+        logits = apply_fn(params, batch)
+        return sequence_log_probs(logits, batch.targets, batch.mask)
+
+    def scored(side: Any) -> ReferencedSequences:
+        side = Sequences(*map(np.asarray, side[:3]))
+        batches = [
+            _filled_up(side, start, batch_size)
+            for start in range(0, len(side.tokens), batch_size)
+        ]
+
+        def scores() -> np.ndarray:
+            rows = [np.asarray(score_fn(params, batch)) for batch in batches]
+            return np.concatenate(rows)[: len(side.tokens)]
+
+        if cache is None:
+            return ReferencedSequences(*side, scores())
+        program = score_fn.lower(params, batches[0]).as_text()
+        path = cache / f"reference-{_fingerprint(program, params, side)}.npy"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as partial, partial.open("wb") as file:
+                np.save(file, scores())
+        return ReferencedSequences(*side, np.load(path))
+
+    return jax.tree.map(scored, pairs, is_leaf=is_sequences)
+
+
+def _filled_up(side: Sequences, start: int, batch_size: int) -> Sequences:
+    """A batch of full size, so that all have one shape; its last row is repeated."""
+    rows = np.minimum(np.arange(start, start + batch_size), len(side.tokens) - 1)
+    return jax.tree.map(lambda leaf: leaf[rows], side)
+
+
+def _fingerprint(program: str, params: Any, side: Sequences) -> str:
+    """SHA-256 of everything that the scores depend on."""
+    digest = hashlib.sha256(program.encode())
+    digest.update(f"{jax.__version__} {jax.default_backend()}".encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path((params, side)):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:32]
