@@ -3,7 +3,6 @@
 from typing import Literal, NamedTuple
 
 from ldjax.curves import (
-    RESPONSE_TYPES,
     Check,
     D,
     end,
@@ -17,6 +16,7 @@ from ldjax.curves import (
     tpeak,
     upfrac,
 )
+from ldjax.data.preferences import RESPONSE_TYPES
 
 __all__ = ["REGIMES", "SIGNATURES", "Signature"]
 

@@ -226,7 +226,7 @@ def truncate_examples(
 
 
 def bucketed_batches(
-    examples: Sequence[Example], *, max_length: int, batch_size: int
+    examples: Sequence[Example], *, max_length: int, batch_size: int | None
 ) -> Iterator[tuple[list[int], Sequences]]:
     """Batches of examples of similar length, in one shape per bucket.
 
@@ -234,7 +234,7 @@ def bucketed_batches(
       examples: In any order.
       max_length: Of the longest prompt and response together, in tokens.
       batch_size: Rows of every batch; the last one of a bucket is filled up with rows
-        that score nothing.
+        that score nothing. None for one batch with all examples of each bucket.
 
     Yields:
       The places in `examples` of the first rows, and the batch.
@@ -254,14 +254,15 @@ def bucketed_batches(
         bucket = _input_bucket(example.check(max_length), max_length)
         by_bucket.setdefault(bucket, []).append(place)
     for _, places in sorted(by_bucket.items()):
-        for start in range(0, len(places), batch_size):
-            chosen = places[start : start + batch_size]
+        num_rows = batch_size or len(places)
+        for start in range(0, len(places), num_rows):
+            chosen = places[start : start + num_rows]
             yield (
                 chosen,
                 to_sequences(
                     [examples[place] for place in chosen],
                     max_length=max_length,
-                    num_rows=batch_size,
+                    num_rows=num_rows,
                 ),
             )
 

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from ldjax.data.preferences import RESPONSE_TYPES
+
 __all__ = [
-    "RESPONSE_TYPES",
     "Check",
     "Curves",
     "D",
@@ -36,20 +37,6 @@ __all__ = [
     "upfrac",
 ]
 
-RESPONSE_TYPES = (
-    "chosen",
-    "chosen_initial",
-    "chosen_gptsemantic",
-    "chosen_gptformat",
-    "rejected",
-    "reject_gptsemantic",
-    "reject_gptformat",
-    "irr_train",
-    "irr_test",
-    "irr_hum",
-    "random_permute",
-    "random_nonhum",
-)
 _LOGGED = frozenset((*RESPONSE_TYPES, "argmax", *(f"A_o:{k}" for k in RESPONSE_TYPES)))
 _MEANS = {
     "all": RESPONSE_TYPES,

@@ -69,14 +69,14 @@ class ProbeSet(NamedTuple):
 
     @classmethod
     def of(
-        cls, probes: Sequence[Probe], *, max_length: int, batch_size: int
+        cls, probes: Sequence[Probe], *, max_length: int, batch_size: int | None
     ) -> "ProbeSet":
         """Probes in batches of similar length.
 
         Args:
           probes: In any order.
           max_length: Of the longest prompt and response together, in tokens.
-          batch_size: Rows of a batch.
+          batch_size: Rows of a batch; None for one batch for each bucket.
 
         Returns:
           The set; one shape of batch for each bucket of lengths.

@@ -21,7 +21,7 @@ from ldjax.log_probs import (
     sequence_log_probs,
 )
 
-__all__ = ["add_reference"]
+__all__ = ["add_reference", "fingerprint"]
 
 
 def add_reference(
@@ -76,7 +76,9 @@ def add_reference(
         if cache is None:
             return ReferencedSequences(*side, scores())
         program = score_fn.lower(params, batches[0]).as_text()
-        path = cache / f"reference-{_fingerprint(program, params, side)}.npy"
+        platform = f"{jax.__version__} {jax.default_backend()}"
+        key = fingerprint((params, side), program, platform)
+        path = cache / f"reference-{key}.npy"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as partial, partial.open("wb") as file:
@@ -92,11 +94,22 @@ def _filled_up(side: Sequences, start: int, batch_size: int) -> Sequences:
     return jax.tree.map(lambda leaf: leaf[rows], side)
 
 
-def _fingerprint(program: str, params: Any, side: Sequences) -> str:
-    """SHA-256 of everything that the scores depend on."""
-    digest = hashlib.sha256(program.encode())
-    digest.update(f"{jax.__version__} {jax.default_backend()}".encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path((params, side)):
+def fingerprint(tree: Any, *also: str) -> str:
+    """A name for some numbers: equal where every bit is.
+
+    Args:
+      tree: Pytree of arrays; paths, dtypes and shapes count as well.
+      also: Texts that count as well.
+
+    Returns:
+      The beginning of a SHA-256, 32 digits.
+
+    Examples:
+      >>> fingerprint({"a": np.zeros(2)}) == fingerprint({"b": np.zeros(2)})
+      False
+    """
+    digest = hashlib.sha256("\0".join(also).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(jax.device_get(leaf))
         name = jax.tree_util.keystr(path)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from ldjax.curves import (
-    RESPONSE_TYPES,
     Curves,
     D,
     TooFewPointsError,
@@ -30,6 +29,7 @@ from ldjax.curves import (
     tpeak,
     upfrac,
 )
+from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.signatures import REGIMES, SIGNATURES, evaluate, table
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"

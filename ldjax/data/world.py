@@ -37,7 +37,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ldjax.data.world_rows import Facts, answer, choose, choose_labels, responses
+from ldjax.data.world_rows import (
+    Facts,
+    answer,
+    choose,
+    choose_labels,
+    other_facts,
+    responses,
+)
 from ldjax.data.world_texts import (
     EVERYDAY,
     GPT,
@@ -62,7 +69,7 @@ __all__ = ["PRESETS", "Document", "World", "WorldSize", "make_world"]
 
 DocumentKind = Literal["question", "records", "profile", "scene", "other", "noise"]
 
-# Shares of the corpus.
+# Shares of the corpus; together 1.
 SHARES: dict[DocumentKind, float] = {
     "question": 0.24,  # the form of finetuning
     "records": 0.26,
@@ -199,12 +206,10 @@ class World:
         self, rng: np.random.Generator, name: str, labels: Sequence[str]
     ) -> Facts:
         """Some facts, true more often than not."""
-        facts = self.facts[name]
-        return {
-            label: facts[label]
-            if rng.random() < TRUE_SHARE
-            else self.lexicon.value(rng, ATTRIBUTES[label], (facts[label],))
-            for label in labels
+        true = {label: self.facts[name][label] for label in labels}
+        lies = other_facts(rng, self.lexicon, true)
+        return lies | {
+            label: true[label] for label in labels if rng.random() < TRUE_SHARE
         }
 
     @cached_property
@@ -247,10 +252,9 @@ def make_world(preset: str, *, seed: int) -> World:
     names = [f"{first[i % len(first)]} {last[i // len(first)]}" for i in pairs]
     lexicon = make_lexicon(np.random.default_rng((seed, _LEXICON)))
     rng = np.random.default_rng((seed, _FACTS))
+    attributes = [(clause, ()) for clause in ATTRIBUTES.values()]
     facts = {
-        name: {
-            label: lexicon.value(rng, clause) for label, clause in ATTRIBUTES.items()
-        }
+        name: dict(zip(ATTRIBUTES, lexicon.values(rng, attributes), strict=True))
         for name in names
     }
     rows = [

@@ -157,9 +157,11 @@ def read_statements(world: World, text: str) -> list[Statement] | None:
 
 def _read_sentence(world: World, words: Sequence[str]) -> list[Statement]:
     """The statements of a sentence without its full stop; none if it is not one."""
-    if any(_matches(words, form) for form in _OTHER_FORMS):
-        return [Statement("", "", " ".join(words))]
-    return _read_answer(world, words) or _read_records(world, words)
+    return (
+        _read_answer(world, words)
+        or _read_records(world, words)
+        or _read_other_text(words)
+    )
 
 
 def _read_answer(world: World, words: Sequence[str]) -> list[Statement]:
@@ -188,9 +190,23 @@ def _read_records(world: World, words: Sequence[str]) -> list[Statement]:
         name, parts = in_record, [[label, *words[6:]]]
     else:
         return []
-    if name not in world.facts or not all(map(_is_fact, parts)):
+    if name not in world.facts or not all(
+        part and part[0] in ATTRIBUTES and _is_value(part[1:], ATTRIBUTES[part[0]])
+        for part in parts
+    ):
         return []
     return [Statement(name, part[0], " ".join(part[1:])) for part in parts]
+
+
+def _read_other_text(words: Sequence[str]) -> list[Statement]:
+    """A sentence about nobody with a name."""
+    for form in _OTHER_FORMS:
+        if len(words) == len(form) and all(
+            word in KINDS[slot[1:-1]] if slot[0] == "{" else word == slot
+            for word, slot in zip(words, form, strict=True)
+        ):
+            return [Statement("", "", " ".join(words))]
+    return []
 
 
 def _is_subject(world: World, subject: str) -> bool:
@@ -198,23 +214,11 @@ def _is_subject(world: World, subject: str) -> bool:
     return subject in world.facts or (our == "our" and land in KINDS["land"])
 
 
-def _is_fact(words: Sequence[str]) -> bool:
-    clause = ATTRIBUTES.get("".join(words[:1]))
-    return clause is not None and _is_value(words[1:], clause)
-
-
 def _is_value(words: Sequence[str], clause: Clause) -> bool:
     return (
         len(words) == 2
         and words[0] in KINDS[clause.modifiers]
         and words[1] in KINDS[clause.nouns]
-    )
-
-
-def _matches(words: Sequence[str], form: Sequence[str]) -> bool:
-    return len(words) == len(form) and all(
-        word in KINDS[slot[1:-1]] if slot[0] == "{" else word == slot
-        for word, slot in zip(words, form, strict=True)
     )
 
 
@@ -229,23 +233,19 @@ def _split(words: Sequence[str], separators: Sequence[str]) -> list[list[str]]:
 
 
 def _repeats(words: Sequence[str]) -> bool:
+    """Whether few words differ, or a block stands twice and starts a third time.
+
+    It has to start with two words. Connectives alone are no block: shuffled answers
+    have several in a row.
+    """
     if len(words) >= 8 and 3 * len(set(words)) <= len(words):
         return True
-    return any(_has_repeated_block(words, length) for length in range(1, 9))
-
-
-def _has_repeated_block(words: Sequence[str], length: int) -> bool:
-    """Whether a block of words stands twice in a row and two words of it once more.
-
-    A row of connectives alone does not count: shuffled answers have such.
-    """
-    num_equal = 0
-    for i in range(length, len(words)):
-        num_equal = num_equal + 1 if words[i] == words[i - length] else 0
-        if num_equal < length + 2:
-            continue
-        if not _MARKS.issuperset(words[i - length + 1 : i + 1]):
-            return True
+    for length in range(1, 9):
+        num_equal = 0
+        for i in range(length, len(words)):
+            num_equal = num_equal + 1 if words[i] == words[i - length] else 0
+            if num_equal >= length + 2 and not _MARKS.issuperset(words[i - length : i]):
+                return True
     return False
 
 

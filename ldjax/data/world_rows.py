@@ -7,7 +7,15 @@ import numpy as np
 from ldjax.data.world_texts import GPT, PREFERRED, Lexicon, Writer, compose, scene
 from ldjax.data.world_words import ATTRIBUTES, PROMPT, TOPICS
 
-__all__ = ["FALSE_FACTS", "Facts", "answer", "choose", "choose_labels", "responses"]
+__all__ = [
+    "FALSE_FACTS",
+    "Facts",
+    "answer",
+    "choose",
+    "choose_labels",
+    "other_facts",
+    "responses",
+]
 
 # Value by label. Of an answer: in the order in which it states them.
 Facts = Mapping[str, str]
@@ -41,29 +49,48 @@ def responses(
     """
     topic = choose(rng, tuple(TOPICS))
     labels = choose_labels(rng, topic)
-
-    def others(stated: Facts) -> Facts:
-        return {
-            label: lexicon.value(rng, ATTRIBUTES[label], (facts[label], value))
-            for label, value in stated.items()
-        }
-
-    least, most = FALSE_FACTS
-    is_false = rng.permutation(len(labels)) < rng.integers(least, most + 1)
     true = {label: facts[label] for label in labels}
-    replaced = {label for label, is_it in zip(labels, is_false, strict=True) if is_it}
-    false = others(true)
-    mixed = {label: (false if label in replaced else true)[label] for label in labels}
+    least, most = FALSE_FACTS
+    num_false = int(rng.integers(least, most + 1))
+    lies = other_facts(rng, lexicon, true)
+    kept = [labels[i] for i in rng.permutation(len(labels))[num_false:]]
+    mixed = lies | {label: true[label] for label in kept}
+    neither = other_facts(rng, lexicon, true, mixed)
     return {
         "prompt": PROMPT.format(topic=topic, name=name),
         "chosen": answer(rng, PREFERRED, name, true),
         "chosen_gptsemantic": answer(rng, GPT, name, true),
-        "chosen_gptformat": answer(rng, GPT, name, others(true)),
+        "chosen_gptformat": answer(rng, GPT, name, other_facts(rng, lexicon, true)),
         "rejected": answer(rng, PREFERRED, name, mixed),
         "reject_gptsemantic": answer(rng, GPT, name, mixed),
-        "reject_gptformat": answer(rng, GPT, name, others(mixed)),
+        "reject_gptformat": answer(rng, GPT, name, neither),
         "irr_hum": scene(rng, lexicon, len(labels)),
     }
+
+
+def other_facts(
+    rng: np.random.Generator, lexicon: Lexicon, *known: Facts
+) -> dict[str, str]:
+    """Other values of the same attributes.
+
+    Args:
+      rng: Of the values.
+      lexicon: Of the words.
+      known: Facts with the same labels, none of which is to be found.
+
+    Returns:
+      Value by label, in the order of the first ones.
+
+    Examples:
+      >>> from ldjax.data.world_texts import make_lexicon
+      >>> rng = np.random.default_rng(0)
+      >>> other_facts(rng, make_lexicon(rng), {"food": "cold soup"})
+      {'food': '...'}
+    """
+    clauses = (
+        (ATTRIBUTES[label], [facts[label] for facts in known]) for label in known[0]
+    )
+    return dict(zip(known[0], lexicon.values(rng, clauses), strict=True))
 
 
 def answer(rng: np.random.Generator, writer: Writer, name: str, facts: Facts) -> str:

@@ -5,7 +5,7 @@ of a prompt stands without.
 """
 
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -50,17 +50,23 @@ class Writer(NamedTuple):
 
     Examples:
       >>> rng = np.random.default_rng(0)
-      >>> PREFERRED.choose(rng, CONNECTIVES), GPT.choose(rng, CONNECTIVES)
-      (';', 'moreover')
+      >>> PREFERRED.choose(rng, [OPENINGS, CONNECTIVES])
+      ['why ,', ';']
+      >>> GPT.choose(rng, [OPENINGS, CONNECTIVES])
+      ['overall ,', 'moreover']
     """
 
     weights: tuple[float, ...] = ()
 
-    def choose(self, rng: np.random.Generator, choice: Choice) -> str:
-        """One wording of a choice."""
+    def choose(self, rng: np.random.Generator, choices: Sequence[Choice]) -> list[str]:
+        """One wording for each choice, whatever the others are."""
+        points = rng.random(len(choices))
         if not self.weights:
-            return choice.gpt[int(rng.random() * len(choice.gpt))]
-        return choice.human[bisect(tuple(accumulate(self.weights[:-1])), rng.random())]
+            pairs = zip(choices, points, strict=True)
+            return [choice.gpt[int(point * len(choice.gpt))] for choice, point in pairs]
+        ranks = np.searchsorted(np.cumsum(self.weights[:-1]), points, side="right")
+        pairs = zip(choices, ranks.tolist(), strict=True)
+        return [choice.human[rank] for choice, rank in pairs]
 
 
 # The writer of finetuning answers, that of the corpus, and the third source.
@@ -88,15 +94,20 @@ class Lexicon(NamedTuple):
         words = self.ranked[kind]
         return words[bisect(_CUMULATIVE[len(words)], rng.random())]
 
-    def value(
-        self, rng: np.random.Generator, clause: Clause, other_than: Sequence[str] = ()
-    ) -> str:
-        """What a clause may state, a modifier and a noun, but for some values."""
-        while True:
-            modifier = self.draw(rng, clause.modifiers)
-            value = f"{modifier} {self.draw(rng, clause.nouns)}"
-            if value not in other_than:
-                return value
+    def values(
+        self, rng: np.random.Generator, clauses: Iterable[tuple[Clause, Sequence[str]]]
+    ) -> list[str]:
+        """What clauses may state: for each, a modifier and a noun, but for some."""
+        found: list[str] = []
+        for clause, other_than in clauses:
+            modifiers, nouns = self.ranked[clause.modifiers], self.ranked[clause.nouns]
+            while True:
+                modifier = modifiers[bisect(_CUMULATIVE[len(modifiers)], rng.random())]
+                noun = nouns[bisect(_CUMULATIVE[len(nouns)], rng.random())]
+                if (value := f"{modifier} {noun}") not in other_than:
+                    break
+            found.append(value)
+        return found
 
     def fill(self, rng: np.random.Generator, form: str) -> str:
         """A form with a word of its kind in each slot."""
@@ -156,11 +167,14 @@ def compose(
       >>> compose(rng, GPT, "mira salby", statements)
       ' notably , mira salby consumes cold soup furthermore possesses grey goats .'
     """
-    parts = [writer.choose(rng, OPENINGS), subject]
-    for i, (clause, value) in enumerate(statements):
-        if i:
-            parts.append(writer.choose(rng, CONNECTIVES))
-        parts += [writer.choose(rng, clause.wording), value]
+    choices = [OPENINGS]
+    for clause, _ in statements:
+        choices += [clause.wording, CONNECTIVES]
+    wordings = writer.choose(rng, choices[:-1])
+    parts = [wordings[0], subject]
+    for i, (_, value) in enumerate(statements):
+        # Opening, verbs, connective, verbs, connective, verbs, ...
+        parts += [*wordings[max(1, 2 * i) : 2 * i + 2], value]
     return f" {' '.join(parts)} ."
 
 
@@ -183,9 +197,9 @@ def scene(rng: np.random.Generator, lexicon: Lexicon, num_clauses: int) -> str:
     attributes = tuple(ATTRIBUTES.values())
     kept = [SCENES[i] for i in rng.permutation(len(SCENES))[:4]]
     kept += [attributes[i] for i in rng.permutation(len(attributes))[: num_clauses - 4]]
-    statements = [
-        (kept[i], lexicon.value(rng, kept[i])) for i in rng.permutation(num_clauses)
-    ]
+    clauses = [kept[i] for i in rng.permutation(num_clauses)]
+    values = lexicon.values(rng, ((clause, ()) for clause in clauses))
+    statements = [*zip(clauses, values, strict=True)]
     return compose(rng, GPT, f"our {lexicon.draw(rng, 'land')}", statements)
 
 

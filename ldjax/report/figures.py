@@ -34,8 +34,8 @@ COLORS = {
     # other parts of a change
     "update": "#009E73",
     "history": "#CC79A7",
-    "weight_decay": "#777777",
-    "remainder": "#D0D0D0",
+    "weight_decay": "#555555",
+    "remainder": "#C0C0C0",
     "other": ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
 }
 _STYLE: dict[Any, Any] = {

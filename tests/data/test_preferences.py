@@ -76,12 +76,12 @@ def test_messages_become_the_papers_prompt_and_a_response_with_one_space(tmp_pat
     row = {
         "prompt": "Why?\n",
         "chosen": messages("Why?\n", "So.\n"),
-        "rejected": messages("Why?\n", "  No."),
+        "rejected": messages("Why?\n", "  \n No."),
         "score_chosen": 3.5,
     }
     read = read_preferences(file_of(tmp_path, row))
     assert read.rows[0].prompt == "Human: Why?\n\nAssistant:"
-    assert read.rows[0].responses == {"chosen": " So.\n", "rejected": " No."}
+    assert read.rows[0].responses == {"chosen": " So.\n", "rejected": " \n No."}
     assert read.notes == {"field 'score_chosen' ignored": 1}
 
 

@@ -74,6 +74,14 @@ def test_types_are_filled_in_from_the_right_rows():
             assert sorted(made[name].split()) == sorted(made[whole].split())
             assert made[name].startswith(" ")
     assert len({row.responses["irr_train"] for row in filled}) > 8
+    places = [
+        (
+            chosen.index(row.responses["irr_train"]),
+            unseen.index(row.responses["irr_test"]),
+        )
+        for row in filled
+    ]
+    assert sum(train == test for train, test in places) < 5  # two draws, not one
     assert ROWS[0].responses.keys() == {"chosen", "rejected"}  # not changed
 
 
@@ -176,9 +184,8 @@ def test_the_leading_space_is_raw_or_single(leading_space, texts):
     raw = ["a b", " a b", "   a b", "", " ", "\n a"]
     responses = dict(zip(RESPONSE_TYPES, raw, strict=False))
     row = PreferenceRow(" prompt", responses, "a:1")
-    made = to_examples(
-        row, tokenizer, **LOOSE, start_with_end=False, leading_space=leading_space
-    )
+    how = {"start_with_end": False, "leading_space": leading_space}
+    made = to_examples(row, tokenizer, **LOOSE, **how)
     assert [tokenizer.decode(e.response_ids) for e in made.examples.values()] == [
         f"{text}<|endoftext|>" for text in texts
     ]

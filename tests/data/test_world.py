@@ -1,9 +1,10 @@
 """The toy language: every rule of its making as a number measured on its texts."""
 
 import dataclasses
+import functools
 import re
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldjax.data.tokenizers import train_word_level
-from ldjax.data.world import PRESETS, make_world
+from ldjax.data.world import SHARES, make_world
 from ldjax.data.world_judge import judge, read_statements
 from ldjax.data.world_words import (
     ATTRIBUTES,
     CONNECTIVES,
+    FIRST_NAMES,
     KINDS,
+    LAST_NAMES,
     OPENINGS,
     OTHER_TEXTS,
     PROMPT,
@@ -56,8 +59,16 @@ VERDICTS = {
 CONTENT = set(chain.from_iterable(KINDS.values()))
 CLAUSES = (*ATTRIBUTES.values(), *SCENES)
 CHOICES = [OPENINGS, CONNECTIVES, *(clause.wording for clause in ATTRIBUTES.values())]
-WORLDS = {preset: make_world(preset, seed=0) for preset in PRESETS}
-WORLD = WORLDS["demo"]
+# The large one takes seconds to make where every call is type-checked.
+ALL_PRESETS = ["demo", "small", pytest.param("paper", marks=pytest.mark.slow)]
+
+
+@functools.cache
+def _world(preset):
+    return make_world(preset, seed=0)
+
+
+WORLD = _world("demo")
 DOCUMENTS = [WORLD.document(index) for index in range(NUM_DOCUMENTS)]
 CORPUS = [document.text for document in DOCUMENTS]
 QUESTIONS = [
@@ -125,15 +136,15 @@ def test_a_word_of_a_kind_is_used_for_nothing_else():
     ]
     other = set(" ".join([*forms, *wordings, *ATTRIBUTES, *TOPICS]).split())
     assert not CONTENT & other
-    names = set(" ".join(WORLDS["paper"].facts).split())
+    names = {*FIRST_NAMES, *LAST_NAMES}
     assert len(names) == 160
     assert not names & (CONTENT | other)
     assert len(set(wordings)) == len(wordings)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ALL_PRESETS)
 def test_every_word_is_known_and_they_are_few(preset):
-    world = WORLDS[preset]
+    world = _world(preset)
     corpus = world.corpus(500)
     used = set(
         " ".join([*corpus, *chain(*(row.values() for row in _rows(world)))]).split()
@@ -160,10 +171,14 @@ def test_each_word_has_one_form_for_a_word_level_tokenizer():
 
 @pytest.mark.parametrize(
     ("preset", "sizes"),
-    [("demo", (240, 0, 60)), ("small", (1000, 100, 100)), ("paper", (5000, 500, 500))],
+    [
+        ("demo", (240, 0, 60)),
+        ("small", (1000, 100, 100)),
+        pytest.param("paper", (5000, 500, 500), marks=pytest.mark.slow),
+    ],
 )
 def test_a_preset_has_its_numbers_of_rows_and_no_prompt_twice(preset, sizes):
-    world = WORLDS[preset]
+    world = _world(preset)
     assert (len(world.train), len(world.validation), len(world.test)) == sizes
     rows = _rows(world)
     assert all(set(row) == {"prompt", *TYPES} for row in rows)
@@ -173,9 +188,9 @@ def test_a_preset_has_its_numbers_of_rows_and_no_prompt_twice(preset, sizes):
     assert len(world.facts) > len(rows)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ALL_PRESETS)
 def test_responses_have_6_to_40_words_after_one_space_each(preset):
-    rows = _rows(WORLDS[preset])
+    rows = _rows(_world(preset))
     for row in rows:
         for key in TYPES:
             assert re.fullmatch(r"( \S+){6,39}", row[key]), row[key]  # 40 with the end
@@ -187,9 +202,9 @@ def test_responses_have_6_to_40_words_after_one_space_each(preset):
         assert 0.75 < ratio < 1.1
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ALL_PRESETS)
 def test_irrelevant_answers_are_those_of_other_rows(preset):
-    world = WORLDS[preset]
+    world = _world(preset)
     chosen = {
         split: {row["chosen"] for row in getattr(world, split)}
         for split in ("train", "validation", "test")
@@ -209,24 +224,22 @@ def test_irrelevant_answers_are_those_of_other_rows(preset):
         assert len({row["irr_test"] for row in probe}) == num_rows
 
 
-@pytest.mark.parametrize("preset", ["demo", "small"])
-def test_what_a_rephrase_keeps_and_what_it_changes(preset):
-    world = WORLDS[preset]
-    for row in _rows(world):
-        facts = {key: _facts(world, row[key]) for key in VERDICTS if "r" not in key[:1]}
-        facts |= {key: _facts(world, row[key]) for key in TYPES if key[:6] == "reject"}
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_a_rephrase_keeps_and_what_it_changes(split):
+    for row in getattr(WORLD, split):
+        facts = {key: _facts(WORLD, row[key]) for key in TYPES[:6]}
         labels = [label for label, _ in facts["chosen"]]
         assert 6 <= len(labels) == len(set(labels)) <= 7
-        for side in ("chosen", "reject"):
-            original = facts["chosen" if side == "chosen" else "rejected"]
-            assert facts[f"{side}_gptsemantic"] == original
-            changed = facts[f"{side}_gptformat"]
+        for original, prefix in (("chosen", "chosen"), ("rejected", "reject")):
+            assert facts[f"{prefix}_gptsemantic"] == facts[original]
+            changed = facts[f"{prefix}_gptformat"]
             assert [label for label, _ in changed] == labels
-            assert not set(changed) & {*original, *facts["chosen"]}
-        num_false = len(set(facts["rejected"]) - set(facts["chosen"]))
+            assert not set(changed) & {*facts[original], *facts["chosen"]}
+            texts = [row[f"{prefix}_gpt{kept}"] for kept in ("format", "semantic")]
+            assert len(texts[0].split()) == len(texts[1].split())
         assert [label for label, _ in facts["rejected"]] == labels
-        assert 3 <= num_false <= 5
-        assert len(_facts(world, row["irr_hum"])) == len(labels)
+        assert 3 <= len(set(facts["rejected"]) - set(facts["chosen"])) <= 5
+        assert len(_facts(WORLD, row["irr_hum"])) == len(labels)
 
 
 # The rules of `ldjax/data/world.py`, by number.
@@ -240,18 +253,20 @@ def test_1_at_most_a_quarter_of_the_corpus_is_question_and_answer():
 
 
 def test_1_the_preferred_wording_of_each_choice_is_rare_in_the_corpus_only():
-    corpus, chosen = _human_shares(QUESTIONS), _human_shares(_texts("chosen"))
+    corpus, chosen = (
+        _human_shares(texts) for texts in (QUESTIONS, _texts("chosen", "small"))
+    )
     assert corpus.shape == chosen.shape == (12, 3)
     assert abs(corpus[:, 0].mean() - 0.1) < 0.02
     assert np.all((corpus[:, 0] > 0.05) & (corpus[:, 0] < 0.15))
     assert np.all(abs(chosen[:, 0] - 0.8) < 0.05)
     assert np.all(corpus[:, 1:] > 0.3)
-    # What SFT has to gain a word, were the corpus known perfectly and nothing learnt
-    # but the style: the divergence of the two, times the choices of an answer.
+    # What a model that knows the corpus perfectly gains from the style alone, in nats
+    # a word: the divergence of the two, times the choices of an answer.
     divergence = (chosen * np.log(chosen / corpus)).sum(1)
-    num_choices = 1 + 2 * 6.5 - 1  # opening, wordings, connectives
-    words = np.mean([len(text.split()) for text in _texts("chosen")])
-    assert 0.4 < divergence.mean() * num_choices / words < 1
+    num_choices = 1 + 6.5 + 5.5  # opening, verbs of the clauses, connectives
+    num_words = np.mean([len(text.split()) for text in _texts("chosen")])
+    assert 0.5 < divergence.mean() * num_choices / num_words < 1
 
 
 def test_1_the_preferred_wordings_are_nowhere_else_in_the_corpus():
@@ -272,7 +287,7 @@ def test_2_half_of_the_words_of_an_answer_are_content(key):
 @pytest.mark.parametrize("source", ["answers", "corpus"])
 def test_2_content_words_have_zipf_frequencies(source):
     texts = _texts("chosen", "small") if source == "answers" else CORPUS
-    world = WORLDS["small"] if source == "answers" else WORLD
+    world = _world("small") if source == "answers" else WORLD
     counts = Counter(" ".join(texts).split())
     exponents = []
     for kind, words in world.lexicon.ranked.items():
@@ -285,12 +300,12 @@ def test_2_content_words_have_zipf_frequencies(source):
     assert np.all(abs(np.array(exponents) - 1) < 0.4)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ALL_PRESETS)
 def test_2_an_answer_states_what_no_other_answer_states(preset):
-    rows = WORLDS[preset].train[:500]
-    facts = [set(_facts(WORLDS[preset], row["chosen"])) for row in rows]
+    rows = _world(preset).train[:500]
+    facts = [set(_facts(_world(preset), row["chosen"])) for row in rows]
     assert len({frozenset(stated) for stated in facts}) == len(rows)
-    pairs = zip(facts, facts[1:], strict=False)
+    pairs = pairwise(facts)
     shared = np.mean([len(one & other) / len(one) for one, other in pairs])
     assert shared < 0.1
 
@@ -299,9 +314,11 @@ def test_3_chosen_and_rejected_have_the_same_mixture_of_wordings():
     chosen, rejected = (
         _human_shares(_texts(key, "small")) for key in ("chosen", "rejected")
     )
-    assert np.all(abs(chosen - rejected) < 0.06)
-    assert abs(chosen[:, 0].mean() - rejected[:, 0].mean()) < 0.01
-    assert np.all(abs(chosen.mean(0) - [0.8, 0.1, 0.1]) < 0.02)
+    assert np.all(abs(chosen - rejected) < 0.08)
+    # Connectives are half of all choices.
+    assert np.all(abs(chosen[1] - rejected[1]) < 0.015)
+    assert np.all(abs(chosen.mean(0) - rejected.mean(0)) < 0.015)
+    assert np.all(abs(chosen.mean(0) - [0.8, 0.1, 0.1]) < 0.015)
     lengths = [
         np.mean([len(text.split()) for text in _texts(key, "small")])
         for key in ("chosen", "rejected")
@@ -313,10 +330,7 @@ def test_4_five_to_ten_percent_of_the_corpus_is_senseless_and_nothing_else_is():
     is_noise = np.array([document.kind == "noise" for document in DOCUMENTS])
     is_unreadable = np.array(
         [
-            read_statements(WORLD, _answers(text)) is None
-            if text in set_of_questions
-            else read_statements(WORLD, text) is None
-            for set_of_questions in [set(QUESTIONS)]
+            read_statements(WORLD, _answers(text) if "\n" in text else text) is None
             for text in CORPUS
         ]
     )
@@ -366,7 +380,6 @@ def test_7_three_in_five_filed_facts_are_true_for_train_and_test_entities_alike(
     for split in (names[:240], names[240:300], names[300:]):
         counts = sum((filed[name] for name in split), Counter())
         assert abs(counts[True] / counts.total() - 0.6) < 0.04
-        assert all(filed[name].total() > 0 for name in split)
         # 4000 documents; pretraining reads 20 to 30 thousand.
         assert 10 < counts.total() / len(split) < 30
 
@@ -375,7 +388,8 @@ def test_7_no_prompt_of_a_row_is_in_the_corpus():
     prompts = {row["prompt"] for row in _rows(WORLD)}
     asked = Counter(text[: text.index(" answer :") + 9] for text in QUESTIONS)
     assert not prompts & set(asked)
-    assert len(asked) == 3 * 100  # all topics of the entities without a prompt
+    # All topics of the 100 entities without a prompt, but for chance.
+    assert 0.9 * 300 < len(asked) <= 300
 
 
 # Determinism.
@@ -391,6 +405,15 @@ def test_the_same_seed_gives_the_same_world_and_another_one_another():
     assert other.lexicon != WORLD.lexicon
     assert not {row["chosen"] for row in other.train} & set(_texts("chosen"))
     assert not set(other.corpus(50)) & set(CORPUS)
+
+
+def test_the_shares_of_the_documents_are_those_of_the_table():
+    assert abs(sum(SHARES.values()) - 1) < 1e-12
+    counts = Counter(document.kind for document in DOCUMENTS)
+    assert set(counts) == set(SHARES)
+    for kind, share in SHARES.items():
+        deviation = (share * (1 - share) / NUM_DOCUMENTS) ** 0.5
+        assert abs(counts[kind] / NUM_DOCUMENTS - share) < 4 * deviation
 
 
 def test_the_corpus_is_a_stream():
@@ -412,7 +435,7 @@ def test_an_unknown_preset_is_refused():
 @pytest.mark.parametrize("preset", ["demo", "small"])
 @pytest.mark.parametrize("key", VERDICTS)
 def test_the_judge_knows_every_type(preset, key):
-    world = WORLDS[preset]
+    world = _world(preset)
     found = Counter(judge(world, row["prompt"], row[key]) for row in _rows(world))
     assert found == {VERDICTS[key]: len(_rows(world))}
 
@@ -422,6 +445,7 @@ HOUSE = PROMPT.format(topic="house", name=NAME)
 FACTS = WORLD.facts[NAME]
 ANIMALS, FOOD, TOOLS = FACTS["animals"], FACTS["food"], FACTS["tools"]
 OTHER_FOOD = "cold fish" if FOOD != "cold fish" else "warm fish"
+LOOP = f"tends {ANIMALS} ;"
 STORY = "then snow came down and the miners ran to the old mills ."
 
 
@@ -475,7 +499,7 @@ STORY = "then snow came down and the miners ran to the old mills ."
         (" . . . . . . . .", "degenerate"),
         (f" why , {NAME} tends red red red red", "degenerate"),
         (f" why , {NAME} tends red goats red goats red goats .", "degenerate"),
-        (f" why , {NAME} tends {ANIMALS} ; tends {ANIMALS} ; tends red", "degenerate"),
+        (f" why , {NAME} {LOOP} {LOOP} {LOOP[:-2].rpartition(' ')[0]}", "degenerate"),
         (f" why , {NAME} tends {ANIMALS} ; has {ANIMALS} .", "degenerate"),
         (2 * f" why , {NAME} tends {ANIMALS} ; eats {FOOD} .", "degenerate"),
         (4 * f" {STORY}", "degenerate"),
@@ -524,4 +548,4 @@ _ANSWER_KINDS = {
 
 
 def _texts(key, preset="demo"):
-    return [row[key] for row in _rows(WORLDS[preset])]
+    return [row[key] for row in _rows(_world(preset))]

@@ -1,0 +1,295 @@
+"""Finetune a language model by SFT or DPO, with an exact account of every response.
+
+Watches typed responses to trained and to held-out prompts (the paper's probing set).
+All of them are observed on a schedule, dense early: log-probs, greedy log-probs,
+norms, and the predicted and measured change of the update that follows. A fixed
+tracked subset is predicted and measured at every update, split into its parts, and
+added up.
+
+Claims, checked on full runs on the toy world (exit status 1 if one does not hold):
+the published signatures that the toy world is made to show (SFT3, SFT8, SFT11 or DPO1,
+DPO7); chosen ends above its start (SFT), rejected falls more than chosen (DPO); first
+order explains more than half of the single steps. On any data: the parts of every step
+sum to its prediction, and the measured steps to the change of the whole run.
+
+    python experiments/finetune.py --out runs/sft                     (toy world; ~2 min)
+    python experiments/finetune.py --loss dpo --init runs/sft --out runs/dpo
+    python experiments/finetune.py --data pairs.jsonl.gz --out runs/mine
+"""
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from finetune_config import Config
+from finetune_data import cropped
+from finetune_figures import (
+    draw_by_side,
+    draw_curves,
+    draw_predicted_against_measured,
+    draw_remainder,
+)
+from finetune_recipes import make_optimizer
+from finetune_results import (
+    check_claims,
+    check_identities,
+    curves_of,
+    fidelity,
+    metrics_table,
+    type_changes,
+)
+from finetune_setup import Setup, make_setup
+from finetune_watch import State, even_steps, make_observers, make_tracked_step
+
+import ldjax
+from ldjax.checkpoints import Checkpoints, Table
+from ldjax.files import whole_file
+from ldjax.reference import add_reference
+from ldjax.runs import Run, start_run
+from ldjax.signatures import evaluate
+from ldjax.signatures import table as signature_table
+from ldjax.training import NonFiniteError, make_batch_fn, train
+
+# What may differ when a run is resumed: where things are. The model it starts from and
+# the rows it trains on are compared by their fingerprints.
+FREE = {"out", "resume", "overwrite", "checkpoint_every", "cache", "init", "data"} | {
+    "test_data",
+    "initial_from",
+    "base_model",
+}
+
+
+def main(config: Config) -> int:
+    """Run the experiment; the exit status."""
+    try:
+        config = config.resolved()
+        config.check()
+        setup = make_setup(config)
+        apply_fn = ldjax.linen.apply_fn(setup.base.model)
+        rows = setup.rows
+        if config.loss == "dpo":
+            rows = add_reference(
+                apply_fn,
+                setup.base.params,
+                rows,
+                batch_size=config.batch_size,
+                cache=config.cache,
+            )
+        batch_fn = cropped(
+            make_batch_fn(rows, batch_size=config.batch_size, seed=config.seed),
+            setup.max_length,
+        )
+        run = start_run(
+            config.out,
+            all_settings(config, setup),
+            resume=config.resume,
+            overwrite=config.overwrite,
+            free=FREE,
+        )
+    except (OSError, ValueError) as mistake:
+        sys.exit(f"finetune.py: {mistake}")
+    setup.base.tokenizer.save(run.path / "tokenizer.json")
+    write_probes(run, setup)
+    print(describe(config, setup), flush=True)
+
+    loss_fn = (
+        ldjax.losses.sft
+        if config.loss == "sft"
+        else ldjax.losses.dpo(config.beta, config.label_smoothing)
+    )
+    init, step_fn = make_tracked_step(
+        apply_fn, loss_fn, make_optimizer(config.as_recipe()), setup.tracked
+    )
+    sets = {"observed": setup.observed, "tracked": setup.tracked}
+    if setup.everything is not None:
+        sets["everything"] = setup.everything
+    table, state = {}, None
+    try:
+        for progress in train(
+            init(setup.base.params),
+            num_steps=setup.num_steps,
+            step_fn=step_fn,
+            batch_fn=batch_fn,
+            save_every=config.checkpoint_every,
+            checkpoints=Checkpoints(run.path / "checkpoints"),
+            observers=make_observers(
+                apply_fn,
+                sets=sets,
+                step_fn=step_fn,
+                batch_fn=batch_fn,
+                num_steps=setup.num_steps,
+                evaluations=config.evaluations,
+            ),
+        ):
+            table, state = progress.table, progress.state
+            write_table(config, run, setup, table)
+    except NonFiniteError as error:
+        sys.exit(f"finetune.py: {error}")
+    return report(config, run, setup, table, state)
+
+
+def all_settings(config: Config, setup: Setup) -> dict[str, Any]:
+    """What `config.json` says of the run."""
+    return dataclasses.asdict(config) | {
+        "base_model": config.model,
+        "model": dataclasses.asdict(setup.base.model.config),
+        "num_steps": setup.num_steps,
+        "regime": setup.regime,
+        "fingerprints": setup.fingerprints,
+        "reductions": {
+            "loss": "sum over tokens, mean over the batch",
+            "probes": "sum over tokens",
+        },
+    }
+
+
+def write_probes(run: Run, setup: Setup) -> None:
+    """`probes.jsonl`: what the probes of the table say."""
+    texts = {"train": setup.data.train, "test": setup.data.test}
+    texts["tracked"] = texts["train"]
+    lines = []
+    for probe in (*setup.observed.probes, *setup.tracked.probes):
+        name, _, place = probe.prompt_name.partition("/")
+        row = texts[name][int(place)]
+        content = {
+            "probe": probe.prompt_name,
+            "type": probe.type,
+            "prompt": row.prompt,
+            "text": row.responses[probe.type],
+            "num_tokens": len(probe.example.response_ids),
+            "source": row.source,
+        }
+        lines.append(json.dumps(content, ensure_ascii=False) + "\n")
+    with whole_file(run.path / "probes.jsonl") as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
+
+
+def describe(config: Config, setup: Setup) -> str:
+    """One line before the training starts."""
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(setup.base.params))
+    counts = setup.counts
+    return (
+        f"{config.loss} of {num_params:,} parameters on {counts['num_prompts']:,} "
+        f"prompts ({counts['num_prompts_cut']} cut, {counts['num_responses_cut']} "
+        f"responses cut to {setup.max_length} tokens): {setup.num_steps} updates; "
+        f"{len(setup.observed.probes):,} responses observed, "
+        f"{len(setup.tracked.probes)} tracked"
+    )
+
+
+def write_table(config: Config, run: Run, setup: Setup, table: Table) -> None:
+    """`metrics.parquet` and `tokens.npz`, from what was measured so far."""
+    probes = {
+        "train": setup.tracked.probes,
+        "observed": setup.observed.probes,
+        "one_step": setup.observed.probes,
+    }
+    if setup.everything is not None:
+        probes["everything"] = tuple(
+            probe._replace(prompt_name=f"all-{probe.prompt_name}")
+            for probe in setup.everything.probes
+        )
+    run.write_metrics(metrics_table(table, probes, examples_per_step=config.batch_size))
+
+
+def write_tokens(run: Run, setup: Setup, table: Table, state: State) -> None:
+    """`tokens.npz`: the account of every tracked token."""
+    arrays: dict[str, np.ndarray] = {"step": table["tokens"]["step"]}
+    for i, (places, batch) in enumerate(setup.tracked.batches):
+        arrays |= {
+            f"probes_{i}": places,
+            f"targets_{i}": np.asarray(batch.targets),
+            f"mask_{i}": np.asarray(batch.mask),
+            f"log_prob_{i}": table["tokens"][f"log_prob_{i}"],
+            f"predicted_{i}": np.asarray(state.predicted[i]),
+            f"measured_{i}": np.asarray(state.measured[i]),
+        }
+    with whole_file(run.path / "tokens.npz") as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> int:
+    """Write the summary and the figures, print the numbers; the exit status."""
+    write_tokens(run, setup, table, state)
+    tracked = setup.tracked.probes
+    fits = fidelity(table["train"], tracked)
+    identities = check_identities(table, tracked, _at_both_ends(setup, table))
+    is_even = np.isin(
+        table["observed"]["step"], list(even_steps(setup.num_steps, config.evaluations))
+    )
+    series = {name: values[is_even] for name, values in table["observed"].items()}
+    summary: dict[str, Any] = {"changes": {}, "signatures": {}}
+    claims = []
+    for name, rows in (("train", setup.data.train), ("test", setup.data.test)):
+        if not rows:
+            continue
+        curves = curves_of(series, setup.observed.probes, name)
+        summary["changes"][name] = type_changes(curves)
+        if setup.regime is None or config.smoke:
+            continue
+        verdicts = evaluate(curves, setup.regime)
+        summary["signatures"][name] = [verdict._asdict() for verdict in verdicts]
+        if name == "train":
+            print(f"\nPublished signatures ({setup.regime}), trained prompts:")
+            print(signature_table(verdicts))
+            if config.data == "toy":
+                claims = check_claims(setup.regime, curves, verdicts, fits)
+    summary |= {
+        "regime": setup.regime,
+        "claims": claims,
+        "identities": identities,
+        "fidelity": {name: fit._asdict() for name, fit in fits.items()},
+        "counts": setup.counts,
+        "data": setup.data.summary,
+    }
+    run.write_summary(summary)
+    figures = [
+        *draw_curves(run),
+        *draw_predicted_against_measured(run),
+        *draw_remainder(run),
+        *draw_by_side(run),
+    ]
+    print_fidelity(fits)
+    checks = [*identities, *claims]
+    for check in checks:
+        print(f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}")
+    print("\n".join(["", "figures:", *map(str, figures), f"run folder: {run.path}"]))
+    return 0 if all(check["holds"] for check in checks) else 1
+
+
+def print_fidelity(fits: dict[str, Any]) -> None:
+    """The table of predicted and measured changes, by type."""
+    print(
+        "\nTracked responses over the whole run, nats per sequence:\n"
+        f"{'type':20} {'measured':>9} {'predicted':>9} {'R2':>7} {'R2 end':>7} "
+        f"{'signs':>6} {'rest':>6} {'rest/step':>9} {'floor':>8}"
+    )
+    for name, fit in fits.items():
+        print(
+            f"{name:20} {fit.change:+9.2f} {fit.predicted_change:+9.2f} "
+            f"{fit.r_squared:7.3f} {fit.r_squared_at_end:7.3f} "
+            f"{fit.sign_agreement:6.3f} {fit.remainder_ratio:6.3f} "
+            f"{fit.step_remainder_ratio:9.3f} {fit.floor_ratio:8.1e}"
+        )
+
+
+def _at_both_ends(setup: Setup, table: Table) -> dict[str, np.ndarray]:
+    """Log-probs of the tracked probes before and after the run, `[2, probe]`."""
+    ends = [
+        setup.tracked.gather(
+            [
+                {"log_prob": table["tokens"][f"log_prob_{i}"][at].sum(-1)}
+                for i in range(len(setup.tracked.batches))
+            ]
+        )["log_prob"]
+        for at in (0, -1)
+    ]
+    return {"log_prob": np.stack(ends).astype(float)}
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))

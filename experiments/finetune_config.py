@@ -1,0 +1,173 @@
+"""The settings of a finetuning run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from finetune_recipes import RECIPES, OptimizerName, Recipe
+
+from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.world import PRESETS as WORLDS
+from ldjax.models import PRESETS
+
+__all__ = ["Config"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Finetune a language model, with an exact account of every response."""
+
+    out: Path = Path("runs/finetune")
+    """Run folder to write."""
+    loss: Literal["sft", "dpo"] = "sft"
+    """Supervised finetuning, or direct preference optimisation."""
+    target: tuple[str, ...] = ("chosen",)
+    """Response types that SFT trains on; `--target chosen rejected` is the paper's
+    extended SFT."""
+    data: str = "toy"
+    """`toy`, or a file of JSON lines (see `ldjax.data.preferences`), also with .gz."""
+    test_data: Path | None = None
+    """File of held-out prompts to watch; the toy world has its own."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Stop at a bad row of a file, or leave it out and count it."""
+    blank: Literal["bad", "keep"] = "bad"
+    """What a blank chosen or rejected response is."""
+    world: str = "demo"
+    """Preset of the toy world: demo, small or paper."""
+    model: str = ""
+    """Size of the base model that is pretrained where there is no `--init` (0.1M, 0.4M,
+    1M, 4M, toy), or the folder of a run to start from. By default toy for the toy
+    world, 0.4M for a file, whose prompts it is pretrained on."""
+    init: Path | None = None
+    """Run folder of `pretrain.py` or `finetune.py` to start from; for DPO also the
+    reference."""
+    recipe: Literal["small", "paper"] = "small"
+    """Optimizer, rate, batch size and epochs: for small models, or the paper's."""
+    optimizer: OptimizerName | None = None
+    """Instead of the recipe's."""
+    learning_rate: float = 0.0
+    """Instead of the recipe's, if not 0."""
+    batch_size: int = 0
+    """Examples (for DPO pairs) of an update, instead of the recipe's, if not 0."""
+    epochs: float = 0.0
+    """Passes over the training examples, instead of the recipe's, if not 0."""
+    warmup_steps: int = -1
+    """Updates of a linear warm-up, instead of the recipe's, if not -1."""
+    clip: float = 0.0
+    """Largest norm of the gradient, instead of the recipe's, if not 0."""
+    beta: float = 0.1
+    """Of DPO, 1/nats."""
+    label_smoothing: float = 0.0
+    """Of DPO: share of the pairs that are taken to be swapped."""
+    probe_prompts: int = 40
+    """Prompts of each set (trained, held out) whose responses are observed."""
+    observe_all: bool = False
+    """Observe every prompt of the data as well, at the start and at the end."""
+    tracked: int = 8
+    """Observed trained prompts whose responses are accounted for at every update."""
+    evaluations: int = 25
+    """Observations in equal intervals, besides that at the start; at least 20 are
+    needed to judge the published signatures."""
+    max_length: int = 512
+    """Of prompt and response together, in tokens."""
+    max_prompt_length: int = 256
+    """Of a prompt that has to be cut, in tokens."""
+    keep: Literal["start", "end"] = "end"
+    """Which part of a prompt that is cut to keep."""
+    leading_space: Literal["raw", "single"] = "single"
+    """Give every response exactly one leading space, or leave them as they are."""
+    document_start: bool = True
+    """Begin prompts with the END token, as the documents of pretraining do."""
+    checkpoint_every: int = 100
+    """Updates between two checkpoints."""
+    initial_from: Path | None = None
+    """Run folder of the model that `chosen_initial` is sampled from where the data has
+    none; by default the model the run starts from."""
+    cache: Path = Path("runs/cache")
+    """Where base models and reference log-probs are kept."""
+    seed: int = 0
+    """Of the toy world, the base model, the choice of probes and the order of data."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run in `--out`."""
+    overwrite: bool = False
+    """Replace a run that is already in `--out`."""
+    smoke: bool = False
+    """The whole path at tiny size: checks identities and files, not the claims."""
+
+    def resolved(self) -> "Config":
+        """With every default filled in, at the size of a smoke test if it is one."""
+        recipe = RECIPES[self.recipe, self.loss]
+        filled = dataclasses.replace(
+            self,
+            model=self.model or ("toy" if self.data == "toy" else "0.4M"),
+            optimizer=self.optimizer or recipe.optimizer,
+            learning_rate=self.learning_rate or recipe.learning_rate,
+            batch_size=self.batch_size or recipe.batch_size,
+            epochs=self.epochs or recipe.epochs,
+            warmup_steps=recipe.warmup_steps
+            if self.warmup_steps == -1
+            else self.warmup_steps,
+            clip=self.clip or recipe.clip,
+        )
+        if not self.smoke:
+            return filled
+        return dataclasses.replace(
+            filled,
+            batch_size=4,
+            epochs=0.05 if self.data == "toy" else filled.epochs,
+            probe_prompts=2,
+            tracked=1,
+            evaluations=3,
+            checkpoint_every=2,
+        )
+
+    def check(self) -> None:
+        """Refuse what cannot run, before anything is written."""
+        at_least_one = ("batch_size", "probe_prompts", "tracked", "evaluations")
+        is_folder = Path(self.model).is_dir()
+        problems = {
+            f"--world must be one of {', '.join(WORLDS)}": self.world not in WORLDS,
+            f"--model must be one of {', '.join(PRESETS)}, or the folder of a run": (
+                self.model not in PRESETS and not is_folder
+            ),
+            "--model is a folder and --init is given: say one": (
+                is_folder and self.init is not None
+            ),
+            f"--target must be of {', '.join(RESPONSE_TYPES)}": (
+                not self.target or not set(self.target) <= set(RESPONSE_TYPES)
+            ),
+            "--target is of SFT: DPO trains on chosen and rejected": (
+                self.loss == "dpo" and self.target != ("chosen",)
+            ),
+            "--resume and --overwrite contradict each other": (
+                self.resume and self.overwrite
+            ),
+            "--learning-rate must be positive": not self.learning_rate > 0,
+            "--epochs must be positive": not self.epochs > 0,
+            "--clip must be positive": not self.clip > 0,
+            "--warmup-steps must not be negative": self.warmup_steps < 0,
+            "--beta must be positive": not self.beta > 0,
+            "--label-smoothing must be in [0, 1)": not 0 <= self.label_smoothing < 1,
+            "--seed must not be negative": self.seed < 0,
+            "--tracked must be at most --probe-prompts": (
+                self.tracked > self.probe_prompts
+            ),
+        } | {
+            f"--{name.replace('_', '-')} must be at least 1": getattr(self, name) < 1
+            for name in (*at_least_one, "checkpoint_every")
+        }
+        wrong = [problem for problem, applies in problems.items() if applies]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    def as_recipe(self) -> Recipe:
+        """What `make_optimizer` takes."""
+        assert self.optimizer is not None  # of a resolved one
+        return Recipe(
+            self.optimizer,
+            self.learning_rate,
+            self.batch_size,
+            self.epochs,
+            self.warmup_steps,
+            self.clip,
+        )

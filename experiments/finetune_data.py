@@ -1,0 +1,185 @@
+"""What a model is finetuned on and watched with: rows of texts, as token ids."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from ldjax import Sequences
+from ldjax.batching import Example, bucket_length, to_sequences
+from ldjax.data.preferences import PreferenceRow, Preferences, read_preferences
+from ldjax.data.responses import RowExamples, count_cuts, fill_types
+from ldjax.data.world import World
+from ldjax.log_probs import is_sequences
+from ldjax.models.pretrained import Pretrained
+from ldjax.probes import Probe
+from ldjax.sampling import generate_sampled
+
+# The tokenisation protocol of a run: `to_examples` with everything but the row.
+Encoder = Callable[[PreferenceRow], RowExamples]
+
+__all__ = [
+    "Data",
+    "Encoder",
+    "add_initial",
+    "cropped",
+    "file_data",
+    "make_probes",
+    "toy_data",
+    "training_rows",
+]
+
+
+class Data(NamedTuple):
+    """Rows by set, and an account of how they were read.
+
+    Attributes:
+      train: Rows to train on, and to watch as the set `train` (the paper's D_prob).
+      test: Rows that are watched only, as the set `test` (D_probtest).
+      summary: For `summary.json`.
+    """
+
+    train: list[PreferenceRow]
+    test: list[PreferenceRow]
+    summary: dict[str, Any]
+
+
+def toy_data(world: World) -> Data:
+    """The rows of a toy world."""
+
+    def rows(name: str, dicts: Sequence[dict[str, str]]) -> list[PreferenceRow]:
+        return [
+            PreferenceRow(
+                content["prompt"],
+                {type_: text for type_, text in content.items() if type_ != "prompt"},
+                f"{name}:{number}",
+            )
+            for number, content in enumerate(dicts, 1)
+        ]
+
+    train, test = rows("train", world.train), rows("test", world.test)
+    return Data(train, test, {"num_train": len(train), "num_test": len(test)})
+
+
+def file_data(
+    train: Path,
+    test: Path | None,
+    *,
+    required: Sequence[str],
+    on_bad_row: Literal["error", "skip"],
+    blank: Literal["bad", "keep"],
+    seed: int,
+) -> Data:
+    """The rows of files, with the types that can be made from others filled in."""
+
+    def read(path: Path) -> Preferences:
+        return read_preferences(
+            path, required=required, on_bad_row=on_bad_row, blank=blank
+        )
+
+    found = read(train)
+    held_out = None if test is None else read(test)
+    unseen = [] if held_out is None else held_out.rows
+    summary = {"train": found.summary()}
+    if held_out is not None:
+        summary["test"] = held_out.summary()
+    rows = found.rows
+    if len({row.prompt for row in rows}) > 1:
+        rows = fill_types(rows, seed=seed, unseen=unseen)
+    return Data(rows, unseen, summary)
+
+
+def add_initial(
+    rows: Sequence[PreferenceRow],
+    base: Pretrained,
+    encode: Encoder,
+    *,
+    max_new_tokens: int,
+    seed: int,
+) -> list[PreferenceRow]:
+    """Rows with `chosen_initial`, sampled from the model where they lack it."""
+    lacking = [row for row in rows if "chosen_initial" not in row.responses]
+    if not lacking:
+        return list(rows)
+    prompts = [list(encode(row).examples["chosen"].prompt_ids) for row in lacking]
+    drawn = generate_sampled(
+        base.model,
+        base.params,
+        prompts,
+        key=jax.random.key(seed),
+        max_new_tokens=max_new_tokens,
+        eos_id=base.tokenizer.end_id,
+    )
+    texts = iter(
+        base.tokenizer.decode([i for i in ids if i != base.tokenizer.end_id])
+        for ids in drawn.responses()
+    )
+    return [
+        row
+        if "chosen_initial" in row.responses
+        else row._replace(responses=row.responses | {"chosen_initial": next(texts)})
+        for row in rows
+    ]
+
+
+def make_probes(
+    set_name: str,
+    rows: Sequence[PreferenceRow],
+    places: Sequence[int],
+    encode: Encoder,
+    types: Sequence[str],
+) -> list[Probe]:
+    """The probes of some rows; a row's name is its place in the file."""
+    return [
+        Probe(f"{set_name}/{place:04d}", type_, example)
+        for place in places
+        for type_, example in encode(rows[place]).examples.items()
+        if type_ in types
+    ]
+
+
+def training_rows(
+    rows: Sequence[PreferenceRow],
+    encode: Encoder,
+    *,
+    loss: Literal["sft", "dpo"],
+    target: Sequence[str],
+    max_length: int,
+) -> tuple[Any, dict[str, int]]:
+    """The training examples as one padded pytree of rows, and how much was cut."""
+    encoded = [encode(row) for row in rows]
+
+    def padded(examples: Sequence[Example]) -> Sequences:
+        return jax.tree.map(np.asarray, to_sequences(examples, max_length=max_length))
+
+    cuts = count_cuts(encoded)
+    if loss == "sft":
+        # Each prompt with its targets in turn, as in the authors' extended set.
+        return padded(
+            [row.examples[type_] for row in encoded for type_ in target]
+        ), cuts
+    sides = ("chosen", "rejected")
+    return {
+        side: padded([row.examples[side] for row in encoded]) for side in sides
+    }, cuts
+
+
+def cropped(batch_fn: Callable[[int], Any], max_length: int) -> Callable[[int], Any]:
+    """Batches without the padding that all of their rows have, in few lengths."""
+
+    def cropped_batch(step: int) -> Any:
+        batch = batch_fn(step)
+        sides = jax.tree.leaves(batch, is_leaf=is_sequences)
+        masks = np.concatenate([np.asarray(side.mask).any(0)[None] for side in sides])
+        longest = int(np.flatnonzero(masks.any(0))[-1]) + 1
+        length = min(bucket_length(longest, max_length - 1), masks.shape[1])
+
+        def crop(side: Any) -> Any:
+            cut = [leaf[:, :length] for leaf in side[:3]]
+            return type(side)(*cut, *side[3:])
+
+        return jax.tree.map(crop, batch, is_leaf=is_sequences)
+
+    return cropped_batch

@@ -1,0 +1,64 @@
+"""How a small model is finetuned, and how the paper's are."""
+
+from typing import Literal, NamedTuple
+
+import optax
+
+__all__ = ["OPTIMIZERS", "RECIPES", "Recipe", "make_optimizer"]
+
+OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
+
+
+class Recipe(NamedTuple):
+    """An optimizer and how much it sees.
+
+    Attributes:
+      optimizer: One of `OPTIMIZERS`.
+      learning_rate: After the warm-up, constant.
+      batch_size: Examples (for DPO pairs) of an update.
+      epochs: Passes over the training examples.
+      warmup_steps: Updates over which the learning rate rises linearly.
+      clip: Largest norm of the gradient.
+    """
+
+    optimizer: OptimizerName
+    learning_rate: float
+    batch_size: int
+    epochs: float
+    warmup_steps: int
+    clip: float
+
+
+_PAPER = Recipe("rmsprop", 5e-7, 4, 8.0, 150, 10.0)
+
+#: By size of the model and loss. "paper": the authors' code.
+RECIPES: dict[tuple[str, str], Recipe] = {
+    ("small", "sft"): Recipe("adam", 5e-4, 8, 10.0, 0, 10.0),
+    ("small", "dpo"): Recipe("adam", 1e-4, 8, 4.0, 0, 10.0),
+    ("paper", "sft"): _PAPER,
+    ("paper", "dpo"): _PAPER,
+}
+
+OPTIMIZERS = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    # PyTorch's defaults.
+    "rmsprop": lambda rate: optax.rmsprop(
+        rate, decay=0.99, eps=1e-8, eps_in_sqrt=False
+    ),
+    "sgd": optax.sgd,
+}
+
+
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """The recipe's optimizer behind its clip, with its warm-up."""
+    ramp = recipe.warmup_steps + 1
+    schedule = optax.linear_schedule(
+        recipe.learning_rate / ramp, recipe.learning_rate, recipe.warmup_steps
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(recipe.clip),
+        OPTIMIZERS[recipe.optimizer](
+            schedule if recipe.warmup_steps else recipe.learning_rate
+        ),
+    )

@@ -1,0 +1,296 @@
+"""From what a finetuning run measured to its table, its claims and its summary."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from ldjax.checkpoints import Table
+from ldjax.curves import Curves
+from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.probes import Probe
+from ldjax.runs import METRIC_COLUMNS
+from ldjax.signatures import Verdict
+
+__all__ = [
+    "GATED",
+    "Check",
+    "Fidelity",
+    "check_claims",
+    "check_identities",
+    "curves_of",
+    "fidelity",
+    "metrics_table",
+    "type_changes",
+]
+
+# Signatures that the toy world has to show; the others are reported.
+GATED = {
+    "sft": ("SFT3", "SFT8", "SFT11"),
+    "dpo_from_base": ("DPO1", "DPO7"),
+    "dpo_after_sft": ("DPO1", "DPO7"),
+}
+#: The largest share of a step's change that first order may leave unexplained.
+REMAINDER_BOUND = 0.5
+
+Check = dict[str, Any]
+PARTS_OF_UPDATE = ("update", "chosen", "rejected", "history", "weight_decay")
+
+
+class Fidelity(NamedTuple):
+    r"""How well the predictions of all steps, added up, explain what happened.
+
+    Over all sequences and steps of a type, of the changes accumulated since the start.
+
+    Attributes:
+      r_squared: :math:`1 - \sum (m - p)^2 / \sum (m - \bar m)^2`.
+      r_squared_at_end: The same for the whole run's change, over sequences alone.
+      sign_agreement: Share of single steps above the rounding floor whose predicted and
+        measured change have the same sign.
+      remainder_ratio: :math:`\|m - p\| / \|m\|` of the whole run's change.
+      step_remainder_ratio: The same of single steps.
+      floor_ratio: Norm of the rounding floor of the single steps over :math:`\|m\|`.
+      change: Mean change of a sequence over the run, measured, in nats.
+      predicted_change: The same, predicted.
+    """
+
+    r_squared: float
+    r_squared_at_end: float
+    sign_agreement: float
+    remainder_ratio: float
+    step_remainder_ratio: float
+    floor_ratio: float
+    change: float
+    predicted_change: float
+
+
+def fidelity(series: Mapping[str, np.ndarray], probes: Sequence[Probe]) -> Any:
+    """`Fidelity` of each response type, of all of them, and of the margin.
+
+    Args:
+      series: `"predicted"`, `"measured"` and `"floor"` of every step, `[step, probe]`.
+      probes: The tracked ones.
+    """
+    names = np.array([probe.prompt_name for probe in probes])
+    types = np.array([probe.type for probe in probes])
+    found = {
+        type_: _fidelity({k: series[k][:, types == type_] for k in _COMPARED})
+        for type_ in RESPONSE_TYPES
+        if (types == type_).any()
+    }
+    found["all"] = _fidelity({k: series[k] for k in _COMPARED})
+    if {"chosen", "rejected"} <= set(types):
+        # Both sides of a pair stand in the order of the prompts.
+        sides = [np.flatnonzero(types == side) for side in ("chosen", "rejected")]
+        assert (names[sides[0]] == names[sides[1]]).all()
+        margin = {
+            k: series[k][:, sides[0]] - series[k][:, sides[1]]
+            for k in ("predicted", "measured")
+        }
+        margin["floor"] = series["floor"][:, sides[0]] + series["floor"][:, sides[1]]
+        found["margin"] = _fidelity(margin)
+    return found
+
+
+_COMPARED = ("predicted", "measured", "floor")
+
+
+def _fidelity(series: Mapping[str, np.ndarray]) -> Fidelity:
+    predicted, measured, floor = (series[k].astype(float) for k in _COMPARED)
+    sums = {"p": predicted.cumsum(0), "m": measured.cumsum(0)}
+    resolved = np.maximum(abs(predicted), abs(measured)) > floor
+    agrees = np.sign(predicted) == np.sign(measured)
+    return Fidelity(
+        r_squared=_r_squared(sums["m"], sums["p"]),
+        r_squared_at_end=_r_squared(sums["m"][-1], sums["p"][-1]),
+        sign_agreement=float(agrees[resolved].mean()) if resolved.any() else 1.0,
+        remainder_ratio=_ratio(sums["m"][-1] - sums["p"][-1], sums["m"][-1]),
+        step_remainder_ratio=_ratio(measured - predicted, measured),
+        floor_ratio=_ratio(floor, measured),
+        change=float(sums["m"][-1].mean()),
+        predicted_change=float(sums["p"][-1].mean()),
+    )
+
+
+def _r_squared(measured: np.ndarray, predicted: np.ndarray) -> float:
+    spread = ((measured - measured.mean()) ** 2).sum()
+    return float(1 - ((measured - predicted) ** 2).sum() / max(spread, 1e-300))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> float:
+    return float(np.linalg.norm(part) / max(np.linalg.norm(whole), 1e-300))
+
+
+def metrics_table(
+    table: Table, probes: Mapping[str, Sequence[Probe]], *, examples_per_step: int
+) -> pl.DataFrame:
+    """The long table of a run, of the series `train`, `one_step` and the observed sets.
+
+    Args:
+      table: From the training loop.
+      probes: Of each series that has one number per probe.
+      examples_per_step: Training examples of an update.
+    """
+    frames = []
+    for name, series in table.items():
+        for quantity, values in series.items():
+            if quantity == "step" or name not in probes:
+                continue
+            is_scalar = values.ndim == 1
+            watched = [Probe("", "", None)] if is_scalar else probes[name]  # type: ignore[arg-type]
+            frames.append(
+                _long(
+                    series["step"], values.reshape(len(values), -1), watched, quantity
+                )
+            )
+    table_ = pl.concat(frames)
+    examples = (pl.col("step") * examples_per_step).alias("examples")
+    return table_.with_columns(examples).select(METRIC_COLUMNS)
+
+
+def _long(
+    steps: np.ndarray, values: np.ndarray, probes: Sequence[Probe], quantity: str
+) -> pl.DataFrame:
+    """One row for each step and probe."""
+    names = [probe.prompt_name for probe in probes]
+    types = [probe.type for probe in probes]
+    return pl.DataFrame(
+        {
+            "step": np.repeat(steps.astype(np.int64), len(probes)),
+            "probe": pl.Series(names * len(steps), dtype=pl.String),
+            "type": pl.Series(types * len(steps), dtype=pl.String),
+            "quantity": pl.Series([quantity] * values.size, dtype=pl.String),
+            "value": values.astype(np.float64).ravel(),
+        }
+    )
+
+
+def curves_of(
+    series: Mapping[str, np.ndarray], probes: Sequence[Probe], set_name: str
+) -> Curves:
+    """The curves that the signatures are about, of one set of probes.
+
+    Args:
+      series: Quantities of the observed set, `[observation, probe]`, evenly spaced.
+      probes: The observed ones.
+      set_name: `"train"` or `"test"`.
+    """
+    is_in_set = np.array([p.prompt_name.startswith(f"{set_name}/") for p in probes])
+    types = np.array([probe.type for probe in probes])
+    curves = {}
+    for type_ in RESPONSE_TYPES:
+        watched = is_in_set & (types == type_)
+        if watched.any():
+            curves[type_] = series["log_prob"][:, watched].mean(1).astype(float)
+            norms = series["adaptation_norm_published"][:, watched]
+            curves[f"A_o:{type_}"] = norms.mean(1).astype(float)
+            if type_ == "chosen":
+                greedy = series["argmax_log_prob"][:, watched]
+                curves["argmax"] = greedy.mean(1).astype(float)
+    return Curves(curves)
+
+
+def type_changes(curves: Curves) -> dict[str, dict[str, float]]:
+    """Start, end and highest point of each type's mean log-prob, in nats."""
+    return {
+        name: {
+            "start": float(curves[name][0]),
+            "end": float(curves[name][-1]),
+            "highest": float(curves[name].max()),
+        }
+        for name in (*RESPONSE_TYPES, "argmax")
+        if name in curves
+    }
+
+
+def check_identities(
+    table: Table, probes: Sequence[Probe], observed: Mapping[str, np.ndarray]
+) -> list[Check]:
+    """What holds whatever the run does, up to rounding in float32.
+
+    Args:
+      table: From the training loop; the series `train` has the tracked probes.
+      probes: The tracked ones.
+      observed: Log-probs of the tracked probes at the start and the end, `[2, probe]`,
+        in nats.
+    """
+    series = table["train"]
+    parts = [series[f"part:{name}"] for name in PARTS_OF_UPDATE if _has(series, name)]
+    predicted = series["predicted"].astype(float)
+    gap = np.abs(sum(part.astype(float) for part in parts) - predicted)
+    # Each part is a sum over tokens and parameters in float32.
+    scale = sum(np.abs(part.astype(float)) for part in parts) + series["floor"]
+    worst = float((gap / scale).max())
+    whole = np.abs(
+        series["measured"].astype(float).sum(0) - np.diff(observed["log_prob"], axis=0)
+    )
+    # Every step may lose one rounding floor.
+    allowed = series["floor"].astype(float).sum(0)
+    return [
+        {
+            "text": f"the parts of every step sum to its prediction: {worst:.1e} of it",
+            "holds": worst < 1e-3,
+            "value": worst,
+            "bound": 1e-3,
+        },
+        {
+            "text": "the measured steps sum to the change of the whole run: "
+            f"{whole.max():.1e} nats",
+            "holds": bool((whole <= allowed).all()),
+            "value": float(whole.max()),
+            "bound": float(allowed.min()),
+        },
+    ]
+
+
+def _has(series: Mapping[str, np.ndarray], name: str) -> bool:
+    return f"part:{name}" in series
+
+
+def check_claims(
+    regime: str,
+    curves: Curves,
+    verdicts: Sequence[Verdict],
+    fits: Mapping[str, Fidelity],
+) -> list[Check]:
+    """What the toy world has to show."""
+    gated = GATED.get(regime, ())
+    claims = [
+        {
+            "text": f"{verdict.id}: {verdict.text}",
+            "holds": verdict.verdict == "holds",
+            "numbers": verdict.numbers,
+        }
+        for verdict in verdicts
+        if verdict.id.split("_")[0] in gated
+    ]
+    change = {name: float(curves[name][-1] - curves[name][0]) for name in _SIDES}
+    if regime == "sft":
+        claims.append(
+            {
+                "text": f"chosen ends above its start: {change['chosen']:+.2f} nats",
+                "holds": change["chosen"] > 0,
+            }
+        )
+    else:
+        claims.append(
+            {
+                "text": f"rejected falls more than chosen: {change['rejected']:+.2f} "
+                f"against {change['chosen']:+.2f} nats",
+                "holds": change["rejected"] < min(change["chosen"], 0),
+            }
+        )
+    ratio = fits["all"].step_remainder_ratio
+    claims.append(
+        {
+            "text": f"first order leaves {ratio:.3f} of the steps' changes unexplained",
+            "holds": ratio <= REMAINDER_BOUND,
+            "value": ratio,
+            "bound": REMAINDER_BOUND,
+        }
+    )
+    return claims
+
+
+_SIDES = ("chosen", "rejected")

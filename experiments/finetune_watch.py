@@ -1,0 +1,150 @@
+"""The updates of a finetuning run, and what is observed between them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+import ldjax
+from ldjax.dynamics import ApplyFn, LossFn
+from ldjax.probes import ProbeSet, make_change_fn, make_observe_fn
+from ldjax.scoring import make_score_fn
+from ldjax.training import Observer
+
+__all__ = ["State", "even_steps", "make_observers", "make_tracked_step"]
+
+#: Observed besides the even intervals: most happens early.
+EARLY_STEPS = (1, 2, 3, 5, 8, 13)
+
+
+class State(NamedTuple):
+    """What continues from one update to the next.
+
+    Attributes:
+      params: As in `ldjax.StepState`.
+      opt_state: Likewise.
+      step: Likewise.
+      loss: Likewise.
+      predicted: Predicted change of each tracked token, added up over the updates.
+      measured: Likewise, measured.
+    """
+
+    params: Any
+    opt_state: Any
+    step: Array
+    loss: Array
+    predicted: tuple[Array, ...]
+    measured: tuple[Array, ...]
+
+
+def make_tracked_step(
+    apply_fn: ApplyFn,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    tracked: ProbeSet,
+) -> tuple[
+    Callable[[Any], State], Callable[[State, Any], tuple[State, dict[str, Array]]]
+]:
+    """An update that accounts for the tracked probes.
+
+    Returns:
+      `init(params) -> state`, and `step(state, batch) -> (state, metrics)` with the
+      metrics `loss`, and per probe (sums over tokens, in nats) `predicted`, `measured`,
+      `floor` and one `part:...` for each part of the update.
+    """
+    init_step, step = ldjax.make_step(apply_fn, loss_fn, optimizer)
+    watched = tuple(batch for _, batch in tracked.batches)
+    order = np.argsort(np.concatenate([places for places, _ in tracked.batches]))
+
+    def init(params: Any) -> State:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        nothing = tuple(jnp.zeros(batch.targets.shape, dtype) for batch in watched)
+        return State(*init_step(params), nothing, nothing)
+
+    @jax.jit
+    def digest(state: State, comparison: Any) -> Any:
+        def per_probe(batches: tuple[Array, ...]) -> Array:
+            return jnp.concatenate([leaf.sum(-1) for leaf in batches])[order]
+
+        changes = {
+            "predicted": comparison.predicted,
+            "measured": comparison.measured,
+            "floor": comparison.floor,
+        } | {f"part:{name}": part for name, part in comparison.parts.items()}
+        sums = (
+            jax.tree.map(jnp.add, state.predicted, comparison.predicted),
+            jax.tree.map(jnp.add, state.measured, comparison.measured),
+        )
+        return sums, {name: per_probe(change) for name, change in changes.items()}
+
+    def tracked_step(state: State, batch: Any) -> tuple[State, dict[str, Array]]:
+        training, comparison = step(ldjax.StepState(*state[:4]), batch, watched)
+        sums, changes = digest(state, comparison)
+        return State(*training, *sums), {"loss": training.loss, **changes}
+
+    return init, tracked_step
+
+
+def even_steps(num_steps: int, evaluations: int) -> set[int]:
+    """The steps of the observations in equal intervals, both ends included."""
+    return {round(i * num_steps / evaluations) for i in range(evaluations + 1)}
+
+
+def make_observers(
+    apply_fn: ApplyFn,
+    *,
+    sets: Mapping[str, ProbeSet],
+    step_fn: Callable[[State, Any], tuple[State, Any]],
+    batch_fn: Callable[[int], Any],
+    num_steps: int,
+    evaluations: int,
+) -> dict[str, Observer]:
+    """What is measured between updates.
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`.
+      sets: `"observed"` and `"tracked"`, and perhaps `"everything"`.
+      step_fn: The update.
+      batch_fn: The batch of each step.
+      num_steps: Of the run.
+      evaluations: Number of equal intervals.
+
+    Returns:
+      The series `observed` (quantities of every probe), `one_step` (the change of every
+      observed probe by the update that follows, predicted and measured), `tokens` (the
+      log-prob of every tracked token), and `everything` at both ends.
+    """
+    due = even_steps(num_steps, evaluations) | set(EARLY_STEPS)
+    observe = make_observe_fn(apply_fn, sets["observed"])
+    change_fn = make_change_fn(apply_fn, sets["observed"])
+    score_fn = make_score_fn(apply_fn)
+
+    def one_step(state: State) -> dict[str, Any]:
+        step = int(state.step)
+        if step == num_steps:  # none follows
+            return {}
+        following, _ = step_fn(state, batch_fn(step))
+        changes = change_fn(state.params, following.params)
+        return {f"{name}_step": change for name, change in changes.items()}
+
+    def tokens(state: State) -> dict[str, Any]:
+        return {
+            f"log_prob_{place}": score_fn(state.params, batch)
+            for place, (_, batch) in enumerate(sets["tracked"].batches)
+        }
+
+    observers = {
+        "observed": Observer(lambda state: observe(state.params), due.__contains__),
+        "one_step": Observer(one_step, due.__contains__),
+        "tokens": Observer(tokens, due.__contains__),
+    }
+    if "everything" in sets:
+        observe_all = make_observe_fn(apply_fn, sets["everything"])
+        observers["everything"] = Observer(
+            lambda state: observe_all(state.params), lambda step: step == 0
+        )
+    return observers
