@@ -25,6 +25,8 @@ install: $(VENV)/.installed
 
 demo: install
 	$(RUN) experiments/mnist.py --out runs/digits --overwrite
+	$(RUN) experiments/pipeline.py --out runs/pipeline --overwrite \
+	  --probe-prompts 20 --tracked 3
 
 test: test-fast test-slow
 

@@ -8,11 +8,11 @@ added up.
 
 Claims, checked on full runs on the toy world (exit status 1 if one does not hold):
 the published signatures that the toy world is made to show (SFT3, SFT8, SFT11 or DPO1,
-DPO7); chosen ends above its start (SFT), rejected falls more than chosen (DPO); first
-order explains more than half of the single steps. On any data: the parts of every step
-sum to its prediction, and the measured steps to the change of the whole run.
+DPO7); chosen ends above its start (SFT), rejected falls more than chosen (DPO); the
+remainder of an update falls fourfold when the update is halved. On any data: the parts
+of every step sum to its prediction, the measured steps to the change of the whole run.
 
-    python experiments/finetune.py --out runs/sft                     (toy world; ~2 min)
+    python experiments/finetune.py --out runs/sft                    (toy world; ~5 min)
     python experiments/finetune.py --loss dpo --init runs/sft --out runs/dpo
     python experiments/finetune.py --data pairs.jsonl.gz --out runs/mine
 """
@@ -237,7 +237,8 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
             print(f"\nPublished signatures ({setup.regime}), trained prompts:")
             print(signature_table(verdicts))
             if config.data == "toy":
-                claims = check_claims(setup.regime, curves, verdicts, fits)
+                order = table["order"]["remainder_ratio"]
+                claims = check_claims(setup.regime, curves, verdicts, order)
     summary |= {
         "regime": setup.regime,
         "claims": claims,

@@ -60,14 +60,14 @@ class Config:
     label_smoothing: float = 0.0
     """Of DPO: share of the pairs that are taken to be swapped."""
     probe_prompts: int = 40
-    """Prompts of each set (trained, held out) whose responses are observed."""
+    """Trained prompts whose responses are observed; and half as many held-out ones."""
     observe_all: bool = False
     """Observe every prompt of the data as well, at the start and at the end."""
     tracked: int = 8
     """Observed trained prompts whose responses are accounted for at every update."""
-    evaluations: int = 25
-    """Observations in equal intervals, besides that at the start; at least 20 are
-    needed to judge the published signatures."""
+    evaluations: int = 20
+    """Observations in equal intervals, besides that at the start; 20 or more are
+    recommended to judge the published signatures."""
     max_length: int = 512
     """Of prompt and response together, in tokens."""
     max_prompt_length: int = 256

@@ -71,10 +71,8 @@ def make_setup(config: Config) -> Setup:
     start = config.init or Path(config.model)
     base = load_pretrained(start if start.is_dir() else cached_base(config))
     encode, max_length = make_encoder(config, base, data)
-    train_places, test_places = (
-        choose(rows, config.probe_prompts, config.seed)
-        for rows in (data.train, data.test)
-    )
+    train_places = choose(data.train, config.probe_prompts, config.seed)
+    test_places = choose(data.test, (config.probe_prompts + 1) // 2, config.seed)
     sampler = load_pretrained(config.initial_from) if config.initial_from else base
 
     def with_initial(rows: list[PreferenceRow], places: Sequence[int]) -> Any:

@@ -204,7 +204,10 @@ def sequence_quantities(
       * `adaptation_norm_published`: :math:`\sqrt{V \bar{n}^2 + V - 2}` with
         :math:`\bar n` the mean of :math:`\|\pi\|_2`, as in the published curves;
       * `residual_norm`: root mean square over tokens of :math:`\|\pi - e_y\|_2`;
-      * `energy`, `entropy`: means over tokens.
+      * `energy`, `entropy`: means over tokens;
+      * `squeezing_threshold`: mean over tokens of :math:`\|\pi\|_2^2 - \pi(y)`. A small
+        step down on `y` alone, with a kernel that is a multiple of the identity, raises
+        exactly the labels whose probability is above it.
 
     Examples:
       >>> mask = jnp.ones((1, 2), bool)
@@ -228,6 +231,9 @@ def sequence_quantities(
         "residual_norm": jnp.sqrt(mean(tokens.residual_square)),
         "energy": mean(tokens.energy),
         "entropy": mean(tokens.entropy),
+        "squeezing_threshold": mean(
+            jnp.where(mask, tokens.prob_norm**2 - (1 - tokens.energy), 0)
+        ),
     }
 
 

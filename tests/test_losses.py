@@ -1,17 +1,18 @@
-"""The SFT loss and its residual: hand values, closed form, autodiff, loops."""
+"""The losses and their residuals: hand values, closed form, autodiff, loops."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import references
 from cases import BETA, VOCAB, make_dpo, sentences
 from closeness import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldjax import Sequences, losses
+from ldjax import ReferencedSequences, Sequences, losses, sequence_log_probs
 
 draws = st.tuples(st.integers(0, 2**16), st.sampled_from([(1, 2), (3, 4)]))
 
@@ -138,3 +139,94 @@ def test_vmap_of_single_sequences_is_the_batch():
     logits, batch = _draw((0, (3, 4)))
     by_sequence = jax.vmap(losses.sft)(logits, batch)
     assert_close(by_sequence.mean(), losses.sft(logits, batch), terms=24)
+
+
+def _pair(seed, num=3):
+    """Logits and a pair with reference log-probs, all drawn."""
+    rng = np.random.default_rng(seed)
+    lengths = {"chosen": 4, "rejected": 5}
+    logits = {
+        side: jnp.asarray(2 * rng.normal(size=(num, length, VOCAB)))
+        for side, length in lengths.items()
+    }
+    pair = {
+        side: ReferencedSequences(
+            *sentences(seed + length, num, length), jnp.asarray(rng.normal(size=num))
+        )
+        for side, length in lengths.items()
+    }
+    return logits, pair
+
+
+def _at_the_reference(logits, pair):
+    return {
+        side: batch._replace(
+            reference=sequence_log_probs(logits[side], batch.targets, batch.mask)
+        )
+        for side, batch in pair.items()
+    }
+
+
+@given(st.integers(0, 2**16), st.floats(0.01, 2.0), st.floats(0.0, 0.4))
+def test_the_dpo_loss_equals_loops(seed, beta, smoothing):
+    logits, pair = _pair(seed)
+    h = 0.0
+    for side, sign in (("chosen", 1), ("rejected", -1)):
+        _, targets, mask, reference = _in_numpy(*pair[side])
+        sums = references.log_prob_sums(np.asarray(logits[side]), targets, mask)
+        h = h + sign * (sums - reference)
+    sigmoid = 1 / (1 + np.exp(-beta * h))
+    by_hand = -(1 - smoothing) * np.log(sigmoid) - smoothing * np.log1p(-sigmoid)
+    assert_close(losses.dpo(beta, smoothing)(logits, pair), by_hand.mean(), terms=24)
+
+
+@given(st.integers(0, 2**16), st.floats(0.01, 2.0))
+def test_the_residuals_of_dpo_are_their_closed_form(seed, beta):
+    logits, pair = _pair(seed)
+    margin = pair["chosen"].reference - pair["rejected"].reference
+    plain = {side: Sequences(*_in_numpy(*batch)[:3]) for side, batch in pair.items()}
+    expected = references.dpo_residual(
+        _in_numpy(logits)[0], plain, beta=beta, margin=np.asarray(margin)
+    )
+    assert_close(jax.grad(losses.dpo(beta))(logits, pair), expected, terms=24)
+
+
+def test_smoothed_labels_weigh_the_residuals_of_both_orders():
+    logits, pair = _pair(0)
+    both = {"chosen": pair["rejected"], "rejected": pair["chosen"]}
+    swapped = {"chosen": logits["rejected"], "rejected": logits["chosen"]}
+    loss = losses.dpo(0.5)
+    smooth = 0.7 * loss(logits, pair) + 0.3 * loss(swapped, both)
+    assert_close(losses.dpo(0.5, 0.3)(logits, pair), smooth, terms=24)
+
+
+def test_where_the_policy_is_the_reference_the_margin_is_exactly_zero():
+    logits, pair = _pair(1)
+    pair = _at_the_reference(logits, pair)
+    assert (np.asarray(losses.log_ratio_margin(logits, pair)) == 0).all()
+    assert losses.dpo(0.1)(logits, pair) == np.log(2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": 0.0}, "`beta` must be positive, got 0.0"),
+        ({"beta": float("nan")}, "`beta` must be positive"),
+        ({"label_smoothing": 1.0}, r"`label_smoothing` must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_impossible_dpo_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        losses.dpo(**options)
+
+
+def test_a_pair_without_reference_log_probs_is_refused():
+    logits, pair = _pair(2)
+    plain = {side: Sequences(*batch[:3]) for side, batch in pair.items()}
+    # The library's own message, behind the type checks that only tests have.
+    margin = losses.log_ratio_margin
+    margin = getattr(margin, "__wrapped__", margin)
+    with pytest.raises(Exception, match="reference"):
+        margin(logits, plain)
+    with pytest.raises(ValueError, match="'rejected' is missing"):
+        margin(logits, {"chosen": pair["chosen"]})

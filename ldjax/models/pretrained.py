@@ -1,4 +1,4 @@
-"""Models that were trained before: the run folders of `experiments/pretrain.py`."""
+"""Models that were trained before: the run folders of the experiments."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +31,10 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(path: Path) -> Pretrained:
-    """The model that a pretraining run ended with.
+    """The model that a run ended with.
 
     Args:
-      path: The run folder of `experiments/pretrain.py`.
+      path: The run folder of `experiments/pretrain.py` or `experiments/finetune.py`.
 
     Returns:
       The model, its parameters as they were trained and its tokenizer.
@@ -51,12 +51,14 @@ def load_pretrained(path: Path) -> Pretrained:
     """
     settings = open_run(path).config["settings"]
     if "model" not in settings or "num_steps" not in settings:
-        raise ValueError(f"{path} is not a run of experiments/pretrain.py.")
+        raise ValueError(
+            f"{path} is not a run of experiments/pretrain.py or finetune.py."
+        )
     progress = Checkpoints(path / "checkpoints").restore()
     step = progress.step if progress else 0
     if progress is None or step < settings["num_steps"]:
         raise ValueError(
-            f"The pretraining in {path} stopped at step {step} of "
+            f"The training in {path} stopped at step {step} of "
             f"{settings['num_steps']}; repeat its command with `--resume`."
         )
     return Pretrained(

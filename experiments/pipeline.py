@@ -1,0 +1,194 @@
+"""The paper's main experiments in one go: base, SFT, DPO after SFT, DPO from the base.
+
+Pretrains a base model, finetunes it by SFT (the paper's Figure 3), the result by DPO
+(Figure 4), and the base by DPO directly (as the published logs were made). Each stage
+is a run of `finetune.py` in a folder of its own, with its claims; this script adds the
+comparison of the stages and says in plain language what happened to each type of
+response.
+
+Exit status 1 if a claim of a stage does not hold.
+
+    python experiments/pipeline.py --out runs/pipeline               (toy world; ~8 min)
+    python experiments/pipeline.py --data probing.jsonl.gz --blank keep --out runs/hh
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import finetune
+import jax
+import tyro
+from finetune_config import Config as StageConfig
+from finetune_setup import cached_base
+
+from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.world import PRESETS as WORLDS
+from ldjax.runs import Run, open_run, start_run
+
+STAGES = ("sft", "dpo_after_sft", "dpo_from_base")
+TITLES = {
+    "sft": "SFT on the chosen answers",
+    "dpo_after_sft": "DPO after SFT",
+    "dpo_from_base": "DPO of the base model",
+}
+MEANINGS = {
+    "chosen": "the preferred answer",
+    "chosen_initial": "the base model's own sample",
+    "chosen_gptsemantic": "the preferred answer in other words",
+    "chosen_gptformat": "its format with other facts",
+    "rejected": "the rejected answer",
+    "reject_gptsemantic": "the rejected answer in other words",
+    "reject_gptformat": "its format with other facts",
+    "irr_train": "another prompt's trained answer",
+    "irr_test": "an answer that is never trained on",
+    "irr_hum": "unrelated text",
+    "random_permute": "the preferred answer shuffled",
+    "random_nonhum": "shuffled unrelated words",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Base, SFT, DPO after SFT and DPO from the base."""
+
+    out: Path = Path("runs/pipeline")
+    """Folder to write; each stage has a run folder in it."""
+    data: str = "toy"
+    """`toy`, or a file of JSON lines (see `finetune.py`)."""
+    test_data: Path | None = None
+    """File of held-out prompts to watch; the toy world has its own."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Stop at a bad row of a file, or leave it out and count it."""
+    blank: Literal["bad", "keep"] = "bad"
+    """What a blank chosen or rejected response is."""
+    world: str = "demo"
+    """Preset of the toy world: demo, small or paper."""
+    model: str = ""
+    """Size of the base model; by default toy for the toy world, 0.4M for a file."""
+    sft_epochs: float = 0.0
+    """Passes of SFT over the training prompts, instead of the recipe's, if not 0."""
+    dpo_epochs: float = 0.0
+    """Passes of DPO, instead of the recipe's, if not 0."""
+    probe_prompts: int = 40
+    """Trained prompts whose responses are observed; and half as many held-out ones."""
+    observe_all: bool = False
+    """Observe every prompt as well, at the start and at the end of a stage."""
+    tracked: int = 8
+    """Prompts whose responses are accounted for at every update."""
+    evaluations: int = 20
+    """Observations of a stage in equal intervals, besides that at the start."""
+    max_length: int = 512
+    """Of prompt and response together, in tokens."""
+    max_prompt_length: int = 256
+    """Of a prompt that has to be cut, in tokens."""
+    cache: Path = Path("runs/cache")
+    """Where base models, reference log-probs and compiled functions are kept."""
+    seed: int = 0
+    """Of everything."""
+    resume: bool = False
+    """Go on where a pipeline that was stopped in `--out` stood."""
+    overwrite: bool = False
+    """Replace what is already in `--out`."""
+    smoke: bool = False
+    """The whole path at tiny size: checks identities and files, not the claims."""
+
+    def stage(self, **changes: Any) -> StageConfig:
+        """The settings of a stage."""
+        names = {field.name for field in dataclasses.fields(StageConfig)}
+        shared = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name in names - {"out", "resume", "overwrite"}
+        }
+        return StageConfig(**shared, resume=True, **changes)
+
+
+def main(config: Config) -> int:
+    """Run the stages; the exit status."""
+    if config.world not in WORLDS:
+        sys.exit(f"pipeline.py: --world must be one of {', '.join(WORLDS)}")
+    # The stages are functions of the same shapes, compiled once.
+    jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
+    try:
+        run = start_run(
+            config.out,
+            dataclasses.asdict(config),
+            resume=config.resume,
+            overwrite=config.overwrite,
+            free=("out", "resume", "overwrite", "cache"),
+        )
+        base = cached_base(config.stage().resolved())
+    except (OSError, ValueError) as mistake:
+        sys.exit(f"pipeline.py: {mistake}")
+    sft, dpo_after_sft, dpo_from_base = (run.path / name for name in STAGES)
+    stages = {
+        "sft": config.stage(out=sft, init=base, epochs=config.sft_epochs),
+        "dpo_after_sft": config.stage(
+            out=dpo_after_sft,
+            loss="dpo",
+            init=sft,
+            initial_from=base,
+            epochs=config.dpo_epochs,
+        ),
+        "dpo_from_base": config.stage(
+            out=dpo_from_base, loss="dpo", init=base, epochs=config.dpo_epochs
+        ),
+    }
+    statuses = {}
+    for name, stage in stages.items():
+        print(f"\n=== {TITLES[name]} ===", flush=True)
+        statuses[name] = finetune.main(stage)
+    runs = {name: open_run(run.path / name) for name in STAGES}
+    run.write_summary(
+        {
+            "stages": {name: stage.summary for name, stage in runs.items()},
+            "base": str(base),
+        }
+    )
+    print("\n".join(["", *what_happened(runs), "", "run folders:"]))
+    print("\n".join(str(stage.path) for stage in runs.values()))
+    failed = [TITLES[name] for name, status in statuses.items() if status]
+    if failed:
+        print(f"\nClaims that do not hold in: {', '.join(failed)}.")
+    return 1 if failed else 0
+
+
+def what_happened(runs: dict[str, Run]) -> list[str]:
+    """What each stage did to each type of response, in plain language."""
+    changes = {name: run.summary["changes"]["train"] for name, run in runs.items()}
+    lines = [
+        "What happened to the responses to trained prompts (mean nats per response):"
+    ]
+    for type_ in (*RESPONSE_TYPES, "argmax"):
+        if type_ not in changes["sft"]:
+            continue
+        told = "; ".join(
+            f"{_SHORT[name]} {_told(changes[name][type_])}" for name in STAGES
+        )
+        meaning = MEANINGS.get(
+            type_, "what greedy decoding would say after each prefix"
+        )
+        lines.append(f"  {type_} ({meaning}): {told}")
+    return lines
+
+
+_SHORT = {"sft": "SFT", "dpo_after_sft": "then DPO", "dpo_from_base": "DPO alone"}
+
+
+def _told(change: dict[str, float]) -> str:
+    """One stage's curve in words."""
+    total = change["end"] - change["start"]
+    rise = change["highest"] - change["start"]
+    back = change["highest"] - change["end"]
+    # A peak counts as one if both its sides are a tenth of the larger move, and a nat.
+    least = max(1.0, 0.1 * max(rise, back))
+    if rise > least and back > least:
+        return f"rises by {rise:.1f}, then falls to {total:+.1f}"
+    verb = "rises by" if total > 0 else "falls by"
+    return f"{verb} {abs(total):.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))
