@@ -114,7 +114,7 @@ class Config:
         return dataclasses.replace(
             filled,
             batch_size=4,
-            epochs=0.05 if self.data == "toy" else filled.epochs,
+            epochs=self.epochs or 0.05,
             probe_prompts=2,
             tracked=1,
             evaluations=3,

@@ -68,8 +68,8 @@ class Setup(NamedTuple):
 def make_setup(config: Config) -> Setup:
     """Everything a run needs, as its settings say; nothing is written but the cache."""
     data = load_data(config)
-    start = config.init or Path(config.model)
-    base = load_pretrained(start if start.is_dir() else cached_base(config))
+    folder = find_start(config)
+    base = load_pretrained(folder)
     encode, max_length = make_encoder(config, base, data)
     train_places = choose(data.train, config.probe_prompts, config.seed)
     test_places = choose(data.test, (config.probe_prompts + 1) // 2, config.seed)
@@ -116,7 +116,7 @@ def make_setup(config: Config) -> Setup:
     ]
     return Setup(
         base=base,
-        regime=find_regime(config, start),
+        regime=find_regime(config, folder),
         data=data,
         rows=rows,
         max_length=max_length,
@@ -202,13 +202,19 @@ def choose(rows: Sequence[Any], count: int, seed: int) -> list[int]:
     )
 
 
+def find_start(config: Config) -> Path:
+    """The folder of the run to start from; a base model is pretrained if need be."""
+    if config.init is not None:
+        return config.init
+    given = Path(config.model)
+    return given if given.is_dir() else cached_base(config)
+
+
 def find_regime(config: Config, start: Path) -> str | None:
     """Which published signatures a run of these settings is to be compared with."""
     regimes = {("chosen",): "sft", ("chosen", "rejected"): "sft_extend"}
     if config.loss == "sft":
         return regimes.get(config.target)
-    if not start.is_dir():
-        return "dpo_from_base"
     before = open_run(start).config["settings"]
     if "loss" not in before:
         return "dpo_from_base"

@@ -5,10 +5,8 @@ import importlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -16,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
+from killing import environment, kill_at
 
 from ldjax.checkpoints import Checkpoints
 from ldjax.models.pretrained import load_pretrained
@@ -37,18 +36,6 @@ def run_script(*args, cache=None):
         cwd=ROOT,
         check=False,
         env=environment(cache),
-    )
-
-
-def environment(cache):
-    """With a compilation cache, which spares the repeats."""
-    return os.environ | (
-        {}
-        if cache is None
-        else {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
     )
 
 
@@ -188,19 +175,6 @@ def test_text_of_ones_own_and_a_tokenizer_of_ones_own(tmp_path, smoke, cache):
 
 
 STEPS, DRAWS = 120, 5
-
-
-def kill_at(process, checkpoints, step, delay):
-    """SIGKILL some time after the checkpoint of a step has appeared."""
-    while process.poll() is None:
-        names = os.listdir(checkpoints) if checkpoints.is_dir() else []
-        if max((int(name) for name in names if name.isdigit()), default=0) >= step:
-            break
-        time.sleep(0.002)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors
 
 
 @pytest.mark.slow

@@ -1,0 +1,303 @@
+"""Finetuning as its users run it, as a machine kills it, and what it reports."""
+
+import dataclasses
+import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tyro
+from killing import environment, kill_at
+
+from ldjax.checkpoints import Checkpoints
+from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.models.pretrained import load_pretrained
+from ldjax.runs import METRIC_COLUMNS, open_run
+
+ROOT = Path(__file__).parents[2]
+TINY = ("--smoke", "--epochs", "0.5")  # 30 updates
+
+
+def command(script, *args):
+    return [sys.executable, str(ROOT / "experiments" / script), *map(str, args)]
+
+
+def run_script(script, *args, cache):
+    return subprocess.run(
+        command(script, *args),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        env=environment(cache),
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Of compiled functions, and of the base model."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, cache):
+    """A whole pipeline at tiny size: its result, and where it is."""
+    out = tmp_path_factory.mktemp("pipeline") / "run"
+    args = ("--smoke", "--out", out, "--cache", cache)
+    return run_script("pipeline.py", *args, cache=cache), out
+
+
+@pytest.fixture
+def finetune(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    return importlib.import_module("finetune")
+
+
+@pytest.fixture
+def results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    return importlib.import_module("finetune_results")
+
+
+@pytest.mark.slow
+def test_a_smoke_pipeline_leaves_whole_runs(runs):
+    result, out = runs
+    assert result.returncode == 0, result.stderr
+    assert "What happened to the responses" in result.stdout
+    parts = {"sft": {"update", "history"}}
+    for name in ("sft", "dpo_after_sft", "dpo_from_base"):
+        run = open_run(out / name)
+        metrics = run.metrics()
+        assert tuple(metrics.columns) == METRIC_COLUMNS
+        assert metrics["value"].is_finite().all()
+        assert set(metrics["type"]) == {"", *RESPONSE_TYPES}
+        found = {q for q in metrics["quantity"].unique() if q.startswith("part:")}
+        sides = parts.get(name, {"chosen", "rejected", "history"})
+        assert found == {f"part:{side}" for side in sides}
+        assert all(check["holds"] for check in run.summary["identities"])
+        assert run.config["settings"]["regime"] == name
+        pictures = {path.stem for path in (run.path / "figures").iterdir()}
+        assert pictures >= {"curves", "predicted_against_measured", "remainder"}
+        probes = [
+            json.loads(line)
+            for line in (run.path / "probes.jsonl").read_text().splitlines()
+        ]
+        assert {probe["type"] for probe in probes} == set(RESPONSE_TYPES)
+        assert len({(probe["probe"], probe["type"]) for probe in probes}) == len(probes)
+
+
+@pytest.mark.slow
+def test_the_tokens_of_a_run_add_up_to_its_sequences(runs):
+    _, out = runs
+    run = open_run(out / "sft")
+    tokens = np.load(run.path / "tokens.npz")
+    metrics = run.metrics()
+    tracked = metrics.filter(metrics["probe"].str.starts_with("tracked/"))
+    for quantity in ("predicted", "measured"):
+        values = tracked.filter(tracked["quantity"] == quantity)["value"]
+        batches = [name for name in tokens if name.startswith(f"{quantity}_")]
+        total = sum(tokens[name].sum() for name in batches)
+        assert total == pytest.approx(values.sum(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_dpo_begins_at_its_reference(runs):
+    _, out = runs
+    for name in ("dpo_after_sft", "dpo_from_base"):
+        metrics = open_run(out / name).metrics()
+        losses = metrics.filter(metrics["quantity"] == "loss").sort("step")
+        # Log-probs of 50 tokens in float32, twice: in another batch and program.
+        assert losses["value"][0] == pytest.approx(np.log(2), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_samples_are_the_base_models_in_every_stage(runs):
+    _, out = runs
+
+    def samples(name):
+        lines = (out / name / "probes.jsonl").read_text().splitlines()
+        probes = [json.loads(line) for line in lines]
+        return [p["text"] for p in probes if p["type"] == "chosen_initial"]
+
+    assert samples("sft") == samples("dpo_after_sft") == samples("dpo_from_base")
+    assert len(set(samples("sft"))) > 1
+
+
+@pytest.mark.slow
+def test_training_on_another_type_goes_by_no_signature(tmp_path, runs, cache):
+    _, out = runs
+    base = open_run(out).summary["base"]
+    args = ("--smoke", "--init", base, "--target", "chosen_gptsemantic")
+    run_folder = tmp_path / "run"
+    result = run_script("finetune.py", *args, "--out", run_folder, cache=cache)
+    assert result.returncode == 0, result.stderr
+    assert open_run(run_folder).config["settings"]["regime"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["sft", "dpo"])
+def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, runs, cache, loss):
+    base = open_run(runs[1]).summary["base"]
+    args = (*TINY, "--loss", loss, "--init", base, "--cache", tmp_path)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    draw = random.Random(f"{os.environ.get('KILL_SEED', '0')} {loss}")
+    for step in sorted(draw.sample(range(2, 26), 2)):
+        process = subprocess.Popen(
+            command("finetune.py", *args, "--out", killed, "--resume"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env=environment(cache),
+        )
+        kill_at(process, killed / "checkpoints", step, draw.uniform(0, 0.2))
+    for out in (killed, whole):
+        result = run_script("finetune.py", *args, "--out", out, "--resume", cache=cache)
+        assert result.returncode == 0, result.stderr
+    found, wanted = (
+        jax.tree.leaves(Checkpoints(out / "checkpoints").restore())
+        for out in (killed, whole)
+    )
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    assert open_run(killed).metrics().equals(open_run(whole).metrics())
+    assert open_run(killed).summary == open_run(whole).summary
+    for name in ("probes.jsonl", "tokens.npz"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["--world", "huge"], "--world must be one of demo, small, paper"),
+        (["--model", "7B"], "--model must be one of 0.1M, 0.4M, 1M, 4M, toy"),
+        (["--target", "good"], "--target must be of chosen, chosen_initial"),
+        (["--loss", "dpo", "--target", "rejected"], "DPO trains on chosen and rejec"),
+        (["--beta", "0"], "--beta must be positive"),
+        (["--label-smoothing", "1"], "--label-smoothing must be in [0, 1)"),
+        (["--tracked", "50"], "--tracked must be at most --probe-prompts"),
+        (["--batch-size", "-1"], "--batch-size must be at least 1"),
+        (["--resume", "--overwrite"], "contradict"),
+        (["--init", "nowhere"], "nowhere is not a run folder"),
+        (["--data", "nowhere.jsonl"], "no file nowhere.jsonl"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(tmp_path, finetune, args, part):
+    out = tmp_path / "run"
+    config = tyro.cli(finetune.Config, args=["--out", str(out), *args])
+    with pytest.raises(SystemExit, match=r"^finetune\.py: [^\n]*$") as error:
+        finetune.main(config)
+    assert part in str(error.value)
+    assert not out.exists()
+
+
+BAD_ROWS = [
+    ('{"prompt": "a", "chosen": "b"', "not JSON"),
+    ('{"prompt": "a", "chosen": "b"}', "rejected"),
+    ('{"prompt": "a", "chosen": "b", "rejected": " "}', "'rejected' is blank"),
+    (
+        '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b", '
+        '"rejected": "\\n\\nHuman: c\\n\\nAssistant: d"}',
+        "prompt",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "part"), BAD_ROWS)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, finetune, line, part):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(f'{{"prompt": "x", "chosen": "y", "rejected": "z"}}\n{line}\n')
+    config = finetune.Config(out=tmp_path / "run", data=str(path), loss="dpo")
+    with pytest.raises(SystemExit, match=r"^finetune\.py: [^\n]*$") as error:
+        finetune.main(config)
+    assert f"{path}:2: " in str(error.value)
+    assert part in str(error.value)
+
+
+def test_a_recipe_fills_in_what_is_not_said(finetune):
+    config = finetune.Config(recipe="paper", learning_rate=1e-3).resolved()
+    assert config.optimizer == "rmsprop"
+    assert (config.learning_rate, config.batch_size) == (1e-3, 4)
+    assert (config.warmup_steps, config.clip) == (150, 10.0)
+    assert config == config.resolved()
+    assert dataclasses.replace(config, smoke=True).resolved().batch_size == 4
+
+
+def make_series(seed=0, steps=6, probes=4):
+    rng = np.random.default_rng(seed)
+    measured = rng.normal(size=(steps, probes))
+    predicted = measured + 0.1 * rng.normal(size=(steps, probes))
+    floor = np.full((steps, probes), 1e-6)
+    return {"predicted": predicted, "measured": measured, "floor": floor}
+
+
+def test_the_fidelity_of_a_type_is_its_definition(results):
+    from ldjax.batching import Example
+    from ldjax.probes import Probe
+
+    types = ["chosen", "rejected", "chosen", "rejected"]
+    probes = [
+        Probe(f"tracked/{i // 2}", type_, Example((1,), (2,)))
+        for i, type_ in enumerate(types)
+    ]
+    series = make_series()
+    found = results.fidelity(series, probes)
+    assert set(found) == {"chosen", "rejected", "all", "margin"}
+    m, p = series["measured"][:, ::2].cumsum(0), series["predicted"][:, ::2].cumsum(0)
+    expected = 1 - ((m - p) ** 2).sum() / ((m - m.mean()) ** 2).sum()
+    assert found["chosen"].r_squared == pytest.approx(expected)
+    at_end = 1 - ((m[-1] - p[-1]) ** 2).sum() / ((m[-1] - m[-1].mean()) ** 2).sum()
+    assert found["chosen"].r_squared_at_end == pytest.approx(at_end)
+    rest = np.linalg.norm(m[-1] - p[-1]) / np.linalg.norm(m[-1])
+    assert found["chosen"].remainder_ratio == pytest.approx(rest)
+    margin = series["measured"][:, ::2] - series["measured"][:, 1::2]
+    assert found["margin"].change == pytest.approx(margin.sum(0).mean())
+    perfect = results.fidelity(series | {"predicted": series["measured"]}, probes)
+    assert perfect["all"].r_squared == 1
+    assert perfect["all"].sign_agreement == 1
+    opposite = results.fidelity(series | {"predicted": -series["measured"]}, probes)
+    assert opposite["all"].sign_agreement == 0
+
+
+def test_changes_below_the_floor_have_no_sign(results):
+    series = make_series()
+    series["floor"][:] = 100.0
+    found = results._fidelity(series | {"predicted": -series["measured"]})
+    assert found.sign_agreement == 1
+
+
+@pytest.mark.parametrize("broken", ["parts", "measured"])
+def test_identities_that_do_not_hold_are_seen(results, broken):
+    from ldjax.batching import Example
+    from ldjax.probes import Probe
+
+    series = make_series()
+    series |= {
+        "part:update": 0.4 * series["predicted"],
+        "part:history": 0.6 * series["predicted"],
+    }
+    ends = np.stack([np.zeros(4), series["measured"].sum(0)])
+    probes = [Probe(f"tracked/{i}", "chosen", Example((1,), (2,))) for i in range(4)]
+    checks = results.check_identities({"train": series}, probes, {"log_prob": ends})
+    assert all(check["holds"] for check in checks)
+    if broken == "parts":
+        series["part:update"] = series["part:update"] + 0.01
+    else:
+        ends[1, 2] += 1e-3
+    checks = results.check_identities({"train": series}, probes, {"log_prob": ends})
+    assert [check["holds"] for check in checks] == [
+        broken != "parts",
+        broken != "measured",
+    ]
+
+
+def test_a_run_that_is_not_complete_is_no_start(tmp_path):
+    (tmp_path / "config.json").write_text('{"settings": {"model": {}, "num_steps": 5}}')
+    with pytest.raises(ValueError, match="stopped at step 0 of 5; repeat"):
+        load_pretrained(tmp_path)
