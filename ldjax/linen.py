@@ -11,7 +11,7 @@ import flax.errors
 import flax.linen as nn
 from jaxtyping import Array
 
-from ldjax.log_probs import Sequences
+from ldjax.log_probs import ReferencedSequences, Sequences
 
 __all__ = ["apply_fn", "logits_fn"]
 
@@ -44,7 +44,7 @@ def apply_fn(module: nn.Module) -> Callable[[Any, Sequences], Array]:
       (2, 1, 10)
     """
 
-    def apply(params: Any, sequences: Sequences) -> Array:
+    def apply(params: Any, sequences: Sequences | ReferencedSequences) -> Array:
         try:
             logits = cast(Array, module.apply({"params": params}, sequences.tokens))
         except (
@@ -64,7 +64,9 @@ def apply_fn(module: nn.Module) -> Callable[[Any, Sequences], Array]:
     return apply
 
 
-def logits_fn(module: nn.Module, sequences: Sequences) -> Callable[[Any], Array]:
+def logits_fn(
+    module: nn.Module, sequences: Sequences | ReferencedSequences
+) -> Callable[[Any], Array]:
     """A `LogitsFn`, `params -> logits`, of a Linen module on given sequences.
 
     Args:

@@ -169,8 +169,10 @@ def token_quantities(
     is_top = jax.nn.one_hot(logits.argmax(axis=-1), vocab_size, dtype=bool)
     others = jnp.where(is_top, -jnp.inf, log_probs)
     square = (probs**2).sum(axis=-1)
+    # Sums over the other labels: near certainty `1 - pi(y)` is a difference of ones.
     is_target = jax.nn.one_hot(targets, vocab_size, dtype=bool)
-    other_square = (jnp.where(is_target, 0, probs) ** 2).sum(axis=-1)
+    other_probs = jnp.where(is_target, 0, probs)
+    energy = other_probs.sum(axis=-1)
     entropy = -(probs * jnp.where(probs > 0, log_probs, 0)).sum(axis=-1)
     quantities = TokenQuantities(
         log_prob=log_prob,
@@ -178,9 +180,8 @@ def token_quantities(
         argmax_complement=jax.nn.logsumexp(others, axis=-1),
         adaptation_square=vocab_size - 2 + vocab_size * square,
         prob_norm=jnp.sqrt(square),
-        # Not `square - 2 prob + 1`: near certainty that is a difference of ones.
-        residual_square=other_square + jnp.expm1(log_prob) ** 2,
-        energy=-jnp.expm1(log_prob),
+        residual_square=(other_probs**2).sum(axis=-1) + energy**2,
+        energy=energy,
         entropy=entropy,
     )
     return jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), quantities)

@@ -68,7 +68,7 @@ def test_near_certainty_everything_is_finite_and_right(dtype):
     assert all(np.isfinite(leaf).all() for leaf in found)
     expected = -gap + np.log(VOCAB - 1)
     np.testing.assert_allclose(found.argmax_complement, [[expected] * 2], rtol=1e-6)
-    assert found.energy[0, 0] == 0
+    assert 0 <= found.energy[0, 0] < 1e-30
     np.testing.assert_allclose(found.residual_square, [[0, 2]], atol=1e-30)
 
 
@@ -83,8 +83,7 @@ def test_a_small_residual_is_not_lost_in_a_difference_of_ones():
 
 def test_a_masked_nan_stays_out():
     logits, batch = draw(3)
-    hole = ~batch.mask[..., None] & jnp.ones(VOCAB, bool)
-    spoilt = jnp.where(hole, jnp.nan, logits)
+    spoilt = jnp.where(batch.mask[..., None], logits, jnp.nan)
     found = jitted(spoilt, batch.targets, batch.mask)
     assert_close(found, jitted(logits, batch.targets, batch.mask))
 
