@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ldjax.files import whole_file
@@ -53,8 +54,8 @@ def add_reference(
     Examples:
       >>> answer = Sequences(*np.zeros((2, 1, 3), int), np.ones((1, 3), bool))
       >>> apply_fn = lambda params, batch: params + np.zeros((1, 3, 4))
-      >>> add_reference(apply_fn, jax.numpy.zeros(()), answer, batch_size=1).reference
-      array([-4.158...]...)
+      >>> add_reference(apply_fn, jnp.zeros(()), answer, batch_size=1).reference
+      Array([-4.158...], dtype=...)
     """
 
     @jax.jit
@@ -74,7 +75,7 @@ def add_reference(
             return np.concatenate(rows)[: len(side.tokens)]
 
         if cache is None:
-            return ReferencedSequences(*side, scores())
+            return _on_device(ReferencedSequences(*side, scores()))
         program = score_fn.lower(params, batches[0]).as_text()
         platform = f"{jax.__version__} {jax.default_backend()}"
         key = fingerprint((params, side), program, platform)
@@ -83,9 +84,13 @@ def add_reference(
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as partial, partial.open("wb") as file:
                 np.save(file, scores())
-        return ReferencedSequences(*side, np.load(path))
+        return _on_device(ReferencedSequences(*side, np.load(path)))
 
     return jax.tree.map(scored, pairs, is_leaf=is_sequences)
+
+
+def _on_device(tree: Any) -> Any:
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def _filled_up(side: Sequences, start: int, batch_size: int) -> Sequences:

@@ -1,6 +1,5 @@
 """Reference log-probs: right, kept, and never those of something else."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -71,7 +70,6 @@ def test_another_computation_is_another_key(tmp_path, changed):
 def test_dpo_begins_at_log_two_where_the_policy_is_its_reference():
     params = toy_params()
     pairs = add_reference(apply_toy, params, make_pairs(), batch_size=5)
-    pairs = jax.tree.map(jnp.asarray, pairs)
     logits = {side: apply_toy(params, batch) for side, batch in pairs.items()}
     loss = ldjax.losses.dpo(0.1)(logits, pairs)
     assert float(loss) == pytest.approx(np.log(2.0), rel=1e-14)
