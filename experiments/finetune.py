@@ -20,6 +20,7 @@ of every step sum to its prediction, the measured steps to the change of the who
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ from finetune_figures import (
     draw_curves,
     draw_predicted_against_measured,
     draw_remainder,
+    final_parts,
 )
 from finetune_recipes import make_optimizer
 from finetune_results import (
@@ -239,8 +241,10 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
             if config.data == "toy":
                 order = table["order"]["remainder_ratio"]
                 claims = check_claims(setup.regime, curves, verdicts, order)
+    why = explanations(series, setup, final_parts(run.metrics()))
     summary |= {
         "regime": setup.regime,
+        "explanations": why,
         "claims": claims,
         "identities": identities,
         "fidelity": {name: fit._asdict() for name, fit in fits.items()},
@@ -255,6 +259,7 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
         *draw_by_side(run),
     ]
     print_fidelity(fits)
+    print_explanations(why)
     checks = [*identities, *claims]
     for check in checks:
         print(f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}")
@@ -276,6 +281,37 @@ def print_fidelity(fits: dict[str, Any]) -> None:
             f"{fit.sign_agreement:6.3f} {fit.remainder_ratio:6.3f} "
             f"{fit.step_remainder_ratio:9.3f} {fit.floor_ratio:8.1e}"
         )
+
+
+def explanations(
+    series: Mapping[str, np.ndarray], setup: Setup, parts: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """The exact quantities behind the curves.
+
+    Args:
+      series: Quantities of the observed set.
+      setup: With the observed probes.
+      parts: What each part of the updates did to the tracked responses of each type
+        over the whole run, mean nats.
+    """
+    types = np.array([probe.type for probe in setup.observed.probes])
+    both_ends = series["squeezing_threshold"][[0, -1]]
+    thresholds = {
+        type_: both_ends[:, types == type_].mean(1).tolist()
+        for type_ in next(iter(parts.values()))
+    }
+    return {"parts": parts, "squeezing_threshold": thresholds}
+
+
+def print_explanations(why: dict[str, Any]) -> None:
+    """Where the changes come from, and which labels a push-down raises."""
+    parts = why["parts"]
+    print("\nWhere they come from, nats per sequence; threshold: |p|^2 - p(y)")
+    heads = [f"{name.removeprefix('part:')[:9]:>9}" for name in parts]
+    print(" ".join([f"{'type':20}", *heads, "  threshold"]))
+    for type_, (start, end) in why["squeezing_threshold"].items():
+        numbers = " ".join(f"{values[type_]:+9.2f}" for values in parts.values())
+        print(f"{type_:20} {numbers}   {start:.3f} -> {end:.3f}")
 
 
 def _at_both_ends(setup: Setup, table: Table) -> dict[str, np.ndarray]:

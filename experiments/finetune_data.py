@@ -154,16 +154,15 @@ def training_rows(
     def padded(examples: Sequence[Example]) -> Sequences:
         return jax.tree.map(np.asarray, to_sequences(examples, max_length=max_length))
 
-    cuts = count_cuts(encoded)
     if loss == "sft":
         # Each prompt with its targets in turn, as in the authors' extended set.
-        return padded(
-            [row.examples[type_] for row in encoded for type_ in target]
-        ), cuts
-    sides = ("chosen", "rejected")
-    return {
-        side: padded([row.examples[side] for row in encoded]) for side in sides
-    }, cuts
+        rows_ = padded([row.examples[type_] for row in encoded for type_ in target])
+    else:
+        sides = ("chosen", "rejected")
+        rows_ = {
+            side: padded([row.examples[side] for row in encoded]) for side in sides
+        }
+    return rows_, count_cuts(encoded)
 
 
 def cropped(batch_fn: Callable[[int], Any], max_length: int) -> Callable[[int], Any]:
@@ -172,13 +171,16 @@ def cropped(batch_fn: Callable[[int], Any], max_length: int) -> Callable[[int], 
     def cropped_batch(step: int) -> Any:
         batch = batch_fn(step)
         sides = jax.tree.leaves(batch, is_leaf=is_sequences)
-        masks = np.concatenate([np.asarray(side.mask).any(0)[None] for side in sides])
-        longest = int(np.flatnonzero(masks.any(0))[-1]) + 1
-        length = min(bucket_length(longest, max_length - 1), masks.shape[1])
+        longest = max(
+            int(np.flatnonzero(np.asarray(side.mask).any(0))[-1]) + 1 for side in sides
+        )
+        length = bucket_length(longest, max_length - 1)
 
         def crop(side: Any) -> Any:
-            cut = [leaf[:, :length] for leaf in side[:3]]
-            return type(side)(*cut, *side[3:])
+            names = ("tokens", "targets", "mask")
+            return side._replace(
+                **{name: getattr(side, name)[:, :length] for name in names}
+            )
 
         return jax.tree.map(crop, batch, is_leaf=is_sequences)
 

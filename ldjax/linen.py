@@ -16,7 +16,9 @@ from ldjax.log_probs import ReferencedSequences, Sequences
 __all__ = ["apply_fn", "logits_fn"]
 
 
-def apply_fn(module: nn.Module) -> Callable[[Any, Sequences], Array]:
+def apply_fn(
+    module: nn.Module,
+) -> Callable[[Any, Sequences | ReferencedSequences], Array]:
     """What `ldjax.make_step` takes, for a Linen module.
 
     Args:

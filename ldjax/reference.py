@@ -63,40 +63,40 @@ def add_reference(
         logits = apply_fn(params, batch)
         return sequence_log_probs(logits, batch.targets, batch.mask)
 
-    def scored(side: Any) -> ReferencedSequences:
-        side = Sequences(*map(np.asarray, side[:3]))
+    def scores(side: Any) -> np.ndarray:
+        rows = jax.device_get(tuple(side[:3]))
+        num_rows = len(rows[0])
         batches = [
-            _filled_up(side, start, batch_size)
-            for start in range(0, len(side.tokens), batch_size)
+            Sequences(*_filled_up(rows, start, batch_size))
+            for start in range(0, num_rows, batch_size)
         ]
 
-        def scores() -> np.ndarray:
-            rows = [np.asarray(score_fn(params, batch)) for batch in batches]
-            return np.concatenate(rows)[: len(side.tokens)]
+        def compute() -> np.ndarray:
+            found = [np.asarray(score_fn(params, batch)) for batch in batches]
+            return np.concatenate(found)[:num_rows]
 
         if cache is None:
-            return _on_device(ReferencedSequences(*side, scores()))
+            return compute()
         program = score_fn.lower(params, batches[0]).as_text()
         platform = f"{jax.__version__} {jax.default_backend()}"
-        key = fingerprint((params, side), program, platform)
-        path = cache / f"reference-{key}.npy"
+        path = cache / f"reference-{fingerprint((params, rows), program, platform)}.npy"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as partial, partial.open("wb") as file:
-                np.save(file, scores())
-        return _on_device(ReferencedSequences(*side, np.load(path)))
+                np.save(file, compute())
+        return np.load(path)
+
+    def scored(side: Any) -> ReferencedSequences:
+        tokens, targets, mask, reference = map(jnp.asarray, (*side[:3], scores(side)))
+        return ReferencedSequences(tokens, targets, mask, reference)
 
     return jax.tree.map(scored, pairs, is_leaf=is_sequences)
 
 
-def _on_device(tree: Any) -> Any:
-    return jax.tree.map(jnp.asarray, tree)
-
-
-def _filled_up(side: Sequences, start: int, batch_size: int) -> Sequences:
+def _filled_up(rows: Any, start: int, batch_size: int) -> Any:
     """A batch of full size, so that all have one shape; its last row is repeated."""
-    rows = np.minimum(np.arange(start, start + batch_size), len(side.tokens) - 1)
-    return jax.tree.map(lambda leaf: leaf[rows], side)
+    places = np.minimum(np.arange(start, start + batch_size), len(rows[0]) - 1)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[places]), rows)
 
 
 def fingerprint(tree: Any, *also: str) -> str:

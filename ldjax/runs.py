@@ -78,7 +78,7 @@ class Run:
         import polars as pl
 
         types = (pl.Int64, pl.Int64, pl.String, pl.String, pl.String, pl.Float64)
-        schema = dict(zip(METRIC_COLUMNS, types, strict=True))
+        schema: Any = dict(zip(METRIC_COLUMNS, types, strict=True))
         if isinstance(rows, pl.DataFrame):
             table = rows.select(METRIC_COLUMNS).cast(pl.Schema(schema))
         else:

@@ -301,3 +301,26 @@ def test_a_run_that_is_not_complete_is_no_start(tmp_path):
     (tmp_path / "config.json").write_text('{"settings": {"model": {}, "num_steps": 5}}')
     with pytest.raises(ValueError, match="stopped at step 0 of 5; repeat"):
         load_pretrained(tmp_path)
+
+
+def test_a_cropped_batch_keeps_every_scored_token(finetune):
+    from ldjax.batching import Example, to_sequences
+
+    def rows(lengths):
+        examples = [Example((1,), (2,) * length) for length in lengths]
+        return to_sequences(examples, max_length=65)
+
+    sides = {"chosen": rows([3, 40, 20]), "rejected": rows([2, 9, 30])}
+
+    def batch_fn(step):
+        return jax.tree.map(lambda leaf: leaf[step : step + 1], sides)
+
+    cropped = importlib.import_module("finetune_data").cropped(batch_fn, 65)
+    widths = []
+    for step in range(3):
+        batch = cropped(step)
+        widths.append({side: rows.mask.shape[1] for side, rows in batch.items()})
+        for side, whole in batch_fn(step).items():
+            assert batch[side].mask.sum() == whole.mask.sum()
+    assert [width["chosen"] for width in widths] == [16, 64, 32]
+    assert [width["rejected"] for width in widths] == [16, 32, 32]
