@@ -125,6 +125,7 @@ def main(config: Config) -> int:
                 batch_fn=batch_fn,
                 num_steps=setup.num_steps,
                 evaluations=config.evaluations,
+                is_explained=config.one_step,
             ),
         ):
             table, state = progress.table, progress.state

@@ -63,6 +63,9 @@ class Config:
     """Trained prompts whose responses are observed; and half as many held-out ones."""
     observe_all: bool = False
     """Observe every prompt of the data as well, at the start and at the end."""
+    one_step: bool = True
+    """With each observation, also predict and measure what the update that follows does
+    to every observed response; three times the cost of observing."""
     tracked: int = 8
     """Observed trained prompts whose responses are accounted for at every update."""
     evaluations: int = 20

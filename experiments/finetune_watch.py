@@ -113,6 +113,7 @@ def make_observers(
     batch_fn: Callable[[int], Any],
     num_steps: int,
     evaluations: int,
+    is_explained: bool,
 ) -> dict[str, Observer]:
     """What is measured between updates.
 
@@ -123,6 +124,7 @@ def make_observers(
       batch_fn: The batch of each step.
       num_steps: Of the run.
       evaluations: Number of equal intervals.
+      is_explained: Whether to have the series `one_step`.
 
     Returns:
       The series `observed` (quantities of every probe), `one_step` (the change of every
@@ -178,9 +180,10 @@ def make_observers(
     observers = {
         "order": Observer(order, {0, num_steps // 2}.__contains__),
         "observed": Observer(lambda state: observe(state.params), due.__contains__),
-        "one_step": Observer(one_step, due.__contains__),
         "tokens": Observer(tokens, due.__contains__),
     }
+    if is_explained:
+        observers["one_step"] = Observer(one_step, due.__contains__)
     if "everything" in sets:
         observe_all = make_observe_fn(apply_fn, sets["everything"])
         observers["everything"] = Observer(
