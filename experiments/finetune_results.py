@@ -134,30 +134,25 @@ def metrics_table(
     """
     frames = []
     for name, series in table.items():
+        if name not in probes:
+            continue
+        watched = [(probe.prompt_name, probe.type) for probe in probes[name]]
         for quantity, values in series.items():
-            if quantity == "step" or name not in probes:
-                continue
-            is_scalar = values.ndim == 1
-            watched = [Probe("", "", None)] if is_scalar else probes[name]  # type: ignore[arg-type]
-            frames.append(
-                _long(
-                    series["step"], values.reshape(len(values), -1), watched, quantity
-                )
-            )
-    table_ = pl.concat(frames)
+            if quantity != "step":
+                of = watched if values.ndim == 2 else [("", "")]
+                frames.append(_long(series["step"], values, of, quantity))
     examples = (pl.col("step") * examples_per_step).alias("examples")
-    return table_.with_columns(examples).select(METRIC_COLUMNS)
+    return pl.concat(frames).with_columns(examples).select(METRIC_COLUMNS)
 
 
 def _long(
-    steps: np.ndarray, values: np.ndarray, probes: Sequence[Probe], quantity: str
+    steps: np.ndarray, values: np.ndarray, of: Sequence[tuple[str, str]], quantity: str
 ) -> pl.DataFrame:
-    """One row for each step and probe."""
-    names = [probe.prompt_name for probe in probes]
-    types = [probe.type for probe in probes]
+    """One row for each step and thing measured, a prompt's name and a type."""
+    names, types = zip(*of, strict=True)
     return pl.DataFrame(
         {
-            "step": np.repeat(steps.astype(np.int64), len(probes)),
+            "step": np.repeat(steps.astype(np.int64), len(of)),
             "probe": pl.Series(names * len(steps), dtype=pl.String),
             "type": pl.Series(types * len(steps), dtype=pl.String),
             "quantity": pl.Series([quantity] * values.size, dtype=pl.String),
