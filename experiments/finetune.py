@@ -185,7 +185,7 @@ def describe(config: Config, setup: Setup) -> str:
 
 
 def write_table(config: Config, run: Run, setup: Setup, table: Table) -> None:
-    """`metrics.parquet` and `tokens.npz`, from what was measured so far."""
+    """`metrics.parquet`, from what was measured so far."""
     probes = {
         "train": setup.tracked.probes,
         "observed": setup.observed.probes,

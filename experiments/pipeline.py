@@ -21,10 +21,9 @@ import finetune
 import jax
 import tyro
 from finetune_config import Config as StageConfig
-from finetune_setup import cached_base
+from finetune_setup import cached_base, load_data
 
 from ldjax.data.preferences import RESPONSE_TYPES
-from ldjax.data.world import PRESETS as WORLDS
 from ldjax.runs import Run, open_run, start_run
 
 STAGES = ("sft", "dpo_after_sft", "dpo_from_base")
@@ -110,11 +109,14 @@ class Config:
 
 def main(config: Config) -> int:
     """Run the stages; the exit status."""
-    if config.world not in WORLDS:
-        sys.exit(f"pipeline.py: --world must be one of {', '.join(WORLDS)}")
-    # The stages are functions of the same shapes, compiled once.
-    jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
     try:
+        stage = config.stage(loss="dpo").resolved()
+        stage.check()
+        if config.resume and config.overwrite:
+            raise ValueError("--resume and --overwrite contradict each other")
+        load_data(stage)  # a bad row is found before a base is pretrained
+        # The stages are functions of the same shapes, compiled once.
+        jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
         run = start_run(
             config.out,
             dataclasses.asdict(config),

@@ -324,3 +324,22 @@ def test_a_cropped_batch_keeps_every_scored_token(finetune):
             assert batch[side].mask.sum() == whole.mask.sum()
     assert [width["chosen"] for width in widths] == [16, 64, 32]
     assert [width["rejected"] for width in widths] == [16, 32, 32]
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["--world", "huge"], "--world must be one of demo, small, paper"),
+        (["--tracked", "50"], "--tracked must be at most --probe-prompts"),
+        (["--resume", "--overwrite"], "contradict"),
+    ],
+)
+def test_a_mistake_of_the_pipeline_is_one_clear_line(tmp_path, monkeypatch, args, part):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    pipeline = importlib.import_module("pipeline")
+    out = tmp_path / "run"
+    config = tyro.cli(pipeline.Config, args=["--out", str(out), *args])
+    with pytest.raises(SystemExit, match=r"^pipeline\.py: [^\n]*$") as error:
+        pipeline.main(config)
+    assert part in str(error.value)
+    assert not out.exists()
