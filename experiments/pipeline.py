@@ -163,18 +163,14 @@ def main(config: Config) -> int:
 def what_happened(runs: dict[str, Run]) -> list[str]:
     """What each stage did to each type of response, in plain language."""
     changes = {name: run.summary["changes"]["train"] for name, run in runs.items()}
-    lines = [
-        "What happened to the responses to trained prompts (mean nats per response):"
-    ]
+    lines = ["What happened to the responses to trained prompts (mean change in nats):"]
     for type_ in (*RESPONSE_TYPES, "argmax"):
         if type_ not in changes["sft"]:
             continue
         told = "; ".join(
             f"{_SHORT[name]} {_told(changes[name][type_])}" for name in STAGES
         )
-        meaning = MEANINGS.get(
-            type_, "what greedy decoding would say after each prefix"
-        )
+        meaning = MEANINGS.get(type_, "the greedy token after each prefix, y*")
         lines.append(f"  {type_} ({meaning}): {told}")
     return lines
 

@@ -124,6 +124,7 @@ def test_a_network_differentiated_by_hand_gives_the_same_kernel():
     assert_close(_decomposed("tanh_mlp")["lazy"], by_hand, rtol=ACCEPTED)
 
 
+@pytest.mark.slow
 @every_case
 def test_a_wrong_sign_of_the_residual_is_caught(name):
     flipped = jax.tree.map(np.negative, _decomposed(name)["predicted"])

@@ -94,6 +94,7 @@ def test_cached_sampling_equals_recomputing_with_the_same_key(decoder):
     assert generated.responses() == expected
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_neighbours_or_on_the_maximum_length():
     model, params = make_decoder("llama", num_layers=1)
     keys = jax.random.split(jax.random.key(1), 3)

@@ -50,6 +50,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
     assert open_run(first).metrics().equals(open_run(second).metrics())
 
 
+@pytest.mark.slow
 def test_help_shows_defaults():
     result = run_script("--help")
     assert result.returncode == 0

@@ -359,7 +359,7 @@ def test_contradictory_configurations_are_refused(changes, message):
 def test_other_mistakes_are_refused_with_the_numbers():
     with pytest.raises(ValueError, match="`width` must be a multiple"):
         gpt2_config(vocab_size=10, width=30)
-    with pytest.raises(ValueError, match=r"one of 0.1M, 0.4M, 1M, 4M, got '2M'"):
+    with pytest.raises(ValueError, match=r"one of 0.1M, 0.4M, 1M, 4M, toy, got '2M'"):
         preset("2M")
     model = Transformer(CONFIGS["gpt2"])
     tokens = jnp.zeros((1, 65), int)
