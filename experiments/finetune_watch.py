@@ -168,14 +168,16 @@ def make_observers(
             )
             change = tracked_change_fn(state.params, params)
             rest = np.linalg.norm(change["measured"] - change["predicted"])
-            return float(rest), float(np.linalg.norm(change["measured"]))
+            return float(rest), float(rest / np.linalg.norm(change["measured"]))
 
+        # The largest scale at which it is small: there it is best resolved, too.
         scale = 1.0
-        rest, whole = remainder(scale)
-        while rest > SMALL_REMAINDER * whole:
+        while remainder(scale)[1] <= SMALL_REMAINDER:
+            scale *= 2
+        while remainder(scale)[1] > SMALL_REMAINDER:
             scale /= 2
-            rest, whole = remainder(scale)
-        return {"scale": scale, "remainder_ratio": rest / remainder(scale / 2)[0]}
+        ratio = remainder(scale)[0] / remainder(scale / 2)[0]
+        return {"scale": scale, "remainder_ratio": ratio}
 
     observers = {
         "order": Observer(order, {0, num_steps // 2}.__contains__),

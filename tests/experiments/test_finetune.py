@@ -343,3 +343,31 @@ def test_a_mistake_of_the_pipeline_is_one_clear_line(tmp_path, monkeypatch, args
         pipeline.main(config)
     assert part in str(error.value)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("rate", [1e-8, 3.0])
+def test_the_order_of_a_remainder_is_found_at_any_rate(finetune, rate):
+    import optax
+    from cases import apply_toy, sentences, toy_params
+
+    import ldjax
+    from ldjax.batching import Example
+    from ldjax.probes import Probe, ProbeSet
+
+    watch = importlib.import_module("finetune_watch")
+    probes = [Probe(f"tracked/{i}", "chosen", Example((i, 2), (3, 1))) for i in (0, 1)]
+    tracked = ProbeSet.of(probes, max_length=4, batch_size=None)
+    init, step = watch.make_tracked_step(
+        apply_toy, ldjax.losses.sft, optax.sgd(rate), tracked
+    )
+    observers = watch.make_observers(
+        apply_toy,
+        sets={"observed": tracked, "tracked": tracked},
+        step_fn=step,
+        batch_fn=lambda step: sentences(6, 3, 4),
+        num_steps=2,
+        evaluations=1,
+        is_explained=False,
+    )
+    found = observers["order"].observe(init(toy_params()))
+    assert 3.8 < found["remainder_ratio"] < 4.2
