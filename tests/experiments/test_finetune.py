@@ -129,15 +129,24 @@ def test_the_samples_are_the_base_models_in_every_stage(runs):
     assert len(set(samples("sft"))) > 1
 
 
-@pytest.mark.slow
-def test_training_on_another_type_goes_by_no_signature(tmp_path, runs, cache):
-    _, out = runs
-    base = open_run(out).summary["base"]
-    args = ("--smoke", "--init", base, "--target", "chosen_gptsemantic")
-    run_folder = tmp_path / "run"
-    result = run_script("finetune.py", *args, "--out", run_folder, cache=cache)
-    assert result.returncode == 0, result.stderr
-    assert open_run(run_folder).config["settings"]["regime"] is None
+@pytest.mark.parametrize(
+    ("changes", "before", "regime"),
+    [
+        ({}, {}, "sft"),
+        ({"target": ("chosen", "rejected")}, {}, "sft_extend"),
+        ({"target": ("chosen_gptsemantic",)}, {}, None),
+        ({"loss": "dpo"}, {}, "dpo_from_base"),
+        ({"loss": "dpo"}, {"loss": "sft", "regime": "sft"}, "dpo_after_sft"),
+        ({"loss": "dpo"}, {"loss": "sft", "regime": "sft_extend"}, "dpo_after_extend"),
+        ({"loss": "dpo"}, {"loss": "dpo", "regime": "dpo_from_base"}, None),
+    ],
+)
+def test_the_regime_follows_from_loss_target_and_start(
+    tmp_path, finetune, changes, before, regime
+):
+    (tmp_path / "config.json").write_text(json.dumps({"settings": before}))
+    setup = importlib.import_module("finetune_setup")
+    assert setup.find_regime(finetune.Config(**changes), tmp_path) == regime
 
 
 @pytest.mark.slow
