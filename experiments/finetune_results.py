@@ -259,7 +259,7 @@ def check_claims(
         if verdict.id.split("_")[0] in gated and verdict.verdict != "not applicable"
     ]
     change = {name: float(curves[name][-1] - curves[name][0]) for name in _SIDES}
-    if regime == "sft":
+    if regime.startswith("sft"):
         claims.append(
             {
                 "text": f"chosen ends above its start: {change['chosen']:+.2f} nats",

@@ -109,11 +109,10 @@ def make_setup(config: Config) -> Setup:
     observed = probes("train", data.train, train_places)
     observed += probes("test", data.test, test_places)
     tracked = probes("tracked", data.train, train_places[: config.tracked])
-    everything = [
-        probe
-        for name, texts in (("train", data.train), ("test", data.test))
-        for probe in probes(name, texts, range(len(texts)))
-    ]
+    everything = []
+    if config.observe_all:
+        everything += probes("train", data.train, range(len(data.train)))
+        everything += probes("test", data.test, range(len(data.test)))
     return Setup(
         base=base,
         regime=find_regime(config, folder),

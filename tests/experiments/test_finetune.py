@@ -380,3 +380,14 @@ def test_the_order_of_a_remainder_is_found_at_any_rate(finetune, rate):
     )
     found = observers["order"].observe(init(toy_params()))
     assert 3.8 < found["remainder_ratio"] < 4.2
+
+
+def test_extended_sft_is_not_asked_to_lower_the_rejected(results):
+    from ldjax.curves import Curves
+
+    rising = np.linspace(-50.0, -30.0, 21)
+    curves = Curves({"chosen": rising, "rejected": rising})
+    order = np.array([4.0, 4.0])
+    for regime, expected in (("sft_extend", True), ("dpo_after_extend", False)):
+        checks = results.check_claims(regime, curves, [], order)
+        assert all(check["holds"] for check in checks) == expected
