@@ -6,7 +6,7 @@ UV := $(VENV)/bin/uv
 PYTEST := $(RUN) -m pytest --numprocesses auto
 
 # constraints.txt is only made when it is missing or asked for with -B.
-.PHONY: demo test test-fast test-slow lint format install clean
+.PHONY: demo test test-fast test-slow test-exhaustive lint format install clean
 
 # uv keeps TensorFlow out (uv-overrides.txt); constraints.txt pins tested versions,
 # one set for each Python. To renew it:  make constraints.txt -B
@@ -31,10 +31,14 @@ demo: install
 test: test-fast test-slow
 
 test-fast: install
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not exhaustive"
 
 test-slow: install
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not exhaustive"
+
+# Every model, method and option of the kernels, and the smoke of the long experiments.
+test-exhaustive: install
+	$(PYTEST) -m exhaustive
 
 lint: install
 	$(VENV)/bin/ruff check .

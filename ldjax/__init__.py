@@ -8,6 +8,7 @@ really move, by how much does first-order theory say it should have, and why::
 * `make_step`: a training step that predicts, measures and explains.
 * `decompose`: `A`, `K` and `G` of one step as linear maps.
 * `empirical_ntk`: the kernel `K`, by the method of your choice.
+* `preconditioner`: the diagonal `P` of a step, for the kernel `J P J^T`.
 * `jacobian`, `LinearMap`: what they are made of.
 * `Sequences`, `losses`: what is trained on and scored.
 
@@ -37,6 +38,7 @@ from ldjax.log_probs import (
     token_log_probs,
 )
 from ldjax.ntk import empirical_ntk
+from ldjax.preconditioner import preconditioner
 
 __all__ = [
     "DenseMap",
@@ -56,6 +58,7 @@ __all__ = [
     "losses",
     "make_pending_step",
     "make_step",
+    "preconditioner",
     "sequence_log_probs",
     "token_log_probs",
 ]

@@ -420,23 +420,23 @@ def _pick(struct: Struct, position: Position) -> LinearMap:
         rest = index
         while not hasattr(tree, "shape"):
             if not rest:
-                raise ValueError(_position_message(position, struct))
+                raise ValueError(position_message(position, struct))
             tree, rest = tree[rest[0]], rest[1:]
         if len(rest) != len(tree.shape) - 1 or not all(
             -size <= i < size for i, size in zip(rest, tree.shape, strict=False)
         ):
-            raise ValueError(_position_message(position, struct))
+            raise ValueError(position_message(position, struct))
         return tree[rest]
 
     try:
         picked = jax.eval_shape(read, struct)
     except (KeyError, TypeError) as error:
-        raise ValueError(_position_message(position, struct)) from error
+        raise ValueError(position_message(position, struct)) from error
     transposed = jax.linear_transpose(read, struct)
     return FunctionMap(read, lambda row: transposed(row)[0], struct, picked)
 
 
-def _position_message(position: Position, struct: Struct) -> str:
+def position_message(position: Position, struct: Struct) -> str:
     return (
         f"{position!r} does not name a position of {struct}: give the keys of the "
         "pytree (if it is one), then an index for every axis but the last."

@@ -4,16 +4,20 @@ The core of ldjax knows `params -> logits` only. Users of Flax NNX or plain JAX 
 such a function themselves (`nnx.split` and `nnx.merge`; see the README).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import flax.errors
 import flax.linen as nn
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from ldjax.log_probs import ReferencedSequences, Sequences
+from ldjax.log_probs import ReferencedSequences, Sequences, is_sequences
 
-__all__ = ["apply_fn", "logits_fn"]
+__all__ = ["LinenLogits", "apply_fn", "logits_fn"]
 
 
 def apply_fn(
@@ -45,38 +49,81 @@ def apply_fn(
       >>> apply_fn(LeNet())(params, images).shape
       (2, 1, 10)
     """
+    return lambda params, sequences: logits_fn(module, sequences)(params)
 
-    def apply(params: Any, sequences: Sequences | ReferencedSequences) -> Array:
-        try:
-            logits = cast(Array, module.apply({"params": params}, sequences.tokens))
-        except (
-            flax.errors.InvalidRngError,
-            flax.errors.ModifyScopeVariableError,
-            flax.errors.ScopeCollectionNotFound,
-        ) as error:
-            raise ValueError(
-                f"The logits of {type(module).__name__} are not a function of its "
-                f"parameters and inputs alone ({error}). Make it deterministic: "
-                "dropout off, batch statistics frozen into parameters or closed over."
-            ) from error
-        if logits.ndim == sequences.targets.ndim:  # a classifier
-            logits = logits[..., None, :]
-        return logits
 
-    return apply
+class LinenLogits:
+    """A `LogitsFn` that knows the Linen module it runs; made by `logits_fn`.
+
+    It is a function `params -> logits` like any other; the structured and factored
+    kernels look at its attributes.
+
+    Attributes:
+      module: The module.
+      sequences: `Sequences`, or a pytree of them, that it reads.
+      positions: `[batch, k]`, the positions whose logits are returned; None for all.
+      inputs: Further arrays the module reads, by keyword.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from ldjax.models import MLP
+      >>> image = Sequences(
+      ...     jnp.zeros((1, 28, 28)), jnp.zeros((1, 1), int), jnp.ones((1, 1), bool)
+      ... )
+      >>> logits_fn(MLP(), image).module.widths
+      (128, 128, 128, 128)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        sequences: Any,
+        positions: Any,
+        inputs: Mapping[str, Any],
+    ):
+        self.module, self.sequences = module, sequences
+        self.positions, self.inputs = positions, inputs
+
+    def __call__(self, params: Any) -> Any:
+        """Logits, in the structure of `sequences`."""
+
+        def run(sequences: Sequences | ReferencedSequences) -> Array:
+            return apply_module(
+                self.module,
+                {"params": params},
+                sequences.tokens,
+                self.positions,
+                self.inputs,
+            )[0]
+
+        return jax.tree.map(run, self.sequences, is_leaf=is_sequences)
 
 
 def logits_fn(
-    module: nn.Module, sequences: Sequences | ReferencedSequences
-) -> Callable[[Any], Array]:
+    module: nn.Module,
+    sequences: Any,
+    *,
+    positions: Any = None,
+    **inputs: Any,
+) -> LinenLogits:
     """A `LogitsFn`, `params -> logits`, of a Linen module on given sequences.
 
     Args:
       module: As in `apply_fn`.
-      sequences: What it reads; closed over.
+      sequences: `Sequences` to read, or a pytree of them such as `{"chosen": ...,
+        "rejected": ...}`; closed over.
+      positions: Positions whose logits are returned, `[k]` for all examples or
+        `[batch, k]`; by default all. A kernel of few positions costs less.
+      inputs: Further arrays that the module takes by keyword, with a leading batch
+        axis; `mask=` is what a decoder needs where padding comes first.
 
     Returns:
-      What `ldjax.decompose` and `ldjax.empirical_ntk` take.
+      What `ldjax.decompose` and `ldjax.empirical_ntk` take: logits `[batch, pos,
+      vocab]` in the structure of `sequences`.
+
+    Raises:
+      ValueError: If `positions` or `inputs` are given for several sequences, or
+        `positions` are out of range or have another number of rows.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -88,5 +135,60 @@ def logits_fn(
       >>> logits_fn(LeNet(), images)(params).shape
       (2, 1, 10)
     """
-    apply = apply_fn(module)
-    return lambda params: apply(params, sequences)
+    if (positions is not None or inputs) and not is_sequences(sequences):
+        raise ValueError(
+            "`positions` and further inputs belong to one `Sequences`; for several, "
+            "such as chosen and rejected, make a kernel for each."
+        )
+    if positions is not None:
+        positions = _rows_of_positions(positions, sequences)
+    return LinenLogits(module, sequences, positions, inputs)
+
+
+def apply_module(
+    module: nn.Module,
+    variables: Any,
+    tokens: Any,
+    positions: Any,
+    inputs: Mapping[str, Any],
+    mutable: Any = False,
+) -> tuple[Array, Any]:
+    """Logits `[batch, pos, vocab]` of a module, and the collections it changed."""
+    try:
+        output = module.apply(variables, tokens, **inputs, mutable=mutable)
+    except (
+        flax.errors.InvalidRngError,
+        flax.errors.ModifyScopeVariableError,
+        flax.errors.ScopeCollectionNotFound,
+    ) as error:
+        raise ValueError(
+            f"The logits of {type(module).__name__} are not a function of its "
+            f"parameters and inputs alone ({error}). Make it deterministic: "
+            "dropout off, batch statistics frozen into parameters or closed over."
+        ) from error
+    logits, changed = output if mutable else (output, {})
+    logits = cast(Array, logits)
+    if logits.ndim == 2:  # a classifier
+        logits = logits[:, None, :]
+    if positions is not None:
+        logits = jnp.take_along_axis(logits, positions[:, :, None], axis=1)
+    return logits, changed
+
+
+def _rows_of_positions(positions: Any, sequences: Any) -> Any:
+    batch, length = sequences.targets.shape
+    rows = jnp.asarray(positions)
+    rows = jnp.broadcast_to(rows, (batch, rows.shape[0])) if rows.ndim == 1 else rows
+    if rows.ndim != 2 or rows.shape[0] != batch:
+        raise ValueError(
+            f"`positions` must be [k] or [batch, k] with batch {batch}, got shape "
+            f"{jnp.shape(positions)}."
+        )
+    if not isinstance(rows, jax.core.Tracer):
+        known = np.asarray(rows)
+        if known.size and not (known.min() >= 0 and known.max() < length):
+            raise ValueError(
+                f"`positions` must lie in 0 to {length - 1}, the positions of the "
+                f"sequences; got {known.min()} to {known.max()}."
+            )
+    return rows

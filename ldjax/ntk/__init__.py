@@ -1,6 +1,10 @@
-"""The empirical neural tangent kernel in its representations."""
+"""The empirical neural tangent kernel in its representations.
 
-from ldjax.ntk.empirical import empirical_ntk
-from ldjax.ntk.plan import Plan, plan_dense
+The kernels of Linen modules (`FactoredMap`, `StructuredMap` and what they return) are
+in `ldjax.ntk.linen`, which is imported when one is first made.
+"""
 
-__all__ = ["Plan", "empirical_ntk", "plan_dense"]
+from ldjax.ntk.empirical import by_group, empirical_ntk
+from ldjax.ntk.plan import Plan, plan
+
+__all__ = ["Plan", "by_group", "empirical_ntk", "plan"]

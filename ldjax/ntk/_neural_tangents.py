@@ -68,9 +68,9 @@ def _message(error: Exception) -> str:
         )
     return (
         f'{problem}, so the dense methods "jacobian" and "ntk_vp" are not available. '
-        "What remains: the lazy kernel "
-        "`jacobian(probe_fn, params) @ jacobian(update_fn, params).T`, with the same "
-        "numbers from `.dense()`, `.block()`, `.trace()` and `.frobenius_norm()`."
+        'What remains: the lazy kernel (`method="lazy"`), with the same numbers from '
+        "`.dense()`, `.block()`, `.trace()` and `.frobenius_norm()`; and for Linen "
+        'models "structured" and "factored".'
     )
 
 

@@ -1,5 +1,6 @@
 """`empirical_ntk`: one name for every way to the same kernel."""
 
+import functools
 import logging
 from typing import Any
 
@@ -7,17 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from ldjax import memory
-from ldjax.linear_map import LinearMap, jacobian
-from ldjax.ntk.dense import LogitsFn, dense_ntk
-from ldjax.ntk.plan import Plan, plan_dense
+from ldjax.linear_map import LinearMap
+from ldjax.ntk.lazy import lazy_ntk
+from ldjax.ntk.methods import LogitsFn, make_kernel
+from ldjax.ntk.plan import METHODS, Plan, plan
+from ldjax.ntk.subset import Weights, leaf_paths, make_weights
 
-__all__ = ["empirical_ntk"]
+__all__ = ["by_group", "empirical_ntk"]
 
 _log = logging.getLogger(__name__)
 
 _INSTEAD = (
-    "keep it lazy (`jacobian(probe_fn, params) @ jacobian(update_fn, params).T`, or "
-    '`method="auto"`), or take fewer positions'
+    'keep it unevaluated (`method="lazy"`, or "factored" for a Linen model with a '
+    "linear head), or take fewer positions"
 )
 
 
@@ -28,6 +31,9 @@ def empirical_ntk(
     *,
     method: str = "auto",
     memory_limit: memory.Bytes | None = None,
+    where: Any = None,
+    preconditioner: Any = None,
+    contraction: str = "auto",
 ) -> LinearMap:
     r"""The empirical neural tangent kernel of the logits, the `K` of `A K G`.
 
@@ -37,14 +43,28 @@ def empirical_ntk(
     first-order changes of the probe's logits. It is never averaged over outputs, and
     :math:`K(\chi_o, \chi_u)^\top = K(\chi_u, \chi_o)`.
 
+    With `where` and `preconditioner` it is :math:`J_o\,\mathrm{diag}(w)\,J_u^\top`,
+    exact for partial finetuning and for RMSprop and Adam.
+
     Every method gives the same numbers on the same contract (`ldjax.LinearMap`):
 
+    * `"structured"`: for Linen models (`ldjax.linen.logits_fn`), through each layer's
+      inputs and outputs; nothing has the size of the parameters.
+    * `"factored"`: for Linen models with a linear head, low rank plus a multiple of
+      the identity; the one for large vocabularies. Has `block_summary`, `entries`,
+      `singular_values`, `predict` and `save` besides (`ldjax.ntk.FactoredMap`).
+    * `"lazy"`: the product of Jacobians, for any function; applies fast, and forms
+      its entries column by column.
     * `"jacobian"`: neural-tangents' Jacobian contraction; fast for few parameters,
       stores two Jacobians.
     * `"ntk_vp"`: neural-tangents' NTK-vector products, one backward and one forward
       pass per output of the narrower side; for many parameters.
-    * `"auto"`: the cheaper dense method by planned memory that fits, otherwise the
-      lazy product of Jacobians.
+    * `"auto"`: what `ldjax.ntk.plan` expects to be fastest among those that fit; where
+      no dense kernel fits, the factored, structured or lazy one. Logs which and why.
+
+    The first two prove once for each model and shapes, on drawn parameters, that its
+    layers act as they should; leaves that do not are differentiated plainly and named
+    in a warning.
 
     Args:
       probe_fn: `params -> logits` of the watched examples, a pytree of
@@ -54,12 +74,22 @@ def empirical_ntk(
       method: How it is computed.
       memory_limit: Bytes a dense kernel and the work beside it may take; by default
         a fraction of the free memory.
+      where: Which parameters take part, as optax masks: a pytree of bools (or a prefix
+        of one), or a function of `params` that returns it; by default all.
+      preconditioner: The diagonal `P` of :math:`K_P = J_o P J_u^\top`, a pytree like
+        `params` (`ldjax.preconditioner` makes it); by default the identity.
+      contraction: Of the structured kernel: `"operator"`, `"gram"` or `"instantiated"`
+        force one (see `ldjax.ntk.StructuredMap`).
 
     Returns:
       A `LinearMap` from the update's logits to the probe's.
 
     Raises:
       MemoryError: If the method asked for does not fit; nothing was allocated.
+      TypeError: If `"structured"` or `"factored"` is asked for another function than
+        one from `ldjax.linen.logits_fn`.
+      ValueError: If the method cannot serve this model, by name; or if `where` or
+        `preconditioner` does not fit `params`.
       ImportError: If the method asked for needs neural-tangents and it cannot be
         loaded.
 
@@ -75,59 +105,147 @@ def empirical_ntk(
       Array([[9., 0.],
              [0., 9.]], dtype=...)
     """
-    _check_differentiable(probe_fn, update_fn, params)
-    plans = plan_dense(probe_fn, update_fn, params)
-    limit = memory.default_limit() if memory_limit is None else memory_limit
-    if method == "auto":
-        return _cheapest(probe_fn, update_fn, params, plans=plans, limit=limit)
-    chosen = {plan.method: plan for plan in plans}.get(method)
-    if chosen is None:
-        names = ["auto", *sorted(plan.method for plan in plans)]
+    if method not in ("auto", *METHODS):
+        names = ["auto", *sorted(METHODS)]
         raise ValueError(f"Unknown `method` {method!r}; choose one of {names}.")
-    memory.refuse_above(
-        limit,
-        chosen.total_bytes,
-        what=f"the dense kernel ({memory.human_bytes(chosen.result_bytes)}) with the "
-        f'work of `method="{method}"` '
-        f"({memory.human_bytes(chosen.work_bytes)})",
-        instead=_INSTEAD,
+    weights = make_weights(params, where=where, preconditioner=preconditioner)
+    _check_differentiable(probe_fn, update_fn, params, weights)
+    limit = memory.default_limit() if memory_limit is None else memory_limit
+    planned = functools.partial(
+        plan,
+        probe_fn,
+        update_fn,
+        params,
+        where=where,
+        preconditioner=preconditioner,
     )
-    return dense_ntk(probe_fn, update_fn, params, method=method)
+    if method == "auto":
+        method = _choose(planned(), limit)
+    elif method in _DENSE:
+        (needed,) = planned(methods={method: METHODS[method]})
+        memory.refuse_above(
+            limit,
+            needed.peak_bytes,
+            what=f"the dense kernel ({memory.human_bytes(needed.result_bytes)}) with "
+            f'the work of `method="{method}"`',
+            instead=_INSTEAD,
+        )
+    return make_kernel(
+        method,
+        probe_fn,
+        update_fn,
+        params,
+        weights,
+        memory_limit=limit,
+        contraction=contraction,
+    )
 
 
-def _lazy_ntk(probe_fn: LogitsFn, update_fn: LogitsFn, params: Any) -> LinearMap:
-    return jacobian(probe_fn, params) @ jacobian(update_fn, params).T
+def by_group(
+    probe_fn: LogitsFn,
+    update_fn: LogitsFn,
+    params: Any,
+    groups: Any = None,
+    *,
+    method: str = "auto",
+    memory_limit: memory.Bytes | None = None,
+    preconditioner: Any = None,
+) -> dict[str, LinearMap]:
+    r"""The kernels of groups of parameters, whose sum is the kernel.
+
+    .. math:: K = \sum_g K_g, \qquad K_g = J_o\,\mathrm{diag}(1_g)\,J_u^\top
+
+    Args:
+      probe_fn: As for `empirical_ntk`.
+      update_fn: Likewise.
+      params: Likewise.
+      groups: Labels as `optax.multi_transform` takes them: a pytree of strings (or a
+        prefix of one), or a function of `params` that returns it. By default one group
+        for each layer, named by its path.
+      method: As for `empirical_ntk`.
+      memory_limit: Likewise, of each.
+      preconditioner: Likewise.
+
+    Returns:
+      The kernel of each group, in the order of its first leaf. Each costs what the
+      whole does.
+
+    Raises:
+      ValueError: If `groups` does not fit `params`; and as `empirical_ntk`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> fn = lambda p: p["a"] + 2.0 * p["b"]
+      >>> params = {"a": jnp.ones(1), "b": jnp.ones(1)}
+      >>> kernels = by_group(fn, fn, params, {"a": "first", "b": "second"})
+      >>> {name: float(kernel.trace()) for name, kernel in kernels.items()}
+      {'first': 1.0, 'second': 4.0}
+    """
+    labels = _labels(groups, params)
+    treedef = jax.tree.structure(params)
+    return {
+        group: empirical_ntk(
+            probe_fn,
+            update_fn,
+            params,
+            method=method,
+            memory_limit=memory_limit,
+            where=treedef.unflatten([label == group for label in labels]),
+            preconditioner=preconditioner,
+        )
+        for group in dict.fromkeys(labels)
+    }
 
 
-def _check_differentiable(probe_fn: LogitsFn, update_fn: LogitsFn, params: Any) -> None:
+def _labels(groups: Any, params: Any) -> list[str]:
+    if groups is None:
+        return ["/".join(path[:-1] or path) for path in leaf_paths(params)]
+    groups = groups(params) if callable(groups) else groups
+    try:
+        return jax.tree.leaves(jax.tree.broadcast(groups, params))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "`groups` must be a pytree of names shaped like `params` (or a prefix of "
+            f"that), or a function that returns one: {error}"
+        ) from error
+
+
+_DENSE = ("jacobian", "ntk_vp")
+# Where no dense kernel fits, in this order.
+_UNEVALUATED = ("factored", "structured", "lazy")
+
+
+def _check_differentiable(
+    probe_fn: LogitsFn, update_fn: LogitsFn, params: Any, weights: Weights
+) -> None:
     """Trace one application of the kernel: what cannot be differentiated says so."""
 
     def apply_once(params: Any) -> Any:
-        kernel = _lazy_ntk(probe_fn, update_fn, params)
+        kernel = lazy_ntk(probe_fn, update_fn, params, weights)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), kernel.in_struct)
         return kernel @ zeros
 
     jax.eval_shape(apply_once, params)
 
 
-def _cheapest(
-    probe_fn: LogitsFn,
-    update_fn: LogitsFn,
-    params: Any,
-    *,
-    plans: tuple[Plan, ...],
-    limit: memory.Bytes,
-) -> LinearMap:
-    """The first dense plan that fits, otherwise the lazy kernel; logs which and why."""
-    best = plans[0]
-    need = f"{memory.human_bytes(best.total_bytes)} of {memory.human_bytes(limit)}"
-    if best.total_bytes > limit:
-        _log.info("lazy kernel: dense needs at least %s", need)
-        return _lazy_ntk(probe_fn, update_fn, params)
-    try:
-        kernel = dense_ntk(probe_fn, update_fn, params, method=best.method)
-    except ImportError as error:
-        _log.info("lazy kernel: %s", error)
-        return _lazy_ntk(probe_fn, update_fn, params)
-    _log.info('dense kernel by method="%s": %s', best.method, need)
-    return kernel
+def _choose(plans: tuple[Plan, ...], limit: memory.Bytes) -> str:
+    """The method that is expected to be fastest and fits; logs which and why."""
+    able = [plan for plan in plans if not plan.refusal]
+    fitting = [plan for plan in able if plan.peak_bytes <= limit]
+    if fitting:
+        best = fitting[0]
+        reason = (
+            f"{best.seconds:.3g} s and {memory.human_bytes(best.peak_bytes)} of "
+            f"{memory.human_bytes(limit)} expected for all entries"
+        )
+        method = best.method
+    else:
+        names = [plan.method for plan in able]
+        method = next(name for name in _UNEVALUATED if name in names)
+        least = min(plan.peak_bytes for plan in able)
+        reason = (
+            f"all entries need at least {memory.human_bytes(least)} of "
+            f"{memory.human_bytes(limit)}"
+        )
+    _log.info('method="%s": %s', method, reason)
+    return method

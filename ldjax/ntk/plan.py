@@ -1,77 +1,132 @@
-"""What a kernel costs, from shapes alone, before anything is allocated."""
+"""What a kernel costs by each method, before anything is compiled or allocated."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_args
 
 import jax
 
-from ldjax._spaces import size_of
+from ldjax._spaces import dtype_of, struct_of
+from ldjax.ntk._cost import cost_of
+from ldjax.ntk._rates import machine_rates
+from ldjax.ntk.methods import LogitsFn, Method, make_kernel
+from ldjax.ntk.subset import make_weights
 
-__all__ = ["Plan", "plan_dense"]
+__all__ = ["METHODS", "Plan", "plan"]
+
+# What a method raises for functions that it cannot serve.
+_REFUSALS = (ImportError, MemoryError, NotImplementedError, TypeError, ValueError)
+# `(probe_fn, update_fn, params, where=, preconditioner=)` to the arrays that a method
+# computes. It is only traced.
+Builder = Callable[..., Any]
 
 
 class Plan(NamedTuple):
-    """The memory a dense method asks for.
+    """What one method asks for.
 
     Attributes:
       method: The name `empirical_ntk` takes.
-      result_bytes: The kernel itself.
-      work_bytes: What exists beside it while it is computed, activations apart.
+      flops: Floating-point operations.
+      peak_bytes: The most that temporaries and the result take at one time;
+        parameters and data, which exist already, are not counted.
+      result_bytes: The part that stays: the kernel itself.
+      seconds: Expected on this machine as it was when its rates were measured, once
+        compiled.
+      refusal: Why the method cannot serve these functions; empty if it can.
 
     Examples:
-      >>> Plan("jacobian", result_bytes=1000, work_bytes=5000).total_bytes
-      6000
+      >>> Plan("jacobian", flops=10, peak_bytes=8, result_bytes=4, seconds=0.5).refusal
+      ''
     """
 
     method: str
+    flops: int
+    peak_bytes: int
     result_bytes: int
-    work_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """Result and work together."""
-        return self.result_bytes + self.work_bytes
+    seconds: float
+    refusal: str = ""
 
 
-def plan_dense(
-    probe_fn: Callable[[Any], Any], update_fn: Callable[[Any], Any], params: Any
+def _builder(method: str) -> Builder:
+    def build(
+        probe_fn: LogitsFn,
+        update_fn: LogitsFn,
+        params: Any,
+        *,
+        where: Any,
+        preconditioner: Any,
+    ) -> Any:
+        weights = make_weights(params, where=where, preconditioner=preconditioner)
+        kernel = make_kernel(method, probe_fn, update_fn, params, weights)
+        return kernel.dense(memory_limit=math.inf)
+
+    return build
+
+
+METHODS: dict[str, Builder] = {method: _builder(method) for method in get_args(Method)}
+
+
+def plan(
+    probe_fn: LogitsFn,
+    update_fn: LogitsFn,
+    params: Any,
+    *,
+    methods: Mapping[str, Builder] | None = None,
+    where: Any = None,
+    preconditioner: Any = None,
 ) -> tuple[Plan, ...]:
-    r"""Bytes of the dense kernel by each method, the cheapest first.
+    """What the kernel of two functions costs by each method, the fastest first.
 
-    With N and N' outputs on the two sides and P parameters:
-
-    * `"jacobian"` stores both Jacobians and, while they are contracted, a transposed
-      copy of each: 2 (N + N') P numbers.
-    * `"ntk_vp"` pulls every basis vector of the narrower side back to the parameters
-      and pushes it forward again: min(N, N') (P + N + N') numbers.
-
-    Activations, which the compiler schedules, are not counted.
+    Every method is traced, and FLOPs and memory are read off what it would compute;
+    nothing is compiled or allocated, so an impossible kernel can be planned too. The
+    rates of the machine are measured once in a process.
 
     Args:
       probe_fn: `params -> logits` of the watched examples.
       update_fn: `params -> logits` of the trained examples.
       params: The parameters; only shapes and dtypes are read.
+      methods: By name, functions of `(probe_fn, update_fn, params, where=,
+        preconditioner=)` that return the arrays a method computes; `METHODS` by
+        default.
+      where: Which parameters take part, as in `empirical_ntk`.
+      preconditioner: Their diagonal `P`, likewise.
 
     Returns:
-      One `Plan` per method, by `total_bytes`.
+      One `Plan` per method by `seconds`; those with a `refusal` last.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> probe_fn = lambda w: jnp.zeros((2, 5, 10), jnp.float32)
-      >>> update_fn = lambda w: jnp.zeros((1, 5, 10), jnp.float32)
-      >>> for plan in plan_dense(probe_fn, update_fn, jnp.zeros(1000, jnp.float32)):
-      ...     print(plan.method, plan.result_bytes, plan.work_bytes)
-      ntk_vp 20000 230000
-      jacobian 20000 1200000
+      >>> logits_fn = lambda w: jnp.sin(jnp.ones((4, 30), w.dtype) @ w)
+      >>> params = jax.ShapeDtypeStruct((30, 10), "float32")
+      >>> plans = plan(logits_fn, logits_fn, params)
+      >>> sorted(one.method for one in plans if not one.refusal)
+      ['jacobian', 'lazy', 'ntk_vp']
+      >>> plans[0].result_bytes
+      6400
     """
-    probe, update = (jax.eval_shape(fn, params) for fn in (probe_fn, update_fn))
-    params = jax.eval_shape(lambda p: p, params)  # Python numbers get shapes
-    rows, columns = size_of(probe), size_of(update)
-    num_params = size_of(params)
-    width = max(leaf.dtype.itemsize for leaf in jax.tree.leaves((probe, params)))
-    work = {
-        "jacobian": 2 * (rows + columns) * num_params,
-        "ntk_vp": min(rows, columns) * (num_params + rows + columns),
-    }
-    plans = (Plan(name, rows * columns * width, n * width) for name, n in work.items())
-    return tuple(sorted(plans, key=lambda plan: plan.total_bytes))
+    arguments = struct_of((params, preconditioner))
+    logits = jax.eval_shape(probe_fn, arguments[0])
+    rates = machine_rates(dtype_of((logits, arguments[0])))
+
+    def make(name: str, builder: Builder) -> Plan:
+        def build(params: Any, preconditioner: Any) -> Any:
+            return builder(
+                probe_fn, update_fn, params, where=where, preconditioner=preconditioner
+            )
+
+        try:
+            program = jax.make_jaxpr(build)(*arguments)
+        except _REFUSALS as error:
+            return Plan(name, 0, 0, 0, math.inf, str(error) or type(error).__name__)
+        cost = cost_of(program)
+        return Plan(
+            name,
+            cost.flops,
+            cost.peak_bytes,
+            cost.result_bytes,
+            rates.seconds(cost),
+        )
+
+    builders = METHODS if methods is None else methods
+    plans = [make(name, builder) for name, builder in builders.items()]
+    return tuple(sorted(plans, key=lambda one: one.seconds))

@@ -1,5 +1,6 @@
 """Preference pairs and probing sets as files."""
 
+import functools
 import gzip
 import json
 import os
@@ -17,6 +18,9 @@ from ldjax.data.preferences import (
     write_preferences,
 )
 
+# Without the time of day, which would get into the names of tests.
+_packed = functools.partial(gzip.compress, mtime=0)
+
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh"
 TEXT = {"prompt": "Why?", "chosen": " So.", "rejected": " No."}
 GOOD = json.dumps(TEXT).encode()
@@ -30,7 +34,7 @@ def file_of(tmp_path, *rows, name="a.jsonl"):
     ]
     data = b"\n".join(lines)
     file = tmp_path / name
-    file.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    file.write_bytes(_packed(data) if name.endswith(".gz") else data)
     return file
 
 
@@ -297,9 +301,9 @@ def test_a_file_of_no_good_row_is_refused_with_its_first_problem(tmp_path, rows)
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.jsonl.gz", gzip.compress(GOOD * 9)[:-9], r"a\.jsonl\.gz is not whole gzip"),
+        ("a.jsonl.gz", _packed(GOOD * 9)[:-9], r"a\.jsonl\.gz is not whole gzip"),
         ("a.jsonl.gz", GOOD, r"a\.jsonl\.gz is not whole gzip"),
-        ("a.jsonl", gzip.compress(GOOD), r"a\.jsonl is gzipped\. Add \.gz"),
+        ("a.jsonl", _packed(GOOD), r"a\.jsonl is gzipped\. Add \.gz"),
     ],
 )
 def test_a_damaged_file_is_refused_even_if_bad_rows_are_not(

@@ -1,0 +1,246 @@
+"""The kernels of `benchmark_ntk.py` by `torch.func`, in a process of their own.
+
+Jacobians example by example (`vmap(jacrev(...))`), then one contraction for each
+parameter, as torch's own tutorial has it. The other process keeps torch's memory and
+threads apart from ours; it answers one request at a time, so that both take turns.
+"""
+
+# torch is optional (`pip install torch`), and absent where the types are checked.
+# pyright: reportMissingImports=false
+
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import psutil
+
+__all__ = ["NETWORKS", "PeakResident", "TorchKernel"]
+
+Params = dict[str, Any]
+Network = Callable[..., Any]
+
+
+class PeakResident:
+    """Samples the resident memory of this process, in bytes, while it is entered.
+
+    Every 2 ms: what lives shorter is missed.
+    """
+
+    def __enter__(self) -> "PeakResident":
+        self._process, self._stop = psutil.Process(), threading.Event()
+        self.start = self.peak = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.002):
+            self.peak = max(self.peak, self._process.memory_info().rss)
+
+
+class TorchKernel:
+    """A kernel in the other process.
+
+    Args:
+      network: A name of `NETWORKS`.
+      params: Parameters by their path, as ours are.
+      inputs: Of the probe side and of the update side.
+      static: What the network is told besides.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        params: dict[str, np.ndarray],
+        inputs: tuple[np.ndarray, np.ndarray],
+        static: dict[str, Any],
+    ):
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._send((network, params, inputs, static))
+
+    def first(self) -> tuple[np.ndarray, int, float]:
+        """Run once: the kernel as a matrix, the growth in memory, and the seconds."""
+        return self._ask("first")
+
+    def seconds(self) -> float:
+        """Run once more, and say how long it took."""
+        return self._ask("again")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()  # without a question left, it ends
+
+    def _send(self, message: Any) -> None:
+        assert self._process.stdin is not None
+        pickle.dump(message, self._process.stdin)
+        self._process.stdin.flush()
+
+    def _ask(self, what: Literal["first", "again"]) -> Any:
+        assert self._process.stdout is not None
+        self._send(what)
+        return pickle.load(self._process.stdout)
+
+
+def serve(questions: BinaryIO, answers: BinaryIO) -> None:
+    """The other process: computes the kernel whenever it is asked to."""
+    import torch
+
+    torch.set_num_threads(len(psutil.Process().cpu_affinity()))
+    network, params, inputs, static = pickle.load(questions)
+    tensors = {name: _tensor(value) for name, value in params.items()}
+    probe, update = (torch.tensor(x) for x in inputs)
+    kernel = kernel_fn(lambda params, x: NETWORKS[network](params, x, **static))
+    # What torch loads when it is first used is not the kernel's memory.
+    kernel_fn(lambda params, x: x @ params["w"])(
+        {"w": torch.eye(2)}, *torch.ones(2, 1, 2)
+    )
+    while True:
+        try:
+            what = pickle.load(questions)
+        except EOFError:
+            return
+        with PeakResident() as resident:
+            start = time.perf_counter()
+            matrix = kernel(tensors, probe, update)
+            seconds = time.perf_counter() - start
+        growth = resident.peak - resident.start
+        answer = (matrix.numpy(), growth, seconds) if what == "first" else seconds
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+def kernel_fn(network: Network) -> Callable[..., Any]:
+    """`(params, probe, update) -> [probe outputs, update outputs]`."""
+    import torch
+
+    def jacobian(params: Params, inputs: Any) -> Params:
+        single = lambda params, x: network(params, x[None]).flatten()
+        return torch.func.vmap(torch.func.jacrev(single), (None, 0))(params, inputs)
+
+    def kernel(params: Params, probe: Any, update: Any) -> Any:
+        left, right = jacobian(params, probe), jacobian(params, update)
+        total = 0
+        for name in params:
+            rows, columns = (j[name].flatten(0, 1).flatten(1) for j in (left, right))
+            total = total + torch.einsum("np,mp->nm", rows, columns)
+        return total
+
+    return kernel
+
+
+def _tensor(value: np.ndarray) -> Any:
+    """A parameter; the axes of convolutions in torch's order."""
+    import torch
+
+    is_convolution = value.ndim == 4
+    return torch.tensor(value.transpose(3, 2, 0, 1) if is_convolution else value)
+
+
+def fully_connected(params: Params, x: Any) -> Any:
+    """Case A, and C after flattening."""
+    x = x.flatten(1)
+    last = sum(name.endswith("kernel") for name in params) - 1
+    for i in range(last):
+        x = _dense(params, f"Dense_{i}", x).relu()
+    return _dense(params, f"Dense_{last}", x)
+
+
+def conv_net(params: Params, x: Any) -> Any:
+    """Case B."""
+    x = x.movedim(-1, 1)
+    for i in range(3):
+        x = _conv(params, f"Conv_{i}", x).relu()
+    return _dense(params, "Dense_0", x.movedim(1, -1).flatten(1))
+
+
+def lenet(params: Params, x: Any) -> Any:
+    """LeNet; channels run fastest where it is flattened, as in ours."""
+    from torch.nn.functional import avg_pool2d
+
+    x = avg_pool2d(_conv(params, "Conv_0", x[:, None], padding=2).tanh(), 2)
+    x = avg_pool2d(_conv(params, "Conv_1", x).tanh(), 2)
+    x = x.movedim(1, -1).flatten(1)
+    x = _dense(params, "Dense_0", x).tanh()
+    x = _dense(params, "Dense_1", x).tanh()
+    return _dense(params, "Dense_2", x)
+
+
+def gpt2(
+    params: Params,
+    tokens: Any,
+    *,
+    num_layers: int,
+    num_heads: int,
+    epsilon: float,
+    positions: tuple[int, ...],
+) -> Any:
+    """A decoder of GPT-2's architecture, with a tied head."""
+    import torch
+    from torch.nn.functional import gelu, layer_norm
+
+    def norm(name: str, x: Any) -> Any:
+        scale, bias = params[f"{name}.scale"], params[f"{name}.bias"]
+        return layer_norm(x, x.shape[-1:], scale, bias, epsilon)
+
+    def attention(name: str, x: Any) -> Any:
+        query, key, value = (
+            _dense(params, f"{name}.{kind}", x)
+            .unflatten(-1, (num_heads, -1))
+            .transpose(1, 2)
+            for kind in ("query", "key", "value")
+        )
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        weights = scores.masked_fill(~causal, float("-inf")).softmax(-1)
+        mixed = (weights @ value).transpose(1, 2).flatten(2)
+        return _dense(params, f"{name}.out", mixed)
+
+    table = params["token_embedding.embedding"]
+    places = params["position_embedding.embedding"][: tokens.shape[1]]
+    x = table[tokens] + places
+    for block in (f"blocks_{i}" for i in range(num_layers)):
+        x = x + attention(f"{block}.attention", norm(f"{block}.attention_norm", x))
+        inner = _dense(params, f"{block}.mlp.up", norm(f"{block}.mlp_norm", x))
+        x = x + _dense(params, f"{block}.mlp.down", gelu(inner, approximate="tanh"))
+    return norm("final_norm", x)[:, list(positions)] @ table.T
+
+
+def _dense(params: Params, name: str, x: Any) -> Any:
+    return x @ params[f"{name}.kernel"] + params[f"{name}.bias"]
+
+
+def _conv(params: Params, name: str, x: Any, padding: int = 0) -> Any:
+    from torch.nn.functional import conv2d
+
+    kernel, bias = params[f"{name}.kernel"], params[f"{name}.bias"]
+    return conv2d(x, kernel, bias, padding=padding)
+
+
+NETWORKS: dict[str, Network] = {
+    "A": fully_connected,
+    "B": conv_net,
+    "C": fully_connected,
+    "D": gpt2,
+    "LeNet": lenet,
+}
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer)

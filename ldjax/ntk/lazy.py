@@ -1,0 +1,46 @@
+"""The kernel as a product of Jacobians: nothing is stored, any function will do."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ldjax.linear_map import LinearMap, jacobian
+from ldjax.ntk.subset import Weights
+
+__all__ = ["LogitsFn", "lazy_ntk"]
+
+LogitsFn = Callable[[Any], Any]
+
+
+def lazy_ntk(
+    probe_fn: LogitsFn,
+    update_fn: LogitsFn,
+    params: Any,
+    weights: Weights,
+) -> LinearMap:
+    r"""The kernel :math:`J_\text{probe}\,\mathrm{diag}(w)\,J_\text{update}^\top`.
+
+    Applying it costs a backward pass through the update and a forward-mode pass
+    through the probe.
+
+    Args:
+      probe_fn: `params -> logits` of the watched examples.
+      update_fn: `params -> logits` of the trained examples.
+      params: Where both Jacobians are taken.
+      weights: Which parameters take part, and their preconditioner.
+
+    Returns:
+      A `LinearMap` from the update's logits to the probe's.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from ldjax.ntk.subset import make_weights
+      >>> at = jnp.array([1.0, 2.0])
+      >>> lazy_ntk(jnp.sum, lambda x: x**2, at, make_weights(at)) @ jnp.ones(2)
+      Array(6., dtype=...)
+    """
+    chosen = weights.pick(params)
+    probe, update = (
+        jacobian(weights.restrict(fn, params, preconditioned=is_update), chosen)
+        for fn, is_update in ((probe_fn, False), (update_fn, True))
+    )
+    return probe @ update.T

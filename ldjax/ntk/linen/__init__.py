@@ -1,0 +1,24 @@
+"""Kernels of Linen modules, through the inputs and outputs of their layers.
+
+From the bottom: a layer as a product (`_layers`), taps (`_taps`), one side of a kernel
+(`_side`), the proof that taps account for a model (`_certificate`), both sides
+(`_sides`), a layer's share (`_layer_share`), their contraction (`_contract`) and the
+structured kernel; blocks in factors (`_blocks`), how they are made (`_factorise`) and
+the factored kernel; how
+it is `saved`.
+"""
+
+from ldjax.ntk.linen._blocks import BlockSummary, SingularValues
+from ldjax.ntk.linen.factored import FactoredMap
+from ldjax.ntk.linen.saved import StoredFactoredMap, load_kernel, save_kernel
+from ldjax.ntk.linen.structured import StructuredMap
+
+__all__ = [
+    "BlockSummary",
+    "FactoredMap",
+    "SingularValues",
+    "StoredFactoredMap",
+    "StructuredMap",
+    "load_kernel",
+    "save_kernel",
+]

@@ -1,0 +1,228 @@
+r"""Blocks of a kernel as low rank plus diagonal, and their exact numbers.
+
+With a linear head `z = h W` every block between a probe position and an update position
+is, over the vocabulary,
+
+    K = L B R^T + diag(c),    L = [W^T | E_update],    R = [W^T | E_probe]
+
+where `E` are the one-hot columns of a side's tokens (empty unless the head is tied to
+the embedding) and `c` is one number, or with a preconditioner one for each token
+(design.md, sections 3.2 and 3.4). `L` and `R` are never made; their Gram matrices are
+small.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, Int
+
+
+class Factors(NamedTuple):
+    """One block, or several stacked.
+
+    Attributes:
+      middle: `B`, `[..., left, right]`.
+      diagonal: `c`, `[...]`, or `[..., vocab]` under a preconditioner.
+    """
+
+    middle: Array
+    diagonal: Array
+
+    @property
+    def is_by_token(self) -> bool:
+        """Whether the diagonal has a number for each token."""
+        return self.diagonal.ndim == self.middle.ndim - 1
+
+
+class BlockSummary(NamedTuple):
+    r"""Exact numbers of blocks `K[m, l]`, each `[vocab, vocab]`.
+
+    Attributes:
+      norm: :math:`\|K\|_F`.
+      trace: :math:`\mathrm{tr} K`.
+      distance: :math:`\|K - (\mathrm{tr} K / V) I\|_F`: how far the block is from
+        acting alike on all tokens, as every argument with `k I` assumes.
+      body_norm: :math:`\|L B R^\top\|_F`, what flows through the trunk (and a tied
+        embedding).
+      head: The coefficient `c` of the identity, what the head's own parameters give;
+        under a preconditioner its mean. The norm of that part is |c| sqrt(V).
+
+    Examples:
+      >>> BlockSummary._fields
+      ('norm', 'trace', 'distance', 'body_norm', 'head')
+    """
+
+    norm: Array
+    trace: Array
+    distance: Array
+    body_norm: Array
+    head: Array
+
+
+class SingularValues(NamedTuple):
+    """All singular values of a block.
+
+    Attributes:
+      values: The ones that differ from each other in general, descending.
+      rest: The value of all others.
+      multiplicity: How many others there are.
+
+    Examples:
+      >>> spectrum = SingularValues(jnp.array([3.0, 2.0]), jnp.array(1.0), 4)
+      >>> len(spectrum.values) + spectrum.multiplicity
+      6
+    """
+
+    values: Inexact[Array, " distinct"]
+    rest: Float[Array, ""]
+    multiplicity: int
+
+
+class Frame(NamedTuple):
+    """What the columns of `L` and `R` are, for one pair of examples.
+
+    Attributes:
+      head: `W`, `[width, vocab]`.
+      head_gram: `W W^T`.
+      left: Tokens of the update, the columns of `E_update`; empty if not tied.
+      right: Tokens of the probe.
+    """
+
+    head: Float[Array, "width vocab"]
+    head_gram: Float[Array, "width width"]
+    left: Int[Array, " update_tokens"]
+    right: Int[Array, " probe_tokens"]
+
+    @property
+    def vocab(self) -> int:
+        """Size of the vocabulary."""
+        return self.head.shape[1]
+
+    def pull(self, tokens: Array, vector: Array) -> Array:
+        """`L^T v` or `R^T v` over the last axis."""
+        return jnp.concatenate([vector @ self.head.T, vector[..., tokens]], axis=-1)
+
+    def push(self, tokens: Array, weights: Array) -> Array:
+        """`L x` or `R x` over the last axis."""
+        width = self.head.shape[0]
+        dense = weights[..., :width] @ self.head
+        return dense.at[..., tokens].add(weights[..., width:])
+
+    def rows(self, tokens: Array, chosen: Array) -> Array:
+        """Rows of `L` or `R` for chosen tokens, `[chosen, columns]`."""
+        same = chosen[:, None] == tokens[None, :]
+        dense = self.head.T[chosen]
+        return jnp.concatenate([dense, same.astype(dense.dtype)], axis=1)
+
+    def gram(self, one: Array, other: Array, weights: Array | None = None) -> Array:
+        """`Q_one^T diag(weights) Q_other`, `weights` `[..., vocab]`; None for ones."""
+        picked, others = self.head[:, one], self.head[:, other]
+        same = (one[:, None] == other[None, :]).astype(self.head.dtype)
+        if weights is None:
+            blocks = [[self.head_gram, others], [picked.T, same]]
+            return jnp.block(blocks)
+        dense = jnp.einsum("iv,...v,jv->...ij", self.head, weights, self.head)
+        upper = jnp.einsum("is,...s->...is", others, weights[..., other])
+        lower = jnp.einsum("is,...s->...si", picked, weights[..., one])
+        corner = jnp.einsum("st,...s->...st", same, weights[..., one])
+        return jnp.concatenate(
+            [
+                jnp.concatenate([dense, upper], axis=-1),
+                jnp.concatenate([lower, corner], axis=-1),
+            ],
+            axis=-2,
+        )
+
+    def apply(self, factors: Factors, vector: Array) -> Array:
+        """`K v`."""
+        pulled = self.pull(self.right, vector)
+        inner = jnp.einsum("...ij,...j->...i", factors.middle, pulled)
+        diagonal = factors.diagonal
+        if not factors.is_by_token:
+            diagonal = diagonal[..., None]
+        return self.push(self.left, inner) + diagonal * vector
+
+    def entries(self, factors: Factors, rows: Array, columns: Array) -> Array:
+        """`K[rows, columns]`, `[..., rows, columns]`."""
+        left, right = self.rows(self.left, rows), self.rows(self.right, columns)
+        low_rank = jnp.einsum("vi,...ij,wj->...vw", left, factors.middle, right)
+        diagonal = factors.diagonal
+        diagonal = diagonal[..., rows] if factors.is_by_token else diagonal[..., None]
+        diagonal = jnp.broadcast_to(diagonal, low_rank.shape[:-1])
+        same = (rows[:, None] == columns[None, :]).astype(low_rank.dtype)
+        return low_rank + jnp.einsum("...v,vw->...vw", diagonal, same)
+
+    def summary(self, factors: Factors) -> BlockSummary:
+        """The numbers of blocks stacked along one axis."""
+        middle, diagonal = factors
+        left, right = self.gram(self.left, self.left), self.gram(self.right, self.right)
+        across = self.gram(self.left, self.right)
+        body_trace = jnp.einsum("bij,ij->b", middle, across)
+        body_square = jnp.einsum("bij,bij->b", left @ middle @ right, middle)
+
+        def square(diagonal: Array) -> Array:
+            """Of the norm with this diagonal."""
+            if diagonal.ndim == 1:
+                crossed = diagonal * body_trace
+                own = self.vocab * diagonal**2
+            else:
+                weighted = self.gram(self.left, self.right, diagonal)
+                crossed = jnp.einsum("bij,bij->b", middle, weighted)
+                own = jnp.sum(diagonal**2, axis=-1)
+            return jnp.maximum(body_square + 2 * crossed + own, 0)
+
+        mean = diagonal if diagonal.ndim == 1 else diagonal.mean(axis=-1)
+        # Taken off the diagonal, not off the squared norm: that difference of large
+        # numbers has no digits left in float32 where a block is close to k I.
+        level = mean + body_trace / self.vocab
+        off = diagonal - (level if diagonal.ndim == 1 else level[:, None])
+        return BlockSummary(
+            norm=jnp.sqrt(square(diagonal)),
+            trace=self.vocab * level,
+            distance=jnp.sqrt(square(off)),
+            body_norm=jnp.sqrt(jnp.maximum(body_square, 0)),
+            head=mean,
+        )
+
+    def core(self, factors: Factors) -> Array:
+        """One block in an orthonormal basis of all columns, `[n, n]`.
+
+        Outside the span of that basis the block is `c` times the identity. For `n <=
+        vocab`, and one `c`.
+        """
+        tokens = jnp.concatenate([self.right, self.left])
+        columns = self.push(tokens, jnp.eye(self.head.shape[0] + len(tokens)))
+        # A token that occurs twice makes the columns dependent: QR, not Cholesky.
+        _, triangle = jnp.linalg.qr(columns.T)
+        split = self.head.shape[0], self.head.shape[0] + len(self.right)
+        dense, right, left = jnp.split(triangle, split, axis=1)
+        one, other = (jnp.concatenate([dense, x], axis=1) for x in (left, right))
+        identity = jnp.eye(triangle.shape[0], dtype=triangle.dtype)
+        return one @ factors.middle @ other.T + factors.diagonal * identity
+
+
+@runtime_checkable
+class Blocks(Protocol):
+    """All blocks between one `Sequences` of the probe and one of the update."""
+
+    @property
+    def matrix(self) -> Array:
+        """The head's `W`, `[width, vocab]`."""
+        ...
+
+    def map_blocks(self, finish: Callable[[Frame, Factors], Any]) -> Any:
+        """`finish` of the blocks of each pair of examples and update position.
+
+        Args:
+          finish: Gets the factors of all probe positions, `[probe_pos, ...]`; one pair
+            of examples and one update position at a time.
+
+        Returns:
+          Its results, `[update, update_pos, probe, probe_pos, ...]`.
+        """
+        ...
+
+    def blocks_at(self, update: int, position: int) -> tuple[Frame, Factors]:
+        """The blocks of one update position; `right` and factors `[probe, ...]`."""
+        ...

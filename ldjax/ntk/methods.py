@@ -1,0 +1,63 @@
+"""The ways to a kernel by name."""
+
+from typing import Any, Literal
+
+from ldjax import memory
+from ldjax.linear_map import LinearMap
+from ldjax.ntk.dense import dense_ntk
+from ldjax.ntk.lazy import LogitsFn, lazy_ntk
+from ldjax.ntk.subset import Weights
+
+__all__ = ["LogitsFn", "Method", "make_kernel"]
+
+Method = Literal["jacobian", "ntk_vp", "lazy", "structured", "factored"]
+
+
+def make_kernel(
+    method: str,
+    probe_fn: LogitsFn,
+    update_fn: LogitsFn,
+    params: Any,
+    weights: Weights,
+    *,
+    memory_limit: memory.Bytes | None = None,
+    contraction: str = "auto",
+) -> LinearMap:
+    """The kernel by one method, as `empirical_ntk` describes them.
+
+    Args:
+      method: Its name.
+      probe_fn: `params -> logits` of the watched examples.
+      update_fn: `params -> logits` of the trained examples.
+      params: The parameters.
+      weights: Which of them take part, and their preconditioner.
+      memory_limit: Bytes that the structured and factored kernels may take.
+      contraction: Of the structured kernel.
+
+    Returns:
+      The dense kernels, evaluated; the others as they are asked.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from ldjax.ntk.subset import make_weights
+      >>> at = jnp.ones(2)
+      >>> make_kernel("lazy", jnp.sum, jnp.sum, at, make_weights(at)).dense()
+      Array(2., dtype=...)
+    """
+    if method == "lazy":
+        return lazy_ntk(probe_fn, update_fn, params, weights)
+    if method in ("jacobian", "ntk_vp"):
+        return dense_ntk(
+            weights.restrict(probe_fn, params, preconditioned=False),
+            weights.restrict(update_fn, params, preconditioned=True),
+            weights.pick(params),
+            method=method,
+        )
+    # Only here does Flax enter.
+    from ldjax.ntk.linen.factored import LinenFactoredMap
+    from ldjax.ntk.linen.structured import StructuredMap
+
+    arguments: Any = probe_fn, update_fn, params, weights
+    if method == "factored":
+        return LinenFactoredMap(*arguments, memory_limit=memory_limit)
+    return StructuredMap(*arguments, contraction=contraction, memory_limit=memory_limit)

@@ -1,0 +1,145 @@
+r"""Kernels of a part of the parameters, or of preconditioned ones.
+
+    K_w = J_probe diag(w) J_update^T
+
+with `w` 0 for a frozen parameter, 1 for a trained one, or the optimizer's diagonal
+preconditioner. Frozen leaves are not differentiated at all.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+__all__ = ["Weights", "leaf_paths", "make_weights"]
+
+
+class Weights(NamedTuple):
+    """The diagonal `w` leaf by leaf, in the order of `jax.tree.leaves(params)`.
+
+    Attributes:
+      chosen: Whether a leaf takes part.
+      factors: The preconditioner of each leaf; None where it is the identity.
+
+    Examples:
+      >>> make_weights({"a": 1.0, "b": 2.0}, where={"a": True, "b": False}).chosen
+      (True, False)
+    """
+
+    chosen: tuple[bool, ...]
+    factors: tuple[Array, ...] | None
+
+    def of(self, index: int) -> Array | bool:
+        """A leaf's preconditioner; True for the identity, False for a frozen leaf."""
+        if not self.chosen[index] or self.factors is None:
+            return self.chosen[index]
+        return self.factors[index]
+
+    def pick(self, params: Any) -> list[Any]:
+        """The leaves that take part."""
+        leaves = jax.tree.leaves(params)
+        return [
+            x for x, is_chosen in zip(leaves, self.chosen, strict=True) if is_chosen
+        ]
+
+    def restrict(
+        self, fn: Callable[[Any], Any], params: Any, *, preconditioned: bool
+    ) -> Callable[[list[Any]], Any]:
+        """`fn` as a function of the leaves that take part.
+
+        Args:
+          fn: Function of all parameters.
+          params: Where the others are held.
+          preconditioned: Whether its Jacobian is to be `J diag(w)`: for one side of a
+            kernel.
+
+        Returns:
+          A function that agrees with `fn` at `pick(params)`.
+        """
+        leaves, treedef = jax.tree.flatten(params)
+        factors = self.factors if preconditioned else None
+
+        def restricted(chosen: list[Any]) -> Any:
+            rest = iter(chosen)
+            merged = list(leaves)
+            for i, is_chosen in enumerate(self.chosen):
+                if is_chosen:
+                    moved = next(rest)
+                    if factors is not None:
+                        moved = leaves[i] + factors[i] * (moved - leaves[i])
+                    merged[i] = moved
+            return fn(treedef.unflatten(merged))
+
+        return restricted
+
+
+def make_weights(
+    params: Any, *, where: Any = None, preconditioner: Any = None
+) -> Weights:
+    """Checks `where` and `preconditioner` against the parameters.
+
+    Args:
+      params: The parameters.
+      where: As optax masks: a pytree of bools (or a prefix of one), or a callable from
+        params to that; None for all.
+      preconditioner: A pytree like `params`, the diagonal `P`; None for the identity.
+
+    Raises:
+      ValueError: If one does not fit `params`, or nothing is left.
+
+    Examples:
+      >>> make_weights({"a": 1.0}, preconditioner={"a": 0.5}).of(0)
+      Array(0.5, dtype=...)
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    chosen = (True,) * len(leaves)
+    if where is not None:
+        mask = where(params) if callable(where) else where
+        try:
+            chosen = tuple(map(bool, jax.tree.leaves(jax.tree.broadcast(mask, params))))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                "`where` must be a pytree of bools shaped like `params` (or a prefix "
+                f"of that), or a function that returns one: {error}"
+            ) from error
+    if not any(chosen):
+        raise ValueError("`where` chooses no parameter: the kernel would be zero.")
+    return Weights(chosen, _factors(preconditioner, leaves, treedef))
+
+
+def _factors(
+    preconditioner: Any, leaves: list[Any], treedef: Any
+) -> tuple[Array, ...] | None:
+    if preconditioner is None:
+        return None
+    factors, structure = jax.tree.flatten(preconditioner)
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    if structure != treedef or [jnp.shape(f) for f in factors] != shapes:
+        raise ValueError(
+            "`preconditioner` must be a pytree shaped like `params`, one number for "
+            f"each parameter; got {structure} with shapes "
+            f"{[jnp.shape(f) for f in factors]} for {treedef} with {shapes}."
+        )
+    return tuple(
+        jnp.asarray(f, jnp.result_type(leaf))
+        for f, leaf in zip(factors, leaves, strict=True)
+    )
+
+
+def leaf_paths(params: Any) -> list[tuple[str, ...]]:
+    """The names on the way to each leaf, in the order of `jax.tree.leaves`.
+
+    Args:
+      params: Any pytree.
+
+    Examples:
+      >>> leaf_paths({"dense": {"bias": 0.0, "kernel": 1.0}})
+      [('dense', 'bias'), ('dense', 'kernel')]
+    """
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    return [
+        tuple(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)
+        for path, _ in flat
+    ]

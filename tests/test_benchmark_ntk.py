@@ -1,0 +1,167 @@
+"""The kernels' benchmark as its users run it, and how it judges what it measures."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldjax.runs import METRIC_COLUMNS, open_run
+
+pytestmark = pytest.mark.slow
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module("benchmark_ntk")
+
+
+@pytest.fixture
+def measure(script):
+    return importlib.import_module("benchmark_ntk_measure")
+
+
+@pytest.fixture
+def targets(script):
+    return importlib.import_module("benchmark_ntk_targets")
+
+
+def run_script(*args):
+    return subprocess.run(
+        [sys.executable, str(EXPERIMENTS / "benchmark_ntk.py"), *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.exhaustive
+def test_smoke_compares_the_numbers_of_every_method(tmp_path):
+    out = tmp_path / "run"
+    result = run_script("--smoke", "--out", out)
+    assert result.returncode == 0, result.stderr
+    run = open_run(out)
+    assert tuple(run.metrics().columns) == METRIC_COLUMNS
+    rows = run.summary["rows"]
+    assert {row["case"] for row in rows} == {"A", "B", "D", "F", "I"}
+    compared = [row for row in rows if row["note"] != "torch is not installed"]
+    assert all(row["difference"] < 1e-5 for row in compared)
+    table = (out / "ntk.md").read_text()
+    assert all(f"| {row['method']} | {row['output']} |" in table for row in rows)
+
+
+def test_unknown_case_is_refused_in_one_line(script, capsys):
+    assert script.main(script.Config(cases="A,Z")) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "'Z' is none of A, B" in error
+
+
+def toy_case():
+    cases = importlib.import_module("benchmark_ntk_cases")
+    sides = jnp.ones((2, 1)), jnp.ones((3, 1))
+    params = {"Dense_0": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}}
+    return cases.Case("toy", "", cases.FullyConnected((1,)), params, sides)
+
+
+def toy_method(script, name, value):
+    def fn(params, probe, update):
+        return probe @ params["Dense_0"]["kernel"] @ (value * update.T)
+
+    return script.Method(name, "kernel", fn, np.asarray)
+
+
+def test_numbers_that_differ_are_a_fault(script, measure):
+    methods = [
+        toy_method(script, "ldjax lazy", 1.0),
+        toy_method(script, "ldjax structured", 1.0),
+        toy_method(script, "ldjax factored", 1.001),
+    ]
+    rows = measure.measure(toy_case(), methods, repeats=3, limit=1e9)
+    assert [row.repeats for row in rows] == [3, 3, 3]
+    assert [row.difference for row in rows] == [0, 0, pytest.approx(1e-3)]
+    (fault,) = script.faults(rows)
+    assert "ldjax factored: numbers differ by 1.0e-03" in fault
+
+
+# Just above the limit XLA knows; far above it the plan does, and nothing is compiled.
+@pytest.mark.parametrize(("limit", "is_compiled"), [(799, True), (100, False)])
+def test_what_does_not_fit_is_not_run_but_said(script, measure, limit, is_compiled):
+    method = script.Method(
+        "ldjax lazy",
+        "kernel",
+        lambda params, *_: jnp.broadcast_to(params["Dense_0"]["bias"], (100,)),
+        as_array=lambda _: pytest.fail("was run"),
+    )
+    (row,) = measure.measure(toy_case(), [method], repeats=1, limit=limit)
+    assert "out of memory (needs 8" in row.note  # a hundred float64
+    assert (row.compile_seconds is not None) == is_compiled
+    assert row.seconds is None
+    assert script.faults([row]) == []
+
+
+def test_a_method_that_fails_is_a_fault_and_the_others_go_on(script, measure):
+    def fail(*_):
+        raise ValueError("no such layer")
+
+    failing = script.Method("ldjax structured", "kernel", fail, np.asarray)
+    methods = [failing, toy_method(script, "ldjax lazy", 1.0)]
+    rows = measure.measure(toy_case(), methods, repeats=1, limit=1e9)
+    assert rows[1].seconds is not None
+    (fault,) = script.faults(rows)
+    assert "no such layer" in fault
+
+
+def test_a_slow_method_has_fewer_repeats(measure):
+    counts = [measure.num_repeats(seconds, 5) for seconds in (0.1, 5.0, 10.0, 60.0)]
+    assert counts == [5, 5, 2, 0]
+
+
+def row(measure, method, seconds, **numbers):
+    return measure.Row("D", method, "kernel", seconds=seconds, **numbers)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "holds"),
+    [(0.1, 0.81, True), (0.1, 0.79, False), (None, 0.8, None), (0.1, None, None)],
+)
+def test_a_ratio_is_held_against_its_target(measure, targets, ours, theirs, holds):
+    rows = [
+        row(measure, "ldjax factored", ours),
+        row(measure, "ldjax lazy", 1e-9),  # a peer, if anything
+        row(measure, "neural-tangents 2", theirs),
+    ]
+    (checked,) = targets.check_targets(rows)
+    assert checked.holds is holds
+    assert "D: seconds over that of neural-tangents 2 at most 0.125" in str(checked)
+
+
+def test_the_fastest_of_ours_counts_with_its_own_memory(measure, targets):
+    rows = [
+        row(measure, "ldjax structured", 2.0, bytes=1),
+        row(measure, "ldjax factored", 1.0, bytes=100),
+    ]
+    target = targets.Target("bytes", 50)
+    assert targets.measured(rows, target) == 100
+
+
+def test_a_missed_target_is_the_exit_status(script, measure, monkeypatch, tmp_path):
+    rows = [
+        row(measure, "ldjax factored", 1.0),
+        row(measure, "neural-tangents 2", 1.0),
+    ]
+    monkeypatch.setattr(script, "make_case", lambda *_, **__: toy_case())
+    monkeypatch.setattr(script, "measure_case", lambda *_: rows)
+    monkeypatch.setattr(script.jax, "clear_caches", lambda: None)
+    monkeypatch.setattr(script.jax.config, "update", lambda *_: None)
+    assert script.main(script.Config(cases="D", out=tmp_path / "run")) == 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (failure,) = summary["failures"]
+    assert failure.startswith("missed: D: seconds over that of neural-tangents 2")
