@@ -103,6 +103,7 @@ def _assert_is_tiny(kernel):
     assert_close(kernel.dense(), expected, terms=6)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_fastest_that_fits_and_says_so(caplog):
     plans = [one for one in plan(*TINY) if not one.refusal]
     least = min(one.peak_bytes for one in plans)
@@ -207,6 +208,7 @@ def test_uninstalled_neural_tangents_is_said_to_be(
         load_neural_tangents()
 
 
+@pytest.mark.slow
 def test_without_neural_tangents_auto_is_lazy_and_right(
     without_neural_tangents, caplog
 ):

@@ -119,6 +119,7 @@ def test_an_unknown_word_is_the_unknown_token():
         train_word_level(TEXTS, special_tokens=SpecialTokens())
 
 
+@pytest.mark.slow
 def test_training_is_the_same_in_every_process():
     code = (
         "import sys; from ldjax.data.tokenizers import train_bpe, train_word_level; "

@@ -58,6 +58,7 @@ def test_help_shows_defaults():
     assert "0.001" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_missing_data_folder_is_one_clear_line(tmp_path):
     result = run_script("--mnist-dir", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert result.returncode == 1

@@ -145,6 +145,7 @@ def test_a_mistake_is_one_clear_line(tmp_path, pretrain, args, part):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_bad_line_of_the_text_is_named(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"prompt": "a"}\n{"chosen": "b"}\n')

@@ -83,7 +83,7 @@ def certify(module: nn.Module, params: Any, examples: Example) -> Certified:
       UserWarning: Once, with the names of leaves that look tappable and are not.
     """
     # Two examples, whatever the batch: one certificate for both sides of a kernel.
-    pair = jax.tree.map(lambda array: array[np.array([0, -1])], examples)
+    pair = jax.tree.map(_first_and_last, examples)
     structs = jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), (params, pair))
     shapes, treedef = jax.tree.flatten(structs)
     key = (module, tuple(shapes), treedef)
@@ -299,6 +299,12 @@ def _drawn_params(params: Any, seed: int) -> Any:
         return np.asarray(values / np.sqrt(np.prod(shape[:-1])), dtype)
 
     return jax.tree.map(draw, params)
+
+
+def _first_and_last(array: Any) -> Any:
+    # What is known is picked by NumPy: inside `jit`, JAX would make it unknown.
+    is_known = not isinstance(array, jax.core.Tracer)
+    return (np.asarray(array) if is_known else array)[np.array([0, -1])]
 
 
 def _drawn_examples(examples: Example) -> Example:

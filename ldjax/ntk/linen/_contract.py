@@ -23,6 +23,9 @@ from ldjax.ntk.linen._layer_share import (
 from ldjax.ntk.linen._layers import Embed
 from ldjax.ntk.linen._side import Side, Signal, TappedLayer
 
+# On GPU and TPU the default precision would look like an error in a kernel.
+_exact_products = jax.default_matmul_precision("highest")
+
 Contraction = Literal["auto", "operator", "gram", "instantiated"]
 
 # Basis vectors pushed through at once: enough to fill matrix products, few enough for
@@ -30,6 +33,7 @@ Contraction = Literal["auto", "operator", "gram", "instantiated"]
 _MAX_BATCH = 128
 
 
+@_exact_products
 def pair_matrix(
     probe: Side, update: Side, contraction: Contraction, *, limit: memory.Bytes
 ) -> Inexact[Array, "rows columns"]:
@@ -59,6 +63,7 @@ def pair_matrix(
     return kernel.reshape(math.prod(rows), math.prod(columns))
 
 
+@_exact_products
 def by_operator(
     probe: Side, update: Side, finish: Callable[[Array], Any], *, limit: memory.Bytes
 ) -> Any:

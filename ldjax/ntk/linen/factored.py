@@ -31,6 +31,10 @@ from ldjax.ntk.subset import Weights
 __all__ = ["FactoredMap", "LinenFactoredMap"]
 
 
+# On GPU and TPU the default precision would look like an error in a kernel.
+_exact_products = jax.default_matmul_precision("highest")
+
+
 class FactoredMap(LinearMap):
     """A kernel of Linen logits with a linear head, in factors; from `empirical_ntk`.
 
@@ -92,6 +96,7 @@ class FactoredMap(LinearMap):
         norms = self._assemble(lambda frame, factors: frame.summary(factors).norm)
         return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(norms)))
 
+    @_exact_products
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
         """Sum of the diagonal entries; input and output spaces must be the same."""
         del batch_size
@@ -104,6 +109,7 @@ class FactoredMap(LinearMap):
             total = total + jnp.einsum("blbl->", traces)
         return total
 
+    @_exact_products
     def singular_values(self, m: Any, l: Any) -> SingularValues:
         """The whole spectrum of one block.
 
@@ -152,6 +158,7 @@ class FactoredMap(LinearMap):
         adaptation = jacobian(log_softmax, self._probe_logits())
         return -learning_rate * adaptation @ self @ residual
 
+    @_exact_products
     def block(
         self, m: Any, l: Any, *, batch_size: int = 32
     ) -> Inexact[Array, "vocab_out vocab_in"]:
@@ -161,6 +168,7 @@ class FactoredMap(LinearMap):
         everything = jnp.arange(frame.vocab)
         return frame.entries(factors, everything, everything)
 
+    @_exact_products
     def _matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
         del batch_size
         return jnp.concatenate(
@@ -170,6 +178,7 @@ class FactoredMap(LinearMap):
             ]
         )
 
+    @_exact_products
     def _assemble(self, finish: Callable[[Frame, Factors], Any]) -> Any:
         """`finish` of all blocks, by part of the probe and of the update."""
         rows = [
