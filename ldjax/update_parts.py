@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ldjax._primitives import CALLS
+
 __all__ = ["frozen_update"]
 
 # Linear in all operands together.
@@ -35,17 +37,6 @@ _LINEAR = frozenset(
 )
 # Linear in one operand with the others frozen.
 _BILINEAR = frozenset({"mul", "dot_general"})
-# Primitives that only call: where their body is found.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-}
 
 _CONSTANT = "a constant term"
 
@@ -219,8 +210,8 @@ def _constant(value: Any) -> _Number:
 def _apply(eqn: Any, args: list[_Number]) -> list[_Number]:
     """One operation: linear where it is linear in its linear arguments."""
     name = eqn.primitive.name
-    if name in _CALLS:
-        body = eqn.params[_CALLS[name]]
+    if name in CALLS:
+        body = eqn.params[CALLS[name]]
         return _evaluate(body.jaxpr, body.consts, args)
     if name == "cond":
         return _apply_cond(eqn, *args)

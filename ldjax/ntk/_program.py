@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ldjax._primitives import CALLS
 from ldjax.ntk._operations import (
     TRANSCENDENTAL,
     Op,
@@ -21,17 +22,6 @@ from ldjax.ntk._operations import (
 
 __all__ = ["Program"]
 
-# Primitives that only call: where their body is found.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-}
 # The same numbers in the same order under another shape.
 _VIEWS = frozenset(
     ("reshape", "squeeze", "expand_dims", "optimization_barrier", "copy_p")
@@ -113,8 +103,8 @@ class Program:
 
         for eqn in jaxpr.eqns:
             name, inputs = eqn.primitive.name, [read(atom) for atom in eqn.invars]
-            if name in _CALLS:
-                body = eqn.params[_CALLS[name]]
+            if name in CALLS:
+                body = eqn.params[CALLS[name]]
                 body = getattr(body, "jaxpr", body)  # closed or open
                 constants = [0] * len(body.constvars)
                 outputs = self._inline(body, inputs, constants, in_loop=in_loop)

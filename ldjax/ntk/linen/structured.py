@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ldjax import memory
-from ldjax._spaces import size_of
+from ldjax._spaces import dtype_of, size_of
 from ldjax.linear_map import LinearMap
 from ldjax.ntk.lazy import LogitsFn, lazy_ntk
 from ldjax.ntk.linen._contract import Contraction, by_operator, pair_matrix
@@ -134,8 +134,10 @@ class StructuredMap(LinearMap):
         Where the entries do not fit, one column of them after the other.
         """
         del batch_size
-        size = size_of(self.out_struct) * size_of(self.in_struct)
-        if 4 * 4 * size < self._limit:
+        spaces = self.out_struct, self.in_struct
+        entry_bytes = dtype_of(*spaces).itemsize
+        entries_bytes = entry_bytes * size_of(spaces[0]) * size_of(spaces[1])
+        if 4 * entries_bytes < self._limit:  # shares of layers are held beside the sum
             return jnp.linalg.norm(self._matrix())
         probes, updates = self._sides
         squares = [
