@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ldjax.models.attention import Attention, KeyValues
+from ldjax.models.normalization import Norm
 from ldjax.models.transformer_config import TransformerConfig
 
 __all__ = ["Cache", "Transformer"]
@@ -297,12 +298,11 @@ class _MLP(nn.Module):
 
 
 def _norm(config: TransformerConfig, name: str | None = None) -> nn.Module:
-    make = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return make(
+    return Norm(
+        center=config.norm == "layer",
         epsilon=config.norm_epsilon,
         dtype=config.dtype,
         param_dtype=config.param_dtype,
-        use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits
         name=name,
     )
 

@@ -111,9 +111,7 @@ class Frame(NamedTuple):
 
     def rows(self, tokens: Array, chosen: Array) -> Array:
         """Rows of `L` or `R` for chosen tokens, `[chosen, columns]`."""
-        same = chosen[:, None] == tokens[None, :]
-        dense = self.head.T[chosen]
-        return jnp.concatenate([dense, same.astype(dense.dtype)], axis=1)
+        return token_rows(self.head, tokens, chosen)
 
     def gram(self, one: Array, other: Array, weights: Array | None = None) -> Array:
         """`Q_one^T diag(weights) Q_other`, `weights` `[..., vocab]`; None for ones."""
@@ -200,6 +198,13 @@ class Frame(NamedTuple):
         one, other = (jnp.concatenate([dense, x], axis=1) for x in (left, right))
         identity = jnp.eye(triangle.shape[0], dtype=triangle.dtype)
         return one @ factors.middle @ other.T + factors.diagonal * identity
+
+
+def token_rows(head: Array, tokens: Array, chosen: Array) -> Array:
+    """Rows of `[W^T | E]` for chosen tokens, `E` the one-hot columns of `tokens`."""
+    same = chosen[:, None] == tokens[None, :]
+    dense = head.T[chosen]
+    return jnp.concatenate([dense, same.astype(dense.dtype)], axis=1)
 
 
 @runtime_checkable

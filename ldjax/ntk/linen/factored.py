@@ -23,7 +23,13 @@ from ldjax import memory
 from ldjax.linear_map import LinearMap, jacobian, position_message
 from ldjax.log_probs import log_softmax
 from ldjax.ntk.lazy import LogitsFn, lazy_ntk
-from ldjax.ntk.linen._blocks import Blocks, Factors, Frame, SingularValues
+from ldjax.ntk.linen._blocks import (
+    Blocks,
+    Factors,
+    Frame,
+    SingularValues,
+    token_rows,
+)
 from ldjax.ntk.linen._factorise import find_head, make_factories
 from ldjax.ntk.linen._sides import require_linen
 from ldjax.ntk.subset import Weights
@@ -272,13 +278,45 @@ def _by_probe(results: Any) -> Any:
 
 
 def _pair_matrix(pair: Blocks) -> Inexact[Array, "rows columns"]:
-    def everything(frame: Frame, factors: Factors) -> Array:
-        tokens = jnp.arange(frame.vocab)
-        return frame.entries(factors, tokens, tokens)
+    """All entries; each example's are one product, already in the result's order."""
+    tokens = jnp.arange(pair.matrix.shape[1])
 
-    # [probe, probe_pos, vocab, update, update_pos, vocab]
-    entries = jnp.moveaxis(_by_probe(pair.map_blocks(everything)), 4, 2)
-    return entries.reshape(math.prod(entries.shape[:3]), -1)
+    def of_update(parts: tuple[Array, Array, Factors]) -> Array:
+        left, right, (middle, diagonal) = parts  # stacked over position, probe, ...
+        num_positions, num_probes, num_probe_pos, width, _ = middle.shape
+        rows = token_rows(pair.matrix, left[0, 0], tokens)
+        columns = jax.vmap(lambda t: token_rows(pair.matrix, t, tokens))(right[0])
+        # [probe, probe_pos, i, pos, j] and so on: no transpose of what is large.
+        half = jnp.einsum("pmilj,pwj->pmilw", jnp.moveaxis(middle, 0, 3), columns)
+        half = half.reshape(num_probes * num_probe_pos, width, -1)
+        repeated = jnp.broadcast_to(rows, (len(half), *rows.shape))
+        entries = (repeated @ half).reshape(-1, half.shape[-1])
+        by_token = diagonal if diagonal.ndim == 4 else diagonal[..., None]
+        # [probe and its pos, vocab, pos]
+        added = jnp.moveaxis(by_token, 0, -1).reshape(len(half), -1, num_positions)
+        return _add_to_diagonals(entries, added, len(tokens))
+
+    blocks = pair.map_blocks(lambda frame, f: (frame.left, frame.right, f))
+    if len(blocks[0]) == 1:  # what XLA would copy once more to add an axis of one
+        return of_update(jax.tree.map(lambda x: x[0], blocks))
+    by_update = jax.lax.map(of_update, blocks)
+    return jnp.moveaxis(by_update, 0, 1).reshape(by_update.shape[1], -1)
+
+
+def _add_to_diagonals(entries: Array, added: Array, vocab: int) -> Array:
+    """Adds `[probe_pos, vocab or 1, pos]` to the diagonals of all blocks."""
+    num_rows, num_columns = entries.shape
+    tokens = jnp.arange(vocab)
+    rows = jnp.arange(num_rows).reshape(-1, vocab, 1)
+    starts = vocab * jnp.arange(num_columns // vocab)
+    columns = tokens[:, None] + starts[None]
+    rows, columns, added = jnp.broadcast_arrays(rows, columns[None], added)
+    options = {"indices_are_sorted": True, "unique_indices": True}
+    if entries.size > jnp.iinfo(rows.dtype).max:
+        return entries.at[rows, columns].add(added, **options)
+    # One index instead of two: with two, XLA copies all entries once more.
+    flat = entries.ravel().at[rows * num_columns + columns].add(added, **options)
+    return flat.reshape(entries.shape)
 
 
 def _locate(struct: Any, position: Any) -> tuple[int, int, int]:
