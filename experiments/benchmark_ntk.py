@@ -144,7 +144,9 @@ def methods_of(case: Case) -> list[Method]:
             only_norms = norms(case, "ldjax factored, norms only")
             return [*both, only_norms, lazy(case), *plain]
         case "F":
-            trunk = [trunk_products(case, size) for size in (16, 64)]
+            everything = len(case.positions or ()) * 64
+            sizes = (16, 64, 128, everything)
+            trunk = [trunk_products(case, size) for size in sizes]
             rows = trunk_products(case, 16, rows_only=True)
             return [norms(case), *trunk, rows, *theirs]
         case "G":

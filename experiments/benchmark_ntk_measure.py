@@ -176,7 +176,12 @@ class _Compiled:
         return self._method.as_array(result), seconds
 
     def seconds(self) -> float:
-        """The seconds of one more run."""
+        """The seconds of one more run.
+
+        Not of the first after the other methods, whose threads may still spin and whose
+        gigabytes have just been given back.
+        """
+        self._run()
         return self._run()[1]
 
     def close(self) -> None:

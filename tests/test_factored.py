@@ -29,14 +29,23 @@ from kernel_models import (
 )
 from references import flat, unflat
 
+from ldjax.ntk.linen.saved import load_kernel, save_kernel
+
 pytestmark = pytest.mark.slow
 
-FAST = {"tied"}
+FAST = "tied"
 REFUSED = ("capped", "tied capped")
-names = [
-    n if n in FAST else pytest.param(n, marks=pytest.mark.exhaustive)
-    for n in [*HEADS, *DECODERS]
-    if n != "lenet"  # an MLP is as good, and faster
+# LeNet is in test_structured; as a head an MLP is as good, and faster.
+names = [name for name in [*HEADS, *DECODERS] if name != "lenet"]
+LONG = ("gpt2 tied", "llama pair", "llama remat")
+saved = [
+    pytest.param(name, marks=pytest.mark.exhaustive) if name in LONG else name
+    for name in names
+    if name != FAST
+]
+directly = [
+    name if name == FAST else pytest.param(name, marks=pytest.mark.exhaustive)
+    for name in names
 ]
 
 
@@ -80,37 +89,75 @@ def _distance(block, *_):
     return np.linalg.norm(block - np.trace(block) / len(block) * np.eye(len(block)))
 
 
-@pytest.mark.parametrize("name", names)
+@pytest.mark.parametrize("name", directly)
 def test_every_number_equals_brute_force(name):
     model = make_model(name)
-    array, probe, update = _blocks(name)
-    vocab = array.shape[1]
-    tokens, others = np.array([vocab - 1, 1, 1, 0]), np.array([2, 0, vocab - 1])
-    (m, row), (l, column) = position(probe), position(update, 1)
-    residual, covector = drawn(update, 3), drawn(probe, 4)
+    _assert_the_head_adds_a_multiple_of_the_identity(name)
 
     @compiled
     def read(params):
         kernel = make_kernel(model, params, method="factored")
-        return {
-            "summary": kernel.block_summary(),
-            "singular values": kernel.singular_values(m, l)._asdict(),
-            "entries": kernel.entries(tokens, others),
-            "block": kernel.block(m, l),
-            "prediction": kernel.predict(residual, LEARNING_RATE),
-            "mv": kernel @ residual,
-            "rmv": kernel.T @ covector,
-            "dense": kernel.dense(),
-            "norm": kernel.frobenius_norm(),
-            "structured": make_kernel(model, params, method="structured").dense(),
-        }
+        numbers = _numbers(kernel, model, name)
+        covector = drawn(model.space(model.probe), 4)
+        numbers["rmv"] = kernel.T @ covector
+        numbers["structured"] = make_kernel(model, params, method="structured").dense()
+        return numbers
 
     actual = read(model.params)
+    _assert_all_right(actual, model, name)
+
+
+@pytest.mark.parametrize("name", saved)
+def test_every_number_of_a_saved_kernel_equals_brute_force(name, tmp_path):
+    """All models through all factors, which are compiled once; on the way, the file."""
+    model = make_model(name)
+    _assert_the_head_adds_a_multiple_of_the_identity(name)
+    made = make_kernel(model, model.params, method="factored")
+    save_kernel(tmp_path / "kernel.npz", made, provenance={"model": name})
+    kernel = load_kernel(tmp_path / "kernel.npz")
+    assert kernel.provenance["model"] == name
+    assert kernel.out_struct == model.space(model.probe)
+    assert kernel.in_struct == model.space(model.update)
+
+    @compiled
+    def read():
+        numbers = _numbers(kernel, model, name)
+        numbers["rmv"] = kernel.T @ drawn(model.space(model.probe), 4)
+        return numbers
+
+    _assert_all_right(read(), model, name)
+
+
+def _numbers(kernel, model, name):
+    """What a factored kernel tells."""
+    (m, _), (l, _) = position(kernel.out_struct), position(kernel.in_struct, 1)
+    residual = drawn(kernel.in_struct, 3)
+    return {
+        "summary": kernel.block_summary(),
+        "singular values": kernel.singular_values(m, l)._asdict(),
+        "entries": kernel.entries(*_chosen_tokens(name)),
+        "block": kernel.block(m, l),
+        "prediction": kernel.predict(residual, LEARNING_RATE),
+        "mv": kernel @ residual,
+        "dense": kernel.dense(),
+        "norm": kernel.frobenius_norm(),
+    }
+
+
+def _chosen_tokens(name):
+    vocab = _blocks(name)[0].shape[1]
+    return np.array([vocab - 1, 1, 1, 0]), np.array([2, 0, vocab - 1])
+
+
+def _assert_all_right(actual, model, name):
+    array, probe, update = _blocks(name)
+    rows, columns = _chosen_tokens(name)
+    (_, row), (_, column) = position(probe), position(update, 1)
     spectrum = actual.pop("singular values")
     actual["summary"] = _by_field(actual["summary"])
     matrix = model.kernel()
-    image = unflat(matrix @ flat(residual), probe)
-    picked = array[:, tokens][..., others].swapaxes(1, 2)
+    image = unflat(matrix @ flat(drawn(update, 3)), probe)
+    picked = array[:, rows][..., columns].swapaxes(1, 2)
     entries = jax.tree.map(
         lambda leaf: np.moveaxis(leaf, -2, -2 - (leaf.ndim - 2) // 2),
         _by_position(picked, probe, update),
@@ -121,12 +168,12 @@ def test_every_number_equals_brute_force(name):
         "block": array[row, :, column],
         "prediction": prediction(model, image),
         "mv": image,
-        "rmv": unflat(matrix.T @ flat(covector), update),
+        "rmv": unflat(matrix.T @ flat(drawn(probe, 4)), update),
         "dense": expected_dense(model),
         "norm": np.linalg.norm(matrix),
         "structured": expected_dense(model),
     }
-    assert_close(actual, expected, rtol=RTOL)
+    assert_close(actual, {what: expected[what] for what in actual}, rtol=RTOL)
     head = model.head_coefficients[row, column]
     _assert_are_the_singular_values(spectrum, array[row, :, column], head)
 
@@ -225,8 +272,7 @@ def test_any_trunk_under_a_dense_head(name):
 # The witnesses themselves.
 
 
-@pytest.mark.parametrize("name", names)
-def test_the_head_adds_a_multiple_of_the_identity(name):
+def _assert_the_head_adds_a_multiple_of_the_identity(name):
     """By brute force: the rest of a block has rank n, and a tie is felt."""
     model = make_model(name)
     array, _, _ = _blocks(name)

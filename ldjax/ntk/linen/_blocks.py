@@ -139,7 +139,8 @@ class Frame(NamedTuple):
         diagonal = factors.diagonal
         if not factors.is_by_token:
             diagonal = diagonal[..., None]
-        return self.push(self.left, inner) + diagonal * vector
+        dense = self.push(self.left, inner)
+        return dense + diagonal * jnp.broadcast_to(vector, dense.shape)
 
     def entries(self, factors: Factors, rows: Array, columns: Array) -> Array:
         """`K[rows, columns]`, `[..., rows, columns]`."""

@@ -206,7 +206,7 @@ def _in_pairs(
         what="the cotangents of all outputs of both sides",
         instead='use `contraction="operator"`, or fewer examples',
     )
-    one, other = _pull_all(probe), _pull_all(update)
+    one, other = _pull_both(probe, update)
     sizes = _size(probe), _size(update)
     shares = []
     for i, layer in enumerate(probe.layers):
@@ -221,6 +221,28 @@ def _in_pairs(
         left, right = (x.reshape(*x.shape[:2], -1) for x in (left, right))
         shares.append(jnp.einsum("eip,ujp->eiuj", left, right))
     return sum(shares[1:], shares[0])
+
+
+def _pull_both(probe: Side, update: Side) -> tuple[_Pulled, _Pulled]:
+    """Of both sides; in one pass where reading the parameters is most of the work."""
+    leaves = jax.tree.leaves(probe.params)
+    params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    is_wide = params_bytes > _pulled_bytes(probe) + _pulled_bytes(update)
+    if not is_wide or _struct(probe.first) != _struct(update.first):
+        return _pull_all(probe), _pull_all(update)
+    join = lambda *both: jnp.concatenate(both)
+    examples = jax.tree.map(join, probe.examples, update.examples)
+    pulled = _pull_all(probe._replace(examples=examples))
+    num = probe.num_examples
+    return (
+        jax.tree.map(lambda x: x[:num], pulled),
+        jax.tree.map(lambda x: x[num:], pulled),
+    )
+
+
+def _struct(example: Any) -> tuple[Any, list[Any]]:
+    leaves, treedef = jax.tree.flatten(example)
+    return treedef, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def _pull_all(side: Side) -> _Pulled:

@@ -135,37 +135,59 @@ class PairFactory(NamedTuple):
         """As `Blocks`."""
         at = self._start()
         num_positions, width = self.update.out_struct.shape
-        # A narrow trunk does not fill a pass with one position.
-        signals = batch_size(self.probe, self.update, num_positions * width, self.limit)
-        together = max(1, signals // width)
+        # A narrow trunk does not fill a pass with one position, and neither do the
+        # tokens of one, which are several passes' worth in a wide trunk.
+        together = self._batch(num_positions, width)
+        group = together * self._batch(num_positions // together, self._num_tokens())
 
         def of_example(example: Any) -> Any:
-            frame, factors_at = at(example)
+            frame, upper_at, factors_at = at(example)
 
             def of_pair(right: Array, factors: Factors) -> Any:
                 return finish(frame._replace(right=right), factors)
 
-            def of_positions(positions: Array) -> Any:
-                of_probes = jax.vmap(of_pair)
-                return jax.vmap(lambda f: of_probes(frame.right, f))(
-                    factors_at(positions)
-                )
+            def of_group(group: Array) -> Any:
+                upper = upper_at(group)
 
-            return map_chunks(of_positions, num_positions, together)
+                def of_positions(index: Array) -> Any:
+                    of_probes = jax.vmap(of_pair)
+                    return jax.vmap(lambda f: of_probes(frame.right, f))(
+                        factors_at(group[index], upper[index])
+                    )
+
+                return map_chunks(of_positions, len(group), together)
+
+            return map_chunks(of_group, num_positions, group)
 
         return map_examples(of_example, self.update.examples)
 
     def blocks_at(self, update: int, position: int) -> tuple[Frame, Factors]:
         """As `Blocks`."""
         example = jax.tree.map(lambda array: array[update], self.update.examples)
-        frame, factors_at = self._start()(example)
-        factors = factors_at(jnp.asarray([position]))
+        frame, upper_at, factors_at = self._start()(example)
+        positions = jnp.asarray([position])
+        factors = factors_at(positions, upper_at(positions))
         return frame, jax.tree.map(lambda array: array[0], factors)
+
+    def _batch(self, num_positions: int, signals_of_each: int) -> int:
+        """How many positions fill a pass; a divisor, so that all passes are alike."""
+        num_signals = num_positions * signals_of_each
+        signals = batch_size(self.probe, self.update, num_signals, self.limit)
+        fitting = range(1, max(1, signals // max(1, signals_of_each)) + 1)
+        return max(n for n in fitting if num_positions % n == 0)
+
+    def _num_tokens(self) -> int:
+        """Of the probe, that a tied embedding makes columns of."""
+        embed = self._embed_index()
+        return 0 if embed is None else self.probe.row_shapes[embed][0][0]
 
     def _start(
         self,
-    ) -> Callable[[Any], tuple[Frame, Callable[[Array], Factors]]]:
-        """What all update examples share; then what one is, as a function."""
+    ) -> Callable[
+        [Any],
+        tuple[Frame, Callable[[Array], Array], Callable[[Array, Array], Factors]],
+    ]:
+        """What all update examples share; then what one is, as functions."""
         carrier = Carrier(self.probe)
         matrix = self.head.matrix
         with jax.default_matmul_precision("highest"):
@@ -174,21 +196,23 @@ class PairFactory(NamedTuple):
         none = jnp.zeros((self.probe.num_examples, 0), int)
         right = none if embed is None else carrier.inputs[embed]
 
-        def of_example(example: Any) -> tuple[Frame, Callable[[Array], Factors]]:
+        def of_example(example: Any) -> Any:
             hidden, pull, update_in = self.update.vjp(example)
             left = none[0] if embed is None else update_in[embed]
             carry = carrier.from_example(update_in)
 
-            def factors_at(positions: Array) -> Factors:
-                with jax.default_matmul_precision("highest"):
-                    at = hidden[positions]
-                    core, lower = self._columns(
-                        carrier, carry, pull, hidden, positions, left
-                    )
-                    upper = self._upper(carrier, at, right)
-                    diagonal = jax.vmap(
-                        lambda one: self.head.diagonal(carrier.outputs, one)
-                    )(at)
+            @jax.default_matmul_precision("highest")
+            def upper_at(positions: Array) -> Array:
+                return self._upper(carrier, hidden[positions], right)
+
+            @jax.default_matmul_precision("highest")
+            def factors_at(positions: Array, upper: Array) -> Factors:
+                core, lower = self._columns(
+                    carrier, carry, pull, hidden, positions, left
+                )
+                diagonal = jax.vmap(
+                    lambda one: self.head.diagonal(carrier.outputs, one)
+                )(hidden[positions])
                 corner = jnp.zeros((*lower.shape[:-1], upper.shape[-1]), core.dtype)
                 rows = [
                     jnp.concatenate([core, upper], axis=-1),
@@ -197,7 +221,7 @@ class PairFactory(NamedTuple):
                 middle = jnp.concatenate(rows, axis=-2)
                 return Factors(self.head.head.scale**2 * middle, diagonal)
 
-            return Frame(matrix, gram, left, right), factors_at
+            return Frame(matrix, gram, left, right), upper_at, factors_at
 
         return of_example
 

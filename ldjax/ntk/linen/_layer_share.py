@@ -216,7 +216,7 @@ def instantiated(
     (probe_in, probe_rows), (update_in, update_rows) = probe, update
     total = jnp.zeros((*probe_rows.shape[:2], *update_rows.shape[:2]), probe_rows.dtype)
     if layer.bias is not False:
-        one, other = probe_rows.sum(2), update_rows.sum(2)
+        one, other = _over_positions(probe_rows), _over_positions(update_rows)
         if not isinstance(layer.bias, bool):
             other = other * jnp.broadcast_to(layer.bias, other.shape)
         total = total + jnp.einsum("eigd,ujgd->eiuj", one, other)
@@ -245,6 +245,11 @@ def instantiated(
         None if weight is None else _chunks(weight, 1, num_chunks),
     )
     return jax.lax.scan(lambda sofar, c: (add_chunk(sofar, c), None), total, chunks)[0]
+
+
+def _over_positions(rows: Array) -> Array:
+    """The sum over positions; as a product, for XLA's sum is ten times slower here."""
+    return jnp.einsum("eitgd,t->eigd", rows, jnp.ones(rows.shape[2], rows.dtype))
 
 
 def _chunks(array: Array, axis: int, num: int) -> Array:

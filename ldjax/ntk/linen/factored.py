@@ -10,8 +10,6 @@ are streamed over the update's positions.
 """
 
 import abc
-import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +20,7 @@ from jaxtyping import Array, Float, Inexact
 from ldjax import memory
 from ldjax.linear_map import LinearMap, jacobian, position_message
 from ldjax.log_probs import log_softmax
-from ldjax.ntk.lazy import LogitsFn, lazy_ntk
+from ldjax.ntk.lazy import LogitsFn
 from ldjax.ntk.linen._blocks import (
     Blocks,
     Factors,
@@ -31,7 +29,7 @@ from ldjax.ntk.linen._blocks import (
     token_rows,
 )
 from ldjax.ntk.linen._factorise import find_head, make_factories
-from ldjax.ntk.linen._sides import require_linen
+from ldjax.ntk.linen._model_map import ModelMap
 from ldjax.ntk.subset import Weights
 
 __all__ = ["FactoredMap", "LinenFactoredMap"]
@@ -201,7 +199,7 @@ class FactoredMap(LinearMap):
         return frame._replace(right=frame.right[probe]), at
 
 
-class LinenFactoredMap(FactoredMap):
+class LinenFactoredMap(ModelMap, FactoredMap):
     """Made from a model: factors are computed as they are asked for.
 
     Args:
@@ -229,43 +227,21 @@ class LinenFactoredMap(FactoredMap):
         weights: Weights,
         memory_limit: memory.Bytes | None = None,
     ):
-        require_linen(probe_fn, update_fn, method="factored")
-        arguments: Any = probe_fn, update_fn, params, weights
-        head = find_head(arguments[:2], params)
+        super().__init__(
+            probe_fn, update_fn, params, weights, memory_limit, method="factored"
+        )
+        head = find_head(self._arguments[:2], params)
         if isinstance(head, str):
             raise ValueError(
                 f'`method="factored"` needs a linear head, but {head}. '
                 '"structured" takes any Linen model.'
             )
-        self._arguments = arguments
-        self._memory_limit = memory_limit
-        self.in_struct = jax.eval_shape(update_fn, params)
-        self.out_struct = jax.eval_shape(probe_fn, params)
-        self._pairs = make_factories(
-            *arguments,
-            head=head,
-            limit=memory.default_limit() if memory_limit is None else memory_limit,
-        )
-
-    @functools.cached_property
-    def _lazy(self) -> LinearMap:
-        return lazy_ntk(*self._arguments)
-
-    def mv(self, vector: Any) -> Any:
-        """The image of `vector`: a backward and a forward pass by the parameters."""
-        return self._lazy.mv(vector)
-
-    def rmv(self, covector: Any) -> Any:
-        """The image of `covector` under the transpose, likewise."""
-        return self._lazy.rmv(covector)
+        self._pairs = make_factories(*self._arguments, head=head, limit=self._limit)
 
     @property
     def T(self) -> "LinenFactoredMap":
         """The transpose, in factors likewise."""
-        probe_fn, update_fn, params, weights = self._arguments
-        return LinenFactoredMap(
-            update_fn, probe_fn, params, weights, self._memory_limit
-        )
+        return LinenFactoredMap(*self._transposed_arguments, self._memory_limit)
 
     def _probe_logits(self) -> Any:
         probe_fn, _, params, _ = self._arguments
@@ -311,12 +287,14 @@ def _add_to_diagonals(entries: Array, added: Array, vocab: int) -> Array:
     starts = vocab * jnp.arange(num_columns // vocab)
     columns = tokens[:, None] + starts[None]
     rows, columns, added = jnp.broadcast_arrays(rows, columns[None], added)
-    options = {"indices_are_sorted": True, "unique_indices": True}
-    if entries.size > jnp.iinfo(rows.dtype).max:
-        return entries.at[rows, columns].add(added, **options)
-    # One index instead of two: with two, XLA copies all entries once more.
-    flat = entries.ravel().at[rows * num_columns + columns].add(added, **options)
-    return flat.reshape(entries.shape)
+    kept = entries.shape
+    index: tuple[Array, ...] = rows, columns
+    if entries.size <= jnp.iinfo(rows.dtype).max:
+        # One index instead of two: with two, XLA copies all entries once more.
+        entries, index = entries.ravel(), (rows * num_columns + columns,)
+    place = entries.at[index]
+    added = place.add(added, indices_are_sorted=True, unique_indices=True)
+    return added.reshape(kept)
 
 
 def _locate(struct: Any, position: Any) -> tuple[int, int, int]:

@@ -7,7 +7,6 @@ parameters (design.md, section 3.1). Leaves without such a layer (norm scales, w
 the certificate rejects) go through plain derivatives in the same passes.
 """
 
-import functools
 from typing import Any, cast, get_args
 
 import jax
@@ -16,21 +15,21 @@ from jaxtyping import Array, Inexact
 
 from ldjax import memory
 from ldjax._spaces import dtype_of, size_of
-from ldjax.linear_map import LinearMap
-from ldjax.ntk.lazy import LogitsFn, lazy_ntk
+from ldjax.ntk.lazy import LogitsFn
 from ldjax.ntk.linen._contract import Contraction, by_operator, pair_matrix
+from ldjax.ntk.linen._model_map import ModelMap
 from ldjax.ntk.linen._side import Side
-from ldjax.ntk.linen._sides import make_sides, require_linen
+from ldjax.ntk.linen._sides import make_sides
 from ldjax.ntk.subset import Weights
 
 __all__ = ["StructuredMap"]
 
 
-class StructuredMap(LinearMap):
+class StructuredMap(ModelMap):
     """The kernel of Linen logits; its numbers are made when they are asked for.
 
-    `mv` and `rmv` are a backward and a forward pass by the parameters, as in the lazy
-    kernel. `dense`, `trace` and `frobenius_norm` contract by layer.
+    `mv` and `rmv` are those of the lazy kernel; `dense`, `trace` and `frobenius_norm`
+    contract by layer.
 
     Args:
       probe_fn: From `ldjax.linen.logits_fn`.
@@ -71,43 +70,22 @@ class StructuredMap(LinearMap):
         contraction: str = "auto",
         memory_limit: memory.Bytes | None = None,
     ):
-        require_linen(probe_fn, update_fn, method="structured")
+        super().__init__(
+            probe_fn, update_fn, params, weights, memory_limit, method="structured"
+        )
         if contraction not in get_args(Contraction):
             raise ValueError(
                 f"Unknown `contraction` {contraction!r}; choose one of "
                 f"{list(get_args(Contraction))}."
             )
-        arguments: Any = probe_fn, update_fn, params, weights
-        self._arguments = arguments
         self._contraction: Contraction = cast(Contraction, contraction)
-        self._memory_limit = memory_limit
-        self.in_struct = jax.eval_shape(update_fn, params)
-        self.out_struct = jax.eval_shape(probe_fn, params)
-        self._sides = make_sides(*arguments)
-
-    @functools.cached_property
-    def _lazy(self) -> LinearMap:
-        return lazy_ntk(*self._arguments)
-
-    def mv(self, vector: Any) -> Any:
-        """The image of `vector`."""
-        return self._lazy.mv(vector)
-
-    def rmv(self, covector: Any) -> Any:
-        """The image of `covector` under the transpose."""
-        return self._lazy.rmv(covector)
+        self._sides = make_sides(*self._arguments)
 
     @property
     def T(self) -> "StructuredMap":
         """The transpose, by the layers likewise."""
-        probe_fn, update_fn, params, weights = self._arguments
         return StructuredMap(
-            update_fn,
-            probe_fn,
-            params,
-            weights,
-            self._contraction,
-            self._memory_limit,
+            *self._transposed_arguments, self._contraction, self._memory_limit
         )
 
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
@@ -146,12 +124,6 @@ class StructuredMap(LinearMap):
             for update in updates
         ]
         return jnp.sqrt(jnp.stack(squares).sum())
-
-    @property
-    def _limit(self) -> memory.Bytes:
-        if self._memory_limit is None:
-            return memory.default_limit()
-        return self._memory_limit
 
     def _matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
         del batch_size
