@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
-PYTEST := $(RUN) -m pytest --numprocesses auto
+# A worker that is done takes tests from another: the longest take a minute.
+PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 
 # constraints.txt is only made when it is missing or asked for with -B.
 .PHONY: demo test test-fast test-slow test-exhaustive lint format install clean

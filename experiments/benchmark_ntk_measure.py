@@ -21,6 +21,8 @@ __all__ = ["Row", "matmul_rate", "measure", "num_repeats"]
 
 # Above this a run is slow, and has fewer repeats.
 _SLOW_SECONDS = 5.0
+# For so long torch's threads keep the cores busy after a run, waiting for the next.
+_SPIN_SECONDS = 0.5
 # Farther above the limit by the plan, a method is not even compiled: that alone takes
 # minutes. Nearer, XLA's own figure decides.
 _PLAN_ERROR = 1.5
@@ -178,8 +180,7 @@ class _Compiled:
     def seconds(self) -> float:
         """The seconds of one more run.
 
-        Not of the first after the other methods, whose threads may still spin and whose
-        gigabytes have just been given back.
+        Not of the first after other methods, whose gigabytes have just been given back.
         """
         self._run()
         return self._run()[1]
@@ -223,11 +224,14 @@ class _Torch:
     def first(self) -> tuple[np.ndarray, float]:
         """The result to compare, and the seconds of a run."""
         matrix, self._row.bytes, seconds = self._kernel.first()
+        time.sleep(_SPIN_SECONDS)
         return matrix, seconds
 
     def seconds(self) -> float:
         """The seconds of one more run."""
-        return self._kernel.seconds()
+        seconds = self._kernel.seconds()
+        time.sleep(_SPIN_SECONDS)
+        return seconds
 
     def close(self) -> None:
         """End the process."""

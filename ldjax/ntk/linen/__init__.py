@@ -2,10 +2,10 @@
 
 From the bottom: a layer as a product (`_layers`), taps (`_taps`), one side of a kernel
 (`_side`), the proof that taps account for a model (`_certificate`), both sides
-(`_sides`), a layer's share (`_layer_share`), their contraction (`_contract`) and the
-structured kernel; blocks in factors (`_blocks`), how they are made (`_factorise`) and
-the factored kernel; how
-it is `saved`.
+(`_sides`), what all kernels of a model share (`_model_map`); a layer's share
+(`_layer_share`), their contraction (`_contract`) and the `structured` kernel; blocks in
+factors (`_blocks`), how they are made (`_factorise`), the `factored` kernel, and how it
+is `saved`.
 """
 
 from ldjax.ntk.linen._blocks import BlockSummary, SingularValues

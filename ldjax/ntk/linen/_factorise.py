@@ -135,8 +135,8 @@ class PairFactory(NamedTuple):
         """As `Blocks`."""
         at = self._start()
         num_positions, width = self.update.out_struct.shape
-        # A narrow trunk does not fill a pass with one position, and neither do the
-        # tokens of one, which are several passes' worth in a wide trunk.
+        # Neither the features of one position (in a narrow trunk) nor the tokens that
+        # each position adds fill a pass; so both are taken for several positions.
         together = self._batch(num_positions, width)
         group = together * self._batch(num_positions // together, self._num_tokens())
 

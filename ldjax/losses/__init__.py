@@ -1,0 +1,41 @@
+"""Losses as functions of logits; the residual `G` is always `jax.grad` of one.
+
+A loss takes the logits first and the batch they belong to second;
+`functools.partial(loss, batch=batch)` is the one-argument form that
+`ldjax.decompose` takes. The reduction is part of each definition, because it is a
+factor of the learning rate.
+"""
+
+from ldjax.losses.likelihood import gradient_ascent, sft, unlikelihood
+from ldjax.losses.preference import (
+    dpo,
+    gated_dpo,
+    hinge,
+    ipo,
+    kto,
+    log_ratio_margin,
+    log_ratios,
+    orpo,
+    rpo,
+    simpo,
+    slic,
+    sppo,
+)
+
+__all__ = [
+    "dpo",
+    "gated_dpo",
+    "gradient_ascent",
+    "hinge",
+    "ipo",
+    "kto",
+    "log_ratio_margin",
+    "log_ratios",
+    "orpo",
+    "rpo",
+    "sft",
+    "simpo",
+    "slic",
+    "sppo",
+    "unlikelihood",
+]
