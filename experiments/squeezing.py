@@ -110,8 +110,8 @@ class Outcome(NamedTuple):
     @property
     def share(self) -> float:
         """Of the mass that moved, what the likeliest other label received."""
-        logs = (jnp.log(jnp.asarray(p)) for p in (self.before, self.after))
-        return float(squeezing.mass_share(*logs, jnp.asarray(self.greedy)))
+        before, after = (jnp.log(jnp.asarray(p)) for p in (self.before, self.after))
+        return float(squeezing.mass_share(before, after, jnp.asarray(self.greedy)))
 
 
 class Row(NamedTuple):
@@ -186,19 +186,19 @@ def toy_rows(seed: int) -> dict[str, Step]:
         "E": (many, 100, wide @ wide),
     }
     return {
-        name: Step(f"row {name}", strength, logits, label, strength)
+        name: Step(f"row {name}", float(strength), logits, label, float(strength))
         for name, (logits, label, strength) in steps.items()
     }
 
 
 def sweeps(rows: dict[str, Step], points: int) -> Iterator[Step]:
-    """One quantity at a time, from the peaky row and from the drawn one."""
-    peaky, drawn = rows["C"], rows["A"]
-    order = np.argsort(peaky.logits)[:-1]  # every label but the peak
-    probs = softmax(peaky.logits)
+    """One quantity at a time, from the distribution of row A."""
+    drawn = rows["A"]
+    order = np.argsort(drawn.logits)[:-1]  # every label but the peak
+    probs = softmax(drawn.logits)
     for place in np.linspace(0, len(order) - 1, points).round().astype(int):
         label = int(order[place])
-        yield Step("probability", probs[label], peaky.logits, label, peaky.strength)
+        yield Step("probability", float(probs[label]), drawn.logits, label, 1.0)
     for scale in np.geomspace(0.05, 3, points):
         logits = scale * drawn.logits
         yield Step("peakiness", scale, logits, drawn.label, 1.0)

@@ -29,7 +29,10 @@ def draw_figures(run: Run) -> list[Path]:
 
 def toy_rows(metrics: pl.DataFrame, rows: dict[str, Any], path: Path) -> None:
     """Before and after, on a linear and on a logarithmic axis."""
-    title = "One gradient step: probabilities before (grey) and after (blue)"
+    title = (
+        "One gradient step: probabilities before (grey) and after (blue); "
+        "target (orange), threshold (dotted)"
+    )
     layout: dict[str, Any] = {"nrows": len(rows), "ncols": 2}
     with figure(path, title, figsize=(11, 2.1 * len(rows)), **layout) as axes:
         for pair, (name, row) in zip(axes, rows.items(), strict=True):
@@ -42,10 +45,10 @@ def toy_rows(metrics: pl.DataFrame, rows: dict[str, Any], path: Path) -> None:
                 ax.bar(range(len(before)), before, width=0.9, color=COLORS["before"])
                 ax.plot(after, ".", color=COLORS["measured"], markersize=3)
                 ax.axvline(row["target"], color=COLORS["negative"], linewidth=0.6)
-                ax.axhline(row["threshold"], color="black", linewidth=0.6, ls=":")
+                if row["threshold"] > 0:
+                    ax.axhline(row["threshold"], color="black", linewidth=0.8, ls=":")
                 ax.set(yscale=scale, xlabel="label", ylabel="probability")
-            if (after > 0).all():
-                pair[1].set_ylim(bottom=max(1e-16, after.min() / 10))
+            pair[1].set_ylim(max(1e-16, after.min() / 10), 3)
             pair[0].set_title(f"{name}: {row['title']}, target {row['target']}")
             pair[1].set_title(f"{row['num_rising']} of {len(before)} labels rise")
 
@@ -69,6 +72,7 @@ def thresholds(metrics: pl.DataFrame, path: Path) -> None:
                 *_series(metrics, sweep, "num_rising"), color=COLORS["update"]
             )
             column[1].set(ylabel="labels that rise")
+            column[1].set_ylim(bottom=0)
             column[2].plot(
                 *_series(metrics, sweep, "greedy_share"), color=COLORS["chosen"]
             )

@@ -1,5 +1,7 @@
 """The family of losses: hand values, closed-form residuals, and one step of each."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,9 +172,9 @@ def test_value_and_residual_are_their_closed_forms(name, seed):
 
 def test_hand_computed_values():
     """One token, two labels: 0.8 in chosen, 0.4 in rejected; the reference has 0.5."""
-    answer = *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool)
-    half = jnp.log(jnp.array([0.5]))
-    batch = {k: ReferencedSequences(*answer, half) for k in SIDES}
+    token, half = jnp.zeros((1, 1), int), jnp.log(jnp.array([0.5]))
+    side = ReferencedSequences(token, token, jnp.ones((1, 1), bool), half)
+    batch: dict[str, Any] = dict.fromkeys(SIDES, side)
     logits = {
         "chosen": jnp.log(jnp.array([[[0.8, 0.2]]])),
         "rejected": jnp.log(jnp.array([[[0.4, 0.6]]])),

@@ -80,7 +80,7 @@ def test_the_step_is_gradient_ascent_of_logistic_regression():
     log_prob = lambda w: jax.nn.log_softmax(features @ w)
     down = jax.grad(lambda w: log_prob(w)[label])(readout)
     actual = squeezing.log_ratios(
-        log_prob(readout), jnp.array(label), rate * features @ features
+        log_prob(readout), jnp.array(label), float(rate * features @ features)
     )
     expected = log_prob(readout - rate * down) - log_prob(readout)
     assert_close(actual, expected, rtol=1e-12)
@@ -242,9 +242,10 @@ def test_the_share_of_the_peak_can_shrink_with_the_label_that_is_pushed():
 def test_mass_shares_add_up_to_one():
     log_probs, label, strength = cases(10)
     after = log_probs + changes(log_probs, label, strength)
-    shares = sum(
+    each = [
         call(squeezing.mass_share, log_probs, after, np.full(NUM, i)) for i in range(10)
-    )
+    ]
+    shares = np.sum(each, axis=0)
     moved = abs(np.exp(after) - np.exp(log_probs)).sum(axis=1)
     np.testing.assert_allclose(shares[moved > 1e-6], 1, atol=1e-9)
 
