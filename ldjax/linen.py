@@ -41,12 +41,12 @@ def apply_fn(
 
     Examples:
       >>> import jax, jax.numpy as jnp
-      >>> from ldjax.models import LeNet
+      >>> from ldjax.models import MLP
       >>> images = Sequences(
       ...     jnp.zeros((2, 28, 28)), jnp.zeros((2, 1), int), jnp.ones((2, 1), bool)
       ... )
-      >>> params = LeNet().init(jax.random.key(0), images.tokens)["params"]
-      >>> apply_fn(LeNet())(params, images).shape
+      >>> params = MLP((8,)).init(jax.random.key(0), images.tokens)["params"]
+      >>> apply_fn(MLP((8,)))(params, images).shape
       (2, 1, 10)
     """
     return lambda params, sequences: logits_fn(module, sequences)(params)

@@ -116,7 +116,7 @@ def generate_greedy(
 
     Examples:
       >>> from ldjax.models import llama_config
-      >>> model = Transformer(llama_config(vocab_size=10))
+      >>> model = Transformer(llama_config(vocab_size=10, num_layers=1))
       >>> params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
       >>> generate_greedy(model, params, [(5, 3), (7,)], max_new_tokens=4).tokens.shape
       (2, 4)
@@ -167,7 +167,7 @@ def generate_sampled(
 
     Examples:
       >>> from ldjax.models import llama_config
-      >>> model = Transformer(llama_config(vocab_size=10))
+      >>> model = Transformer(llama_config(vocab_size=10, num_layers=1))
       >>> params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
       >>> drawn = generate_sampled(
       ...     model, params, [(5, 3)], key=jax.random.key(0), max_new_tokens=4

@@ -122,7 +122,7 @@ def score_responses(
 
     Examples:
       >>> from ldjax.models import llama_config
-      >>> model = Transformer(llama_config(vocab_size=10))
+      >>> model = Transformer(llama_config(vocab_size=10, num_layers=1))
       >>> params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
       >>> scores = score_responses(
       ...     model, params, (5, 3), responses=[(7, 0), (1,)], max_length=8

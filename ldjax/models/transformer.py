@@ -38,7 +38,7 @@ class Cache(NamedTuple):
 
     Examples:
       >>> from ldjax.models import llama_config
-      >>> model = Transformer(llama_config(vocab_size=10))
+      >>> model = Transformer(llama_config(vocab_size=10, num_layers=1))
       >>> tokens = jnp.array([[1, 2]])
       >>> variables = model.init(jax.random.key(0), tokens)
       >>> _, cache = model.apply(
@@ -67,7 +67,7 @@ class Transformer(nn.Module):
 
     Examples:
       >>> from ldjax.models import gpt2_config
-      >>> model = Transformer(gpt2_config(vocab_size=100))
+      >>> model = Transformer(gpt2_config(vocab_size=100, num_layers=1))
       >>> tokens = jnp.array([[5, 3, 7]])
       >>> variables = model.init(jax.random.key(0), tokens)
       >>> logits = model.apply(variables, tokens)

@@ -34,11 +34,6 @@ def test_smoke_has_the_numbers_of_the_notebook(tmp_path):
     for name in ("rows", "thresholds"):
         assert str(out / "figures" / f"{name}.png") in result.stdout
 
-    again = run_script("--smoke", "--out", out)
-    assert again.returncode == 1
-    assert "Traceback" not in again.stderr
-    assert str(out) in again.stderr
-
 
 @pytest.mark.slow
 def test_a_bad_option_is_one_clear_line(tmp_path):
