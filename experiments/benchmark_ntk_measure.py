@@ -21,8 +21,6 @@ __all__ = ["Row", "matmul_rate", "measure", "num_repeats"]
 
 # Above this a run is slow, and has fewer repeats.
 _SLOW_SECONDS = 5.0
-# For so long torch's threads keep the cores busy after a run, waiting for the next.
-_SPIN_SECONDS = 0.5
 # Farther above the limit by the plan, a method is not even compiled: that alone takes
 # minutes. Nearer, XLA's own figure decides.
 _PLAN_ERROR = 1.5
@@ -224,14 +222,11 @@ class _Torch:
     def first(self) -> tuple[np.ndarray, float]:
         """The result to compare, and the seconds of a run."""
         matrix, self._row.bytes, seconds = self._kernel.first()
-        time.sleep(_SPIN_SECONDS)
         return matrix, seconds
 
     def seconds(self) -> float:
         """The seconds of one more run."""
-        seconds = self._kernel.seconds()
-        time.sleep(_SPIN_SECONDS)
-        return seconds
+        return self._kernel.seconds()
 
     def close(self) -> None:
         """End the process."""
