@@ -144,8 +144,8 @@ def methods_of(case: Case) -> list[Method]:
             only_norms = norms(case, "ldjax factored, norms only")
             return [*both, only_norms, lazy(case), *plain]
         case "F":
-            everything = len(case.positions or ()) * 64
-            sizes = (16, 64, 128, everything)
+            width = case.params["token_embedding"]["embedding"].shape[1]
+            sizes = (16, 64, 128, len(case.positions or ()) * width)
             trunk = [trunk_products(case, size) for size in sizes]
             rows = trunk_products(case, 16, rows_only=True)
             return [norms(case), *trunk, rows, *theirs]
