@@ -258,8 +258,7 @@ def slic(delta: float = 1.0, beta: float = 0.1) -> PairLoss:
       Array(1., dtype=...)
     """
     _require_positive(delta=delta)
-    if not beta >= 0:
-        raise ValueError(f"`beta` must not be negative, got {beta}.")
+    _require_not_negative(beta=beta)
 
     def loss_fn(logits: PairLogits, batch: Pair) -> Float[Array, ""]:
         log_probs = _log_probs(logits, batch)
@@ -346,8 +345,7 @@ def simpo(beta: float = 2.0, gamma: float = 1.0) -> PairLoss:
       Array(0.693..., dtype=...)
     """
     _require_positive(beta=beta)
-    if not gamma >= 0:
-        raise ValueError(f"`gamma` must not be negative, got {gamma}.")
+    _require_not_negative(gamma=gamma)
 
     def loss_fn(logits: PairLogits, batch: Pair) -> Float[Array, ""]:
         means = _mean_log_probs(logits, batch)
@@ -387,8 +385,7 @@ def orpo(weight: float = 0.1) -> PairLoss:
       >>> orpo(weight=1.0)(z, {"chosen": answer, "rejected": answer})  # log 4 + log 2
       Array(2.079..., dtype=...)
     """
-    if not weight >= 0:
-        raise ValueError(f"`weight` must not be negative, got {weight}.")
+    _require_not_negative(weight=weight)
 
     def loss_fn(logits: PairLogits, batch: Pair) -> Float[Array, ""]:
         means = _mean_log_probs(logits, batch)
@@ -431,8 +428,7 @@ def rpo(alpha: float = 1.0, beta: float = 0.1) -> PairLoss:
       >>> rpo()(z, {"chosen": answer, "rejected": answer})  # log 2 + log 4
       Array(2.079..., dtype=...)
     """
-    if not alpha >= 0:
-        raise ValueError(f"`alpha` must not be negative, got {alpha}.")
+    _require_not_negative(alpha=alpha)
     preference = dpo(beta)
 
     def loss_fn(logits: PairLogits, batch: Pair) -> Float[Array, ""]:
@@ -480,9 +476,7 @@ def kto(
       Array(1., dtype=...)
     """
     _require_positive(beta=beta)
-    for name, weight in (("desirable", desirable), ("undesirable", undesirable)):
-        if not weight >= 0:
-            raise ValueError(f"`{name}` must not be negative, got {weight}.")
+    _require_not_negative(desirable=desirable, undesirable=undesirable)
 
     def loss_fn(logits: PairLogits, batch: Pair) -> Float[Array, ""]:
         ratios = log_ratios(logits, batch)
@@ -566,3 +560,9 @@ def _require_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"`{name}` must be positive, got {value}.")
+
+
+def _require_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"`{name}` must not be negative, got {value}.")
