@@ -5,42 +5,31 @@ not slower than neural-tangents' best. Run it with
 
     python experiments/benchmark_ntk.py --all --out runs/ntk
 
-(without `--all`, case H, which takes minutes, is left out). All methods of a case run
-in turn in one process (torch in one beside it), in float32 at full matmul precision.
-Times are medians after compilation; a method that takes more than 5 s a run gets fewer
-repeats. Memory is what XLA plans for temporaries and results; for torch the growth of
-its process. What would not fit is not run: the table says what it needs. All numbers of
-a case are compared with those of one peer. The targets are for two idle cores. Exits
-with status 1 and one line for each target that is missed and each number that differs.
-Without torch (it is no dependency: `pip install torch`) its rows are empty.
+(without `--all`, case H, which takes minutes, is left out). The methods of a case run
+in turn, each in a process of its own and when the machine is idle, in float32 at full
+matmul precision. Times are medians after compilation; a method that takes more than 5 s
+a run gets fewer repeats. Memory is what XLA plans for temporaries and results; for
+torch the growth of its process. What would not fit is not run: the table says what it
+needs. All numbers of a case are compared with those of one peer. The targets are for
+two idle cores. Exits with status 1 and one line for each target that is missed and each
+number that differs. Without torch (it is no dependency: `pip install torch`) its rows
+are empty, and without `--nt3-python` those of neural-tangents' third implementation.
 """
 
 import dataclasses
-import gc
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import numpy as np
 import tyro
 from benchmark_ntk_cases import CASES, Case, make_case
 from benchmark_ntk_measure import Row, matmul_rate, measure
-from benchmark_ntk_peers import (
-    TORCH,
-    Method,
-    jacrev_einsum,
-    lazy,
-    lazy_product,
-    neural_tangents,
-    trunk_products,
-)
-from benchmark_ntk_targets import ALL_PAIRS, ONE_PAIR, Checked, check_targets
-from jaxtyping import Array
+from benchmark_ntk_methods import methods_of
+from benchmark_ntk_targets import ONE_PAIR, Checked, check_targets
 
-import ldjax
 from ldjax import memory
 from ldjax.runs import Run, create_run
 
@@ -70,6 +59,9 @@ class Config:
     """Timed runs of each method, in turns."""
     memory_limit: float | None = None
     """What a method may take, in GB; by default 80 % of the free memory."""
+    nt3_python: Path | None = None
+    """Python that has JAX <= 0.4.20 and neural-tangents, for its third implementation
+    (see `benchmark_ntk_nt3.py`); not measured if not given."""
     seed: int = 0
     """Of parameters and examples."""
     out: Path | None = None
@@ -78,88 +70,6 @@ class Config:
     """Replace a run that is already there."""
     smoke: bool = False
     """Tiny sizes; checks that the numbers agree, not the targets."""
-
-
-def ours(
-    case: Case,
-    params: Any,
-    probe: Array,
-    update: Array,
-    *,
-    method: Literal["structured", "factored"] = "factored",
-    positions: tuple[int, ...] | None = None,
-) -> Any:
-    """Our kernel of a case."""
-    probe_fn, update_fn = (case.logits_fn(x, positions) for x in (probe, update))
-    return ldjax.empirical_ntk(probe_fn, update_fn, params, method=method)
-
-
-def entries(case: Case, method: Literal["structured", "factored"]) -> Method:
-    """All entries of it."""
-    return Method(
-        f"ldjax {method}",
-        "kernel",
-        lambda *inputs: ours(case, *inputs, method=method).dense(),
-        lambda dense: np.asarray(dense).reshape(case.num_outputs),
-    )
-
-
-def norms(
-    case: Case, name: str = "ldjax factored", positions: tuple[int, ...] | None = None
-) -> Method:
-    """The norms of its blocks, with all else that is told of them."""
-
-    def as_array(summary: Any) -> np.ndarray:
-        blocks = np.asarray(summary.norm)[0, :, 0]
-        return blocks[-1:, -1:] if name == ALL_PAIRS else blocks
-
-    return Method(
-        name,
-        "norms",
-        lambda *inputs: ours(case, *inputs, positions=positions).block_summary(),
-        as_array,
-    )
-
-
-def product(case: Case) -> Method:
-    """The product with one vector."""
-    return Method(
-        "ldjax factored",
-        "product",
-        lambda *inputs: ours(case, *inputs[:-1]) @ inputs[-1],
-        lambda vector: np.asarray(vector).ravel(),
-    )
-
-
-def methods_of(case: Case) -> list[Method]:
-    """All ways to a case's kernel; ours first."""
-    theirs = [neural_tangents(case, 1), neural_tangents(case, 2)]
-    plain = [*theirs, jacrev_einsum(case)]
-    match case.name:
-        case "D":
-            both = [entries(case, "structured"), entries(case, "factored")]
-            return [*both, lazy(case), *plain, TORCH]
-        case "E":
-            both = [entries(case, "structured"), entries(case, "factored")]
-            only_norms = norms(case, "ldjax factored, norms only")
-            return [*both, only_norms, lazy(case), *plain]
-        case "F":
-            width = case.params["token_embedding"]["embedding"].shape[1]
-            sizes = (16, 64, 128, len(case.positions or ()) * width)
-            trunk = [trunk_products(case, size) for size in sizes]
-            rows = trunk_products(case, 16, rows_only=True)
-            return [norms(case), *trunk, rows, *theirs]
-        case "G":
-            return [norms(case), trunk_products(case, 16, rows_only=True), *theirs]
-        case "H":
-            last = case.positions[-1:] if case.positions else ()
-            pairs = [norms(case, ONE_PAIR, last), norms(case, ALL_PAIRS)]
-            trunk = trunk_products(case, 2, positions=last, rows_only=True)
-            return [*pairs, trunk, *theirs]
-        case "I":
-            return [product(case), lazy_product(case)]
-        case _:
-            return [entries(case, "structured"), *plain, TORCH]
 
 
 def main(config: Config) -> int:
@@ -171,8 +81,6 @@ def main(config: Config) -> int:
         run = make_run(config)
     except FileExistsError as error:
         return complain([str(error)])
-    if not config.smoke:  # or compiling would be reading what was compiled before
-        jax.config.update("jax_enable_compilation_cache", False)
     lines, rows = caption(config), []
     print("\n".join(lines), flush=True)
     for name in names:
@@ -180,10 +88,7 @@ def main(config: Config) -> int:
         measured = measure_case(case, config)
         print("\n".join(section := table(case, measured)), flush=True)
         rows, lines = rows + measured, lines + section
-        del case  # and what was compiled for it, before the next one's memory
-        if not config.smoke:
-            jax.clear_caches()
-            gc.collect()
+        del case  # before the next one's memory
     checked = [] if config.smoke else check_targets(rows)
     failures = [f"missed: {target}" for target in checked if target.holds is False]
     failures += faults(rows)
@@ -242,7 +147,8 @@ def measure_case(case: Case, config: Config) -> list[Row]:
         methods,
         repeats=1 if config.smoke else config.repeats,
         limit=memory.default_limit() if limit is None else 1e9 * limit,
-        optimize=not config.smoke,
+        seed=None if config.smoke else config.seed,
+        nt3_python=config.nt3_python,
     )
     if case.name == "H":
         rate = matmul_rate(128 if config.smoke else 2048)

@@ -1,26 +1,43 @@
 """How `benchmark_ntk.py` measures a case: what fits, how long, how large, how equal."""
 
+import dataclasses
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 from benchmark_ntk_cases import Case
-from benchmark_ntk_peers import Method
-from benchmark_ntk_torch import PeakResident, TorchKernel
+from benchmark_ntk_nt3 import StructuredDerivatives
+from benchmark_ntk_peers import NT3, TORCH, Method
+from benchmark_ntk_process import PeakResident, Process
+from benchmark_ntk_torch import TorchKernel
 
 from ldjax import memory
 from ldjax.models import Transformer
 from ldjax.ntk import plan
 
-__all__ = ["Row", "matmul_rate", "measure", "num_repeats"]
+__all__ = [
+    "Compiled",
+    "DoesNotFitError",
+    "Row",
+    "matmul_rate",
+    "measure",
+    "num_repeats",
+]
 
 # Above this a run is slow, and has fewer repeats.
 _SLOW_SECONDS = 5.0
+# A faster one runs once untimed before: what others left in the caches, and threads
+# that sleep, double the time of a run of some 20 ms.
+_COLD_SECONDS = 1.0
+# Of all cores: below this nothing is running.
+_IDLE_PERCENT = 10.0
 # Farther above the limit by the plan, a method is not even compiled: that alone takes
 # minutes. Nearer, XLA's own figure decides.
 _PLAN_ERROR = 1.5
@@ -41,7 +58,7 @@ class Row:
       compile_seconds: Tracing, planning and compilation.
       planned_bytes: Temporaries and result by `ldjax.ntk.plan`, before compilation.
       bytes: The same as XLA plans them; of torch, growth of its process.
-      resident_bytes: Of the whole process at its highest, while it ran first.
+      resident_bytes: Of its process at its highest, while it ran first.
       difference: Relative Frobenius distance to the reference.
       matmul_fraction: Its rate of counted FLOPs over the machine's own.
       note: Why it did not run, or that it is the reference.
@@ -64,8 +81,8 @@ class Row:
 class Runner(Protocol):
     """A method that is ready to run."""
 
-    def first(self) -> tuple[np.ndarray, float]:
-        """The result to compare, and the seconds of a run."""
+    def first(self) -> tuple[np.ndarray, float, int]:
+        """The result to compare, the seconds of a run, the highest resident bytes."""
         ...
 
     def seconds(self) -> float:
@@ -80,8 +97,8 @@ class Runner(Protocol):
 class DoesNotFitError(Exception):
     """A method that needs more memory than there is; says how much."""
 
-    def __init__(self, needed: float):
-        super().__init__(f"out of memory (needs {memory.human_bytes(needed)})")
+    def __str__(self) -> str:
+        return f"out of memory (needs {memory.human_bytes(self.args[0])})"
 
 
 def measure(
@@ -90,7 +107,8 @@ def measure(
     *,
     repeats: int,
     limit: memory.Bytes,
-    optimize: bool = True,
+    seed: int | None = None,
+    nt3_python: Path | None = None,
 ) -> list[Row]:
     """Rows of all methods, measured where they fit.
 
@@ -99,23 +117,27 @@ def measure(
       methods: In the order of the rows.
       repeats: Timed runs of each.
       limit: Bytes a method may plan for.
-      optimize: Whether XLA takes its time; where only numbers count it need not.
+      seed: Of the case, for each method to make it again in a process of its own.
+        None: all run in this one, and XLA does not take its time; for the numbers.
+      nt3_python: What runs `benchmark_ntk_nt3.py`.
     """
     rows, runners, results = [], [], {}
     for method in methods:
         rows.append(row := Row(case.name, method.name, method.output))
         try:
-            if method.fn is None:
+            if method == TORCH:
                 runner: Runner = _Torch(case, row, limit)
+            elif method == NT3:
+                runner = _old_jax(case, row, nt3_python)
+            elif seed is None:
+                runner = Compiled(case, method, row, limit, optimize=False)
             else:
-                runner = _Compiled(case, method, row, limit, optimize)
-            with PeakResident() as resident:
-                results[method.name], seconds = runner.first()
+                runner = _Elsewhere(case, row, limit, seed)
+            results[method.name], seconds, row.resident_bytes = runner.first()
         except Exception as error:  # the others go on; it is reported
             failed = not isinstance(error, DoesNotFitError | ModuleNotFoundError)
             row.note = f"failed: {error!r}"[:200] if failed else str(error)
             continue
-        row.resident_bytes = resident.peak
         runners.append((row, runner, seconds))
     _time_in_turns(runners, repeats)
     for _, runner, _ in runners:
@@ -130,11 +152,25 @@ def _time_in_turns(runners: list[tuple[Row, Runner, float]], repeats: int) -> No
     for number in range(repeats):
         for (_, runner, first), seconds in zip(runners, times, strict=True):
             if number < num_repeats(first, repeats):
+                _wait_until_idle()
+                if first < _COLD_SECONDS:
+                    runner.seconds()
                 seconds.append(runner.seconds())
     for (row, _, first), seconds in zip(runners, times, strict=True):
         # Of a very slow one the first run is all there is.
         row.seconds = float(np.median(seconds or [first]))
         row.repeats = len(seconds) or 1
+
+
+def _wait_until_idle(patience: int = 50) -> None:
+    """Wait while the machine works off what the last method left to it.
+
+    To give back 3 GB takes a quarter of a second after the result is there, at the
+    cost of half the next method's speed.
+    """
+    for _ in range(patience):
+        if psutil.cpu_percent(interval=0.1) < _IDLE_PERCENT:
+            return
 
 
 def num_repeats(first: float, repeats: int) -> int:
@@ -144,7 +180,7 @@ def num_repeats(first: float, repeats: int) -> int:
     return int(repeats * _SLOW_SECONDS / first)
 
 
-class _Compiled:
+class Compiled:
     """A method in JAX."""
 
     def __init__(
@@ -153,7 +189,8 @@ class _Compiled:
         method: Method,
         row: Row,
         limit: memory.Bytes,
-        optimize: bool,
+        *,
+        optimize: bool = True,
     ):
         assert method.fn is not None
         start = time.perf_counter()
@@ -170,17 +207,14 @@ class _Compiled:
             raise DoesNotFitError(row.bytes)
         self._case, self._method = case, method
 
-    def first(self) -> tuple[np.ndarray, float]:
-        """The result to compare, and the seconds of a run."""
-        result, seconds = self._run()
-        return self._method.as_array(result), seconds
+    def first(self) -> tuple[np.ndarray, float, int]:
+        """The result to compare, the seconds of a run, the highest resident bytes."""
+        with PeakResident() as resident:
+            result, seconds = self._run()
+        return self._method.as_array(result), seconds, resident.peak
 
     def seconds(self) -> float:
-        """The seconds of one more run.
-
-        Not of the first after other methods, whose gigabytes have just been given back.
-        """
-        self._run()
+        """The seconds of one more run."""
         return self._run()[1]
 
     def close(self) -> None:
@@ -194,6 +228,32 @@ class _Compiled:
         return result, time.perf_counter() - start
 
 
+class _Elsewhere:
+    """A method in JAX, in a process that `Compiled` does not share."""
+
+    def __init__(self, case: Case, row: Row, limit: memory.Bytes, seed: int):
+        self._process = Process(Path(__file__).with_name("benchmark_ntk_worker.py"))
+        question = ("compile", case.name, seed, row, limit)
+        compiled, error = self._process.ask(question)
+        for field in dataclasses.fields(row):
+            setattr(row, field.name, getattr(compiled, field.name))
+        if error is not None:
+            self.close()
+            raise error
+
+    def first(self) -> tuple[np.ndarray, float, int]:
+        """The result to compare, the seconds of a run, the highest resident bytes."""
+        return self._process.ask(("first",))
+
+    def seconds(self) -> float:
+        """The seconds of one more run."""
+        return self._process.ask(("again",))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+
 class _Torch:
     """The same kernel in torch's process."""
 
@@ -203,10 +263,6 @@ class _Torch:
         needed = _torch_bytes(case)
         if needed > limit:
             raise DoesNotFitError(needed)
-        leaves = jax.tree_util.tree_leaves_with_path(case.params)
-        name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
-        params = {name(path): np.asarray(leaf) for path, leaf in leaves}
-        probe, update = (np.asarray(x) for x in case.inputs)
         static = {}
         if isinstance(case.module, Transformer):
             config = case.module.config
@@ -217,12 +273,12 @@ class _Torch:
                 "positions": case.positions,
             }
         self._row = row
-        self._kernel = TorchKernel(case.name, params, (probe, update), static)
+        self._kernel = TorchKernel(case.name, *_as_numpy(case), static)
 
-    def first(self) -> tuple[np.ndarray, float]:
-        """The result to compare, and the seconds of a run."""
-        matrix, self._row.bytes, seconds = self._kernel.first()
-        return matrix, seconds
+    def first(self) -> tuple[np.ndarray, float, int]:
+        """The result to compare, the seconds of a run, the highest resident bytes."""
+        matrix, self._row.bytes, seconds, peak = self._kernel.first()
+        return matrix, seconds, peak
 
     def seconds(self) -> float:
         """The seconds of one more run."""
@@ -231,6 +287,26 @@ class _Torch:
     def close(self) -> None:
         """End the process."""
         self._kernel.close()
+
+
+def _old_jax(case: Case, row: Row, python: Path | None) -> StructuredDerivatives:
+    """Neural-tangents' third implementation in its own Python."""
+    if python is None:
+        raise ModuleNotFoundError("--nt3-python is not given")
+    kernel = StructuredDerivatives(python, case.name, *_as_numpy(case))
+    row.compile_seconds = kernel.compile_seconds
+    return kernel
+
+
+def _as_numpy(
+    case: Case,
+) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Parameters by their path, and the inputs, for those who do not know ours."""
+    leaves = jax.tree_util.tree_leaves_with_path(case.params)
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    params = {name(path): np.asarray(leaf) for path, leaf in leaves}
+    probe, update = (np.asarray(x) for x in case.inputs)
+    return params, (probe, update)
 
 
 def planned_bytes(case: Case, fn: Callable[..., Any]) -> int:

@@ -21,6 +21,7 @@ from ldjax.models import Transformer
 from ldjax.ntk._neural_tangents import load_neural_tangents
 
 __all__ = [
+    "NT3",
     "TORCH",
     "Method",
     "block_norms",
@@ -41,8 +42,8 @@ class Method(NamedTuple):
       name: In the table.
       output: Whether it makes all entries, the norm of each block (a pair of
         positions), or the product with one vector.
-      fn: `(params, *case.inputs) -> result`, to be compiled; None of torch, which
-        runs in a process of its own.
+      fn: `(params, *case.inputs) -> result`, to be compiled; None of those that
+        are no code for this JAX.
       as_array: What to compare of the result: a matrix over the ravelled logits of
         the two sides, norms `[probe pos, update pos]`, or a vector.
     """
@@ -54,6 +55,7 @@ class Method(NamedTuple):
 
 
 TORCH = Method("torch.func", "kernel", None, np.asarray)
+NT3 = Method("neural-tangents 3", "kernel", None, np.asarray)
 
 
 def neural_tangents(case: Case, number: Literal[1, 2]) -> Method:

@@ -1,56 +1,25 @@
 """The kernels of `benchmark_ntk.py` by `torch.func`, in a process of their own.
 
 Jacobians example by example (`vmap(jacrev(...))`), then one contraction for each
-parameter, as torch's own tutorial has it. The other process keeps torch's memory and
-threads apart from ours; it answers one request at a time, so that both take turns.
+parameter, as torch's own tutorial has it.
 """
 
 # torch is optional (`pip install torch`), and absent where the types are checked.
 # pyright: reportMissingImports=false
 
-import pickle
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
+from benchmark_ntk_process import PeakResident, Process, serve
 
-__all__ = ["NETWORKS", "PeakResident", "TorchKernel"]
+__all__ = ["NETWORKS", "TorchKernel"]
 
 Params = dict[str, Any]
 Network = Callable[..., Any]
-
-
-class PeakResident:
-    """Samples the resident memory of this process, in bytes, while it is entered.
-
-    Every 2 ms: what lives shorter is missed.
-    """
-
-    def __enter__(self) -> "PeakResident":
-        self._process, self._stop = psutil.Process(), threading.Event()
-        self.start = self.peak = self._process.memory_info().rss
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._stop.wait(0.002):
-            self.peak = max(self.peak, self._process.memory_info().rss)
 
 
 class TorchKernel:
@@ -70,60 +39,51 @@ class TorchKernel:
         inputs: tuple[np.ndarray, np.ndarray],
         static: dict[str, Any],
     ):
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        self._send((network, params, inputs, static))
+        self._process = Process(Path(__file__))
+        self._process.ask((network, params, inputs, static))
 
-    def first(self) -> tuple[np.ndarray, int, float]:
-        """Run once: the kernel as a matrix, the growth in memory, and the seconds."""
-        return self._ask("first")
+    def first(self) -> tuple[np.ndarray, int, float, int]:
+        """Run once: the kernel as a matrix, growth in memory, seconds, and peak."""
+        return self._process.ask("first")
 
     def seconds(self) -> float:
         """Run once more, and say how long it took."""
-        return self._ask("again")
+        return self._process.ask("again")
 
     def close(self) -> None:
         """End the process."""
-        self._process.communicate()  # without a question left, it ends
-
-    def _send(self, message: Any) -> None:
-        assert self._process.stdin is not None
-        pickle.dump(message, self._process.stdin)
-        self._process.stdin.flush()
-
-    def _ask(self, what: Literal["first", "again"]) -> Any:
-        assert self._process.stdout is not None
-        self._send(what)
-        return pickle.load(self._process.stdout)
+        self._process.close()
 
 
-def serve(questions: BinaryIO, answers: BinaryIO) -> None:
+class Worker:
     """The other process: computes the kernel whenever it is asked to."""
-    import torch
 
-    torch.set_num_threads(len(psutil.Process().cpu_affinity()))
-    network, params, inputs, static = pickle.load(questions)
-    tensors = {name: _tensor(value) for name, value in params.items()}
-    probe, update = (torch.tensor(x) for x in inputs)
-    kernel = kernel_fn(lambda params, x: NETWORKS[network](params, x, **static))
-    # What torch loads when it is first used is not the kernel's memory.
-    kernel_fn(lambda params, x: x @ params["w"])(
-        {"w": torch.eye(2)}, *torch.ones(2, 1, 2)
-    )
-    while True:
-        try:
-            what = pickle.load(questions)
-        except EOFError:
-            return
+    def __call__(self, question: Any) -> Any:
+        """What `TorchKernel` is told."""
+        if isinstance(question, tuple):
+            return self._prepare(*question)
         with PeakResident() as resident:
             start = time.perf_counter()
-            matrix = kernel(tensors, probe, update)
+            matrix = self._kernel(*self._arguments)
             seconds = time.perf_counter() - start
-        growth = resident.peak - resident.start
-        answer = (matrix.numpy(), growth, seconds) if what == "first" else seconds
-        pickle.dump(answer, answers)
-        answers.flush()
+        if question == "first":
+            growth = resident.peak - resident.start
+            return matrix.numpy(), growth, seconds, resident.peak
+        return seconds
+
+    def _prepare(
+        self, network: str, params: Params, inputs: Any, static: dict[str, Any]
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(len(psutil.Process().cpu_affinity()))
+        tensors = {name: _tensor(value) for name, value in params.items()}
+        self._arguments = (tensors, *(torch.tensor(x) for x in inputs))
+        self._kernel = kernel_fn(lambda p, x: NETWORKS[network](p, x, **static))
+        # What torch loads when it is first used is not the kernel's memory.
+        kernel_fn(lambda params, x: x @ params["w"])(
+            {"w": torch.eye(2)}, *torch.ones(2, 1, 2)
+        )
 
 
 def kernel_fn(network: Network) -> Callable[..., Any]:
@@ -243,4 +203,4 @@ NETWORKS: dict[str, Network] = {
 
 
 if __name__ == "__main__":
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    serve(Worker())
