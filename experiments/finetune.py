@@ -1,4 +1,6 @@
-"""Finetune a language model by SFT or DPO, with an exact account of every response.
+"""Finetune a language model, with an exact account of every response.
+
+By SFT, DPO, or any other loss of `ldjax.losses.LOSSES` (`--loss NAME`).
 
 Watches typed responses to trained and to held-out prompts (the paper's probing set).
 All of them are observed on a schedule, dense early: log-probs, greedy log-probs,
@@ -27,7 +29,7 @@ import jax
 import numpy as np
 import tyro
 from finetune_config import Config
-from finetune_data import cropped
+from finetune_data import cropped, summed_over_sides, with_advantages
 from finetune_figures import (
     draw_by_side,
     draw_curves,
@@ -50,6 +52,7 @@ from finetune_watch import State, even_steps, make_observers, make_tracked_step
 import ldjax
 from ldjax.checkpoints import Checkpoints, Table
 from ldjax.files import whole_file
+from ldjax.losses import make_loss
 from ldjax.reference import add_reference
 from ldjax.runs import Run, start_run
 from ldjax.signatures import evaluate
@@ -73,7 +76,7 @@ def main(config: Config) -> int:
         setup = make_setup(config)
         apply_fn = ldjax.linen.apply_fn(setup.base.model)
         rows = setup.rows
-        if config.loss == "dpo":
+        if config.named_loss.has_reference:
             rows = add_reference(
                 apply_fn,
                 setup.base.params,
@@ -81,6 +84,12 @@ def main(config: Config) -> int:
                 batch_size=config.batch_size,
                 cache=config.cache,
             )
+        loss_fn = make_loss(config.loss, **config.coefficients)
+        if config.named_loss.trains_on == "samples":
+            rows = with_advantages(
+                apply_fn, setup.base.params, rows, batch_size=config.batch_size
+            )
+            loss_fn = summed_over_sides(loss_fn)
         batch_fn = cropped(
             make_batch_fn(rows, batch_size=config.batch_size, seed=config.seed),
             setup.max_length,
@@ -98,11 +107,6 @@ def main(config: Config) -> int:
     write_probes(run, setup)
     print(describe(config, setup), flush=True)
 
-    loss_fn = (
-        ldjax.losses.sft
-        if config.loss == "sft"
-        else ldjax.losses.dpo(config.beta, config.label_smoothing)
-    )
     init, step_fn = make_tracked_step(
         apply_fn, loss_fn, make_optimizer(config.as_recipe()), setup.tracked
     )

@@ -8,6 +8,7 @@ from finetune_recipes import RECIPES, OptimizerName, Recipe
 
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.data.world import PRESETS as WORLDS
+from ldjax.losses import LOSSES, NamedLoss, make_loss
 from ldjax.models import PRESETS
 
 __all__ = ["Config"]
@@ -19,11 +20,17 @@ class Config:
 
     out: Path = Path("runs/finetune")
     """Run folder to write."""
-    loss: Literal["sft", "dpo"] = "sft"
-    """Supervised finetuning, or direct preference optimisation."""
+    loss: str = "sft"
+    """Of responses: sft, gradient_ascent, unlikelihood. Of pairs of a chosen and a
+    rejected response: dpo (TRL: sigmoid), cdpo, spin, reference_free, ipo, hinge, slic,
+    sppo_hard, simpo, orpo, rpo, kto, gated_dpo. With advantages 1 (chosen) and -1
+    (rejected): reinforce, grpo."""
+    coefficients: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of the loss, by name, such as `--coefficients beta 0.5`; the others are the
+    defaults in `ldjax.losses`."""
     target: tuple[str, ...] = ("chosen",)
-    """Response types that SFT trains on; `--target chosen rejected` is the paper's
-    extended SFT."""
+    """Response types that a loss of responses trains on; `--target chosen rejected` is
+    the paper's extended SFT, `--loss unlikelihood --target rejected` unlearning."""
     data: str = "toy"
     """`toy`, or a file of JSON lines (see `ldjax.data.preferences`), also with .gz."""
     test_data: Path | None = None
@@ -39,26 +46,24 @@ class Config:
     1M, 4M, toy), or the folder of a run to start from. By default toy for the toy
     world, 0.4M for a file, whose prompts it is pretrained on."""
     init: Path | None = None
-    """Run folder of `pretrain.py` or `finetune.py` to start from; for DPO also the
-    reference."""
-    recipe: Literal["small", "paper"] = "small"
-    """Optimizer, rate, batch size and epochs: for small models, or the paper's."""
+    """Run folder of `pretrain.py` or `finetune.py` to start from; also the reference,
+    where the loss has one."""
+    recipe: Literal["small", "slow", "plain", "paper"] = "small"
+    """Optimizer, rate, batch size and epochs: for small models (Adam), by plain
+    gradient descent at a twentieth of that rate or at one that moves answers by nats,
+    or the paper's."""
     optimizer: OptimizerName | None = None
     """Instead of the recipe's."""
     learning_rate: float = 0.0
     """Instead of the recipe's, if not 0."""
     batch_size: int = 0
-    """Examples (for DPO pairs) of an update, instead of the recipe's, if not 0."""
+    """Examples (or pairs) of an update, instead of the recipe's, if not 0."""
     epochs: float = 0.0
     """Passes over the training examples, instead of the recipe's, if not 0."""
     warmup_steps: int = -1
     """Updates of a linear warm-up, instead of the recipe's, if not -1."""
     clip: float = 0.0
     """Largest norm of the gradient, instead of the recipe's, if not 0."""
-    beta: float = 0.1
-    """Of DPO, 1/nats."""
-    label_smoothing: float = 0.0
-    """Of DPO: share of the pairs that are taken to be swapped."""
     probe_prompts: int = 40
     """Trained prompts whose responses are observed; and half as many held-out ones."""
     observe_all: bool = False
@@ -97,9 +102,21 @@ class Config:
     smoke: bool = False
     """The whole path at tiny size: checks identities and files, not the claims."""
 
+    @property
+    def named_loss(self) -> NamedLoss:
+        """The loss, and what it is trained on."""
+        if self.loss not in LOSSES:
+            raise ValueError(f"--loss must be one of {', '.join(LOSSES)}")
+        return LOSSES[self.loss]
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether it is trained on both sides of each pair."""
+        return self.named_loss.trains_on != "responses"
+
     def resolved(self) -> "Config":
         """With every default filled in, at the size of a smoke test if it is one."""
-        recipe = RECIPES[self.recipe, self.loss]
+        recipe = RECIPES[self.recipe, "dpo" if self.has_pairs else "sft"]
         filled = dataclasses.replace(
             self,
             model=self.model or ("toy" if self.data == "toy" else "0.4M"),
@@ -126,6 +143,10 @@ class Config:
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""
+        try:
+            make_loss(self.loss, **self.coefficients)
+        except ValueError as mistake:
+            raise ValueError(f"--coefficients: {mistake}") from None
         at_least_one = ("batch_size", "probe_prompts", "tracked", "evaluations")
         is_folder = Path(self.model).is_dir()
         problems = {
@@ -139,8 +160,8 @@ class Config:
             f"--target must be of {', '.join(RESPONSE_TYPES)}": (
                 not self.target or not set(self.target) <= set(RESPONSE_TYPES)
             ),
-            "--target is of SFT: DPO trains on chosen and rejected": (
-                self.loss == "dpo" and self.target != ("chosen",)
+            f"--target: {self.loss} trains on chosen and rejected": (
+                self.has_pairs and self.target != ("chosen",)
             ),
             "--resume and --overwrite contradict each other": (
                 self.resume and self.overwrite
@@ -149,8 +170,6 @@ class Config:
             "--epochs must be positive": not self.epochs > 0,
             "--clip must be positive": not self.clip > 0,
             "--warmup-steps must not be negative": self.warmup_steps < 0,
-            "--beta must be positive": not self.beta > 0,
-            "--label-smoothing must be in [0, 1)": not 0 <= self.label_smoothing < 1,
             "--seed must not be negative": self.seed < 0,
             "--tracked must be at most --probe-prompts": (
                 self.tracked > self.probe_prompts

@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ldjax import Sequences
+from ldjax import AdvantagedSequences, Sequences
 from ldjax.batching import Example, bucket_length, to_sequences
 from ldjax.data.preferences import PreferenceRow, Preferences, read_preferences
 from ldjax.data.responses import RowExamples, count_cuts, fill_types
 from ldjax.data.world import World
+from ldjax.dynamics import ApplyFn, LossFn
 from ldjax.log_probs import is_sequences
 from ldjax.models.pretrained import Pretrained
 from ldjax.probes import Probe
 from ldjax.sampling import generate_sampled
+from ldjax.scoring import make_score_fn
 
 # The tokenisation protocol of a run: `to_examples` with everything but the row.
 Encoder = Callable[[PreferenceRow], RowExamples]
@@ -27,8 +30,10 @@ __all__ = [
     "cropped",
     "file_data",
     "make_probes",
+    "summed_over_sides",
     "toy_data",
     "training_rows",
+    "with_advantages",
 ]
 
 
@@ -144,17 +149,19 @@ def training_rows(
     rows: Sequence[PreferenceRow],
     encode: Encoder,
     *,
-    loss: Literal["sft", "dpo"],
-    target: Sequence[str],
+    target: Sequence[str] | None,
     max_length: int,
 ) -> tuple[Any, dict[str, int]]:
-    """The training examples as one padded pytree of rows, and how much was cut."""
+    """The training examples as one padded pytree of rows, and how much was cut.
+
+    Rows of the target's responses, or with None of pairs.
+    """
     encoded = [encode(row) for row in rows]
 
     def padded(examples: Sequence[Example]) -> Sequences:
         return jax.tree.map(np.asarray, to_sequences(examples, max_length=max_length))
 
-    if loss == "sft":
+    if target is not None:
         # Each prompt with its targets in turn, as in the authors' extended set.
         rows_ = padded([row.examples[type_] for row in encoded for type_ in target])
     else:
@@ -163,6 +170,34 @@ def training_rows(
             side: padded([row.examples[side] for row in encoded]) for side in sides
         }
     return rows_, count_cuts(encoded)
+
+
+#: What the preference of a pair is worth to a policy gradient.
+_ADVANTAGES = {"chosen": 1.0, "rejected": -1.0}
+
+
+def with_advantages(
+    apply_fn: ApplyFn, params: Any, rows: Any, *, batch_size: int
+) -> dict[str, AdvantagedSequences]:
+    """Both sides of pairs as samples, as if the policy at the start had drawn them."""
+    score_fn = make_score_fn(apply_fn)
+
+    def sample(side: Sequences, advantage: float) -> AdvantagedSequences:
+        starts = range(0, len(side.targets), batch_size)
+        batches = [Sequences(*(x[i : i + batch_size] for x in side)) for i in starts]
+        old = jnp.concatenate([score_fn(params, batch) for batch in batches])
+        return AdvantagedSequences(*side, jnp.full_like(old, advantage), old)
+
+    return {name: sample(rows[name], worth) for name, worth in _ADVANTAGES.items()}
+
+
+def summed_over_sides(loss_fn: LossFn) -> LossFn:
+    """A loss of samples on a batch with sides."""
+
+    def total(logits: Any, batch: Any) -> Any:
+        return sum(loss_fn(logits[side], batch[side]) for side in batch)
+
+    return total
 
 
 def cropped(batch_fn: Callable[[int], Any], max_length: int) -> Callable[[int], Any]:
@@ -177,9 +212,9 @@ def cropped(batch_fn: Callable[[int], Any], max_length: int) -> Callable[[int], 
         length = bucket_length(longest, max_length - 1)
 
         def crop(side: Any) -> Any:
-            names = ("tokens", "targets", "mask")
-            return side._replace(
-                **{name: getattr(side, name)[:, :length] for name in names}
+            # What has one number for each row, such as a reference, has no padding.
+            return jax.tree.map(
+                lambda leaf: leaf[:, :length] if leaf.ndim > 1 else leaf, side
             )
 
         return jax.tree.map(crop, batch, is_leaf=is_sequences)

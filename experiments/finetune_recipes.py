@@ -15,7 +15,7 @@ class Recipe(NamedTuple):
     Attributes:
       optimizer: One of `OPTIMIZERS`.
       learning_rate: After the warm-up, constant.
-      batch_size: Examples (for DPO pairs) of an update.
+      batch_size: Examples (or pairs) of an update.
       epochs: Passes over the training examples.
       warmup_steps: Updates over which the learning rate rises linearly.
       clip: Largest norm of the gradient.
@@ -31,10 +31,17 @@ class Recipe(NamedTuple):
 
 _PAPER = Recipe("rmsprop", 5e-7, 4, 8.0, 150, 10.0)
 
-#: By size of the model and loss. "paper": the authors' code.
+#: By name and by what the loss is trained on, responses (as SFT) or pairs (as DPO).
+#: "slow": plain gradient descent at a twentieth of the rate, where first order says all
+#: there is. "plain": at a rate that moves answers by nats; DPO's pushes are beta / 2 of
+#: SFT's, so its rate is higher. "paper": the authors' code.
 RECIPES: dict[tuple[str, str], Recipe] = {
     ("small", "sft"): Recipe("adam", 5e-4, 8, 10.0, 0, 10.0),
     ("small", "dpo"): Recipe("adam", 1e-4, 8, 4.0, 0, 10.0),
+    ("slow", "sft"): Recipe("sgd", 2.5e-5, 8, 10.0, 0, 10.0),
+    ("slow", "dpo"): Recipe("sgd", 5e-6, 8, 4.0, 0, 10.0),
+    ("plain", "sft"): Recipe("sgd", 5e-5, 8, 10.0, 0, 10.0),
+    ("plain", "dpo"): Recipe("sgd", 1e-3, 8, 4.0, 0, 10.0),
     ("paper", "sft"): _PAPER,
     ("paper", "dpo"): _PAPER,
 }

@@ -22,6 +22,7 @@ __all__ = [
     "curves_of",
     "fidelity",
     "metrics_table",
+    "r_squared",
     "type_changes",
 ]
 
@@ -102,8 +103,8 @@ def _fidelity(series: Mapping[str, np.ndarray]) -> Fidelity:
     resolved = np.maximum(abs(predicted), abs(measured)) > floor
     agrees = np.sign(predicted) == np.sign(measured)
     return Fidelity(
-        r_squared=_r_squared(sums["m"], sums["p"]),
-        r_squared_at_end=_r_squared(sums["m"][-1], sums["p"][-1]),
+        r_squared=r_squared(sums["m"], sums["p"]),
+        r_squared_at_end=r_squared(sums["m"][-1], sums["p"][-1]),
         sign_agreement=float(agrees[resolved].mean()) if resolved.any() else 1.0,
         remainder_ratio=_ratio(sums["m"][-1] - sums["p"][-1], sums["m"][-1]),
         step_remainder_ratio=_ratio(measured - predicted, measured),
@@ -113,7 +114,8 @@ def _fidelity(series: Mapping[str, np.ndarray]) -> Fidelity:
     )
 
 
-def _r_squared(measured: np.ndarray, predicted: np.ndarray) -> float:
+def r_squared(measured: np.ndarray, predicted: np.ndarray) -> float:
+    r"""How much of what was measured is predicted, :math:`1 - SS_r / SS_t`."""
     spread = ((measured - measured.mean()) ** 2).sum()
     return float(1 - ((measured - predicted) ** 2).sum() / max(spread, 1e-300))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pretrain
 from finetune_config import Config
@@ -93,13 +94,10 @@ def make_setup(config: Config) -> Setup:
     rows, counts = training_rows(
         data.train,
         encode,
-        loss=config.loss,
-        target=config.target,
+        target=None if config.has_pairs else config.target,
         max_length=max_length,
     )
-    num_rows = counts["num_prompts"] * (
-        len(config.target) if config.loss == "sft" else 1
-    )
+    num_rows = len(jax.tree.leaves(rows)[0])
     steps_per_epoch = num_rows // config.batch_size
 
     def probes(name: str, rows: Any, places: Sequence[int]) -> list[Probe]:
@@ -135,7 +133,7 @@ def load_data(config: Config) -> Data:
     if config.data == "toy":
         return toy_data(make_world(config.world, seed=config.seed))
     required = {"chosen", *config.target} | (
-        {"rejected"} if config.loss == "dpo" else set()
+        {"rejected"} if config.has_pairs else set()
     )
     return file_data(
         Path(config.data),
@@ -214,6 +212,8 @@ def find_regime(config: Config, start: Path) -> str | None:
     regimes = {("chosen",): "sft", ("chosen", "rejected"): "sft_extend"}
     if config.loss == "sft":
         return regimes.get(config.target)
+    if config.loss not in ("dpo", "sigmoid"):
+        return None
     before = open_run(start).config["settings"]
     if "loss" not in before:
         return "dpo_from_base"

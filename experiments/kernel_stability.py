@@ -41,6 +41,7 @@ from kernel_stability_results import (
 import ldjax
 from ldjax.checkpoints import Table
 from ldjax.linen import apply_fn, logits_fn
+from ldjax.losses import make_loss
 from ldjax.reference import add_reference
 from ldjax.runs import create_run
 from ldjax.training import Observer, make_batch_fn, make_train_step, train
@@ -175,7 +176,7 @@ def run_stage(
     is_dpo = stage.loss == "dpo"
     if is_dpo:
         rows = add_reference(apply_fn(model), start, rows, batch_size=stage.batch_size)
-    loss_fn = ldjax.losses.dpo(stage.beta) if is_dpo else ldjax.losses.sft
+    loss_fn = make_loss(stage.loss, **stage.coefficients)
     optimizer = make_optimizer(stage.as_recipe())
     measure = make_measure(
         model,

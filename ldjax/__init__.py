@@ -30,6 +30,7 @@ from ldjax.dynamics import (
 )
 from ldjax.linear_map import DenseMap, FunctionMap, LinearMap, jacobian
 from ldjax.log_probs import (
+    AdvantagedSequences,
     ReferencedSequences,
     Sequences,
     adaptation_matrix,
@@ -41,6 +42,7 @@ from ldjax.ntk import empirical_ntk
 from ldjax.preconditioner import preconditioner
 
 __all__ = [
+    "AdvantagedSequences",
     "DenseMap",
     "FunctionMap",
     "LinearMap",

@@ -15,14 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ldjax.log_probs import ReferencedSequences, Sequences, is_sequences
+from ldjax.log_probs import (
+    AdvantagedSequences,
+    ReferencedSequences,
+    Sequences,
+    is_sequences,
+)
 
 __all__ = ["LinenLogits", "apply_fn", "logits_fn"]
 
+_Readable = Sequences | ReferencedSequences | AdvantagedSequences
 
-def apply_fn(
-    module: nn.Module,
-) -> Callable[[Any, Sequences | ReferencedSequences], Array]:
+
+def apply_fn(module: nn.Module) -> Callable[[Any, _Readable], Array]:
     """What `ldjax.make_step` takes, for a Linen module.
 
     Args:
@@ -87,7 +92,7 @@ class LinenLogits:
     def __call__(self, params: Any) -> Any:
         """Logits, in the structure of `sequences`."""
 
-        def run(sequences: Sequences | ReferencedSequences) -> Array:
+        def run(sequences: _Readable) -> Array:
             return apply_module(
                 self.module,
                 {"params": params},

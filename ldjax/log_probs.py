@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 __all__ = [
+    "AdvantagedSequences",
     "ReferencedSequences",
     "Sequences",
     "adaptation_matrix",
@@ -72,6 +73,34 @@ class ReferencedSequences(NamedTuple):
     reference: Float[Array, "*batch"]
 
 
+class AdvantagedSequences(NamedTuple):
+    """`Sequences` with how good each token was, and how likely when it was drawn.
+
+    What the losses of policy gradients (`ldjax.losses.grpo`) train on; models and
+    probes see the first three fields only.
+
+    Attributes:
+      tokens: As in `Sequences`.
+      targets: As in `Sequences`.
+      mask: As in `Sequences`.
+      advantages: Of each token, `[batch, pos]`; positive means "make it likelier".
+      old_log_probs: Log-prob of each token under the policy that drew it, `[batch,
+        pos]`, in nats.
+
+    Examples:
+      >>> answer = Sequences(*jnp.zeros((2, 1, 3), int), jnp.ones((1, 3), bool))
+      >>> drawn = AdvantagedSequences(*answer, *jnp.ones((2, 1, 3)))
+      >>> drawn.advantages.shape
+      (1, 3)
+    """
+
+    tokens: Array
+    targets: Int[Array, "*batch pos"]
+    mask: Bool[Array, "*batch pos"]
+    advantages: Float[Array, "*batch pos"]
+    old_log_probs: Float[Array, "*batch pos"]
+
+
 def is_sequences(node: Any) -> bool:
     """Where `jax.tree` functions stop in a pytree of `Sequences`.
 
@@ -79,14 +108,14 @@ def is_sequences(node: Any) -> bool:
       node: A node of the tree.
 
     Returns:
-      Whether it is a `Sequences`.
+      Whether it is a `Sequences`, or one with more fields.
 
     Examples:
       >>> pair = {"chosen": Sequences(*jnp.zeros((3, 1, 1)))}
       >>> jax.tree.map(lambda side: side.tokens.shape, pair, is_leaf=is_sequences)
       {'chosen': (1, 1)}
     """
-    return isinstance(node, Sequences | ReferencedSequences)
+    return isinstance(node, Sequences | ReferencedSequences | AdvantagedSequences)
 
 
 def log_softmax(logits: Any) -> Any:

@@ -7,6 +7,7 @@ factor of the learning rate.
 """
 
 from ldjax.losses.likelihood import gradient_ascent, sft, unlikelihood
+from ldjax.losses.policy_gradient import grpo, reinforce
 from ldjax.losses.preference import (
     dpo,
     gated_dpo,
@@ -21,17 +22,23 @@ from ldjax.losses.preference import (
     slic,
     sppo,
 )
+from ldjax.losses.registry import LOSSES, NamedLoss, make_loss
 
 __all__ = [
+    "LOSSES",
+    "NamedLoss",
     "dpo",
     "gated_dpo",
     "gradient_ascent",
+    "grpo",
     "hinge",
     "ipo",
     "kto",
     "log_ratio_margin",
     "log_ratios",
+    "make_loss",
     "orpo",
+    "reinforce",
     "rpo",
     "sft",
     "simpo",

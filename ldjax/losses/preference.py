@@ -101,7 +101,9 @@ def log_ratio_margin(logits: PairLogits, batch: Pair) -> Float[Array, "*batch"]:
     return ratios["chosen"] - ratios["rejected"]
 
 
-def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> PairLoss:
+def dpo(
+    beta: float = 0.1, label_smoothing: float = 0.0, *, reference_free: bool = False
+) -> PairLoss:
     r"""Direct preference optimisation: a loss on pairs, mean over the batch.
 
     .. math:: L = -\frac{1}{B} \sum_b (1 - \epsilon) \log \sigma(\beta h_b)
@@ -112,9 +114,14 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> PairLoss:
     :math:`G^\pm_b = \pm \beta (1 - \sigma(\beta h_b)) R^\pm_b / B`, where
     :math:`R = \mathrm{mask} \, (\pi - e_y)`.
 
+    SPIN is this loss on other data: the chosen response is a person's, the rejected one
+    a sample of the policy of the iteration before, which is the reference too.
+
     Args:
       beta: Strength of the pull to the reference, 1/nats.
       label_smoothing: Share of pairs whose labels are taken to be swapped, in [0, 1).
+      reference_free: Take a reference that finds both responses equally likely:
+        :math:`h = \log \pi(y^+) - \log \pi(y^-)`. The sides may be plain `Sequences`.
 
     Returns:
       `loss_fn(logits, batch) -> scalar` in nats, for a batch with the sides `"chosen"`
@@ -127,7 +134,7 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> PairLoss:
 
     References:
       Rafailov et al. 2023, equation 7; Ren & Sutherland 2025, equations 6 and 15.
-      Label smoothing: Mitchell 2023, "cDPO".
+      Label smoothing: Mitchell 2023, "cDPO". SPIN: Chen et al. 2024, equation 4.7.
 
     Examples:
       >>> answer = ReferencedSequences(
@@ -142,7 +149,11 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> PairLoss:
         raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing}.")
 
     def loss_fn(logits: PairLogits, batch: Pair) -> Float[Array, ""]:
-        margin = beta * log_ratio_margin(logits, batch)
+        if reference_free:
+            log_probs = _log_probs(logits, batch)
+            margin = beta * (log_probs["chosen"] - log_probs["rejected"])
+        else:
+            margin = beta * log_ratio_margin(logits, batch)
         agrees, disagrees = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
         losses = (1 - label_smoothing) * agrees + label_smoothing * disagrees
         return -losses.mean()

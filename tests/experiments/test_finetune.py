@@ -150,7 +150,9 @@ def test_the_regime_follows_from_loss_target_and_start(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["sft", "dpo"])
+@pytest.mark.parametrize(
+    "loss", [pytest.param("sft", marks=pytest.mark.exhaustive), "dpo"]
+)
 def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, runs, cache, loss):
     base = open_run(runs[1]).summary["base"]
     args = (*TINY, "--loss", loss, "--init", base, "--cache", tmp_path)
@@ -187,9 +189,16 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, runs, cache, los
         (["--world", "huge"], "--world must be one of demo, small, paper"),
         (["--model", "7B"], "--model must be one of 0.1M, 0.4M, 1M, 4M, toy"),
         (["--target", "good"], "--target must be of chosen, chosen_initial"),
-        (["--loss", "dpo", "--target", "rejected"], "DPO trains on chosen and rejec"),
-        (["--beta", "0"], "--beta must be positive"),
-        (["--label-smoothing", "1"], "--label-smoothing must be in [0, 1)"),
+        (["--loss", "ipo", "--target", "rejected"], "ipo trains on chosen and rejec"),
+        (["--loss", "ppo"], "--loss must be one of sft, gradient_ascent"),
+        (
+            ["--loss", "dpo", "--coefficients", "beta", "0"],
+            "--coefficients: `beta` must be positive",
+        ),
+        (
+            ["--loss", "simpo", "--coefficients", "tau", "1"],
+            "the loss 'simpo' has no coefficient 'tau'; it has beta, gamma",
+        ),
         (["--tracked", "50"], "--tracked must be at most --probe-prompts"),
         (["--batch-size", "-1"], "--batch-size must be at least 1"),
         (["--resume", "--overwrite"], "contradict"),

@@ -1,0 +1,102 @@
+r"""Losses of sampled responses whose tokens have advantages; means over the batch.
+
+With :math:`R_l = \pi_l - e_{y_l}` every residual is a number for each token times `R`.
+A negative advantage is a negative gradient: on-policy its token is rarely improbable,
+so it squeezes less than a rejected response from elsewhere.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ldjax.log_probs import AdvantagedSequences, token_log_probs
+
+__all__ = ["grpo", "reinforce"]
+
+Logits = Float[Array, "*batch pos vocab"]
+
+
+def reinforce(logits: Logits, batch: AdvantagedSequences) -> Float[Array, ""]:
+    r"""The policy gradient: sum over tokens, mean over the batch.
+
+    .. math:: L = -\frac{1}{B} \sum_{bl} \mathrm{mask}_{bl}\, A_{bl}
+                  \log \pi(y_{bl})_l, \qquad
+              G_{bl} = \mathrm{mask}_{bl}\, A_{bl}\, R_{bl} / B
+
+    Args:
+      logits: As in `sft`.
+      batch: Responses with the advantages of their tokens; `old_log_probs` is not
+        read.
+
+    Returns:
+      The loss; its value means little, its gradient is that of minus the expected
+      return.
+
+    References:
+      Williams 1992. With advantages 1 it is `sft`, with -1 `gradient_ascent`.
+
+    Examples:
+      >>> from ldjax import Sequences
+      >>> answer = Sequences(*jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool))
+      >>> drawn = AdvantagedSequences(*answer, jnp.full((1, 1), 2.0), jnp.zeros((1, 1)))
+      >>> reinforce(jnp.zeros((1, 1, 4)), drawn)  # 2 log 4
+      Array(2.772..., dtype=...)
+    """
+    log_probs = token_log_probs(logits, batch.targets, batch.mask)
+    return -(_scored(batch, batch.advantages) * log_probs).sum(axis=-1).mean()
+
+
+def grpo(
+    epsilon: float = 0.2,
+) -> Callable[[Logits, AdvantagedSequences], Float[Array, ""]]:
+    r"""Group-relative policy optimisation with given advantages, clipped as in PPO.
+
+    .. math:: L = -\frac{1}{B} \sum_b \frac{1}{|y_b|} \sum_l \mathrm{mask}_{bl}
+              \min\bigl(r_{bl} A_{bl},\;
+              \mathrm{clip}(r_{bl}, 1 - \epsilon, 1 + \epsilon)\, A_{bl}\bigr), \qquad
+              r = \frac{\pi(y)}{\pi_\mathrm{old}(y)}
+
+    so :math:`G_{bl} = \mathrm{mask}_{bl}\, r_{bl} A_{bl} R_{bl} / (|y_b| B)` where the
+    clip does not bind, and 0 where it does: for :math:`r > 1 + \epsilon` with a
+    positive, :math:`r < 1 - \epsilon` with a negative advantage. On the samples of the
+    policy itself `r` is 1.
+
+    Args:
+      epsilon: How far a token's probability is worth moving, as a share of it.
+
+    Returns:
+      `loss_fn(logits, batch) -> scalar` for `AdvantagedSequences`. It has no KL term.
+
+    Raises:
+      ValueError: If `epsilon` is not positive.
+
+    References:
+      Shao et al. 2024, "DeepSeekMath", equation 3, without its KL term (TRL's `beta`,
+      0 by default).
+
+    Examples:
+      >>> from ldjax import Sequences
+      >>> answer = Sequences(*jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool))
+      >>> old = jnp.full((1, 1), -jnp.log(5.0))
+      >>> drawn = AdvantagedSequences(*answer, jnp.ones((1, 1)), old)
+      >>> grpo()(jnp.zeros((1, 1, 4)), drawn)  # r = 5/4, clipped to 6/5
+      Array(-1.2, dtype=...)
+    """
+    if not epsilon > 0:
+        raise ValueError(f"`epsilon` must be positive, got {epsilon}.")
+
+    def loss_fn(logits: Logits, batch: AdvantagedSequences) -> Float[Array, ""]:
+        log_probs = token_log_probs(logits, batch.targets, batch.mask)
+        ratio = jnp.exp(log_probs - _scored(batch, batch.old_log_probs))
+        advantages = _scored(batch, batch.advantages)
+        clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
+        gains = jnp.minimum(ratio * advantages, clipped * advantages)
+        return -(gains.sum(axis=-1) / batch.mask.sum(axis=-1)).mean()
+
+    return loss_fn
+
+
+def _scored(batch: AdvantagedSequences, values: Array) -> Array:
+    """Zero where nothing is scored, whatever stands there."""
+    return jnp.where(batch.mask, values, 0)
