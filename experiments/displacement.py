@@ -1,0 +1,381 @@
+"""Why did the chosen answer fall? An exact account of it along preference optimisation.
+
+Trains on pairs three times from the same policy: by plain gradient descent at a small
+rate, where first order says everything, and at one that moves answers by nats, and with
+the optimizer that one trains with, whose history then has most of the say. At every
+update the measured change of each
+watched chosen answer is split into what its own pair did to it (chosen side, rejected
+side), what the other pairs of the batch did, the optimizer's history, weight decay and
+the remainder. Along the way it is measured which labels an update lifts in the contexts
+of the chosen and of the rejected answer, and where the mass goes (squeezing).
+
+Claims (exit status 1 if one does not hold): the parts sum to the prediction, and the
+measured changes to that of the whole run; a pair's own sides lower its chosen answer
+where, and only where, <g+, g-> > |g+|^2; at the small rate the parts without the
+remainder explain R2 >= 0.95 of the measured changes of single updates.
+
+    python experiments/displacement.py --out runs/displacement     (toy world; ~5 min)
+    python experiments/displacement.py --init runs/sft --loss ipo --out runs/ipo
+    python experiments/displacement.py --data pairs.jsonl.gz --out runs/mine
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import polars as pl
+import tyro
+from displacement_figures import draw_criterion, draw_labels, draw_why
+from displacement_measure import SIDES, Batch, make_labels_fn, make_origin_step
+from finetune_config import Config as FinetuneConfig
+from finetune_data import training_rows
+from finetune_recipes import make_optimizer
+from finetune_results import metrics_table, r_squared
+from finetune_setup import Setup, choose, make_encoder, make_setup
+
+import ldjax
+from ldjax.checkpoints import Table
+from ldjax.files import whole_file
+from ldjax.losses import make_loss
+from ldjax.reference import add_reference
+from ldjax.runs import Run, create_run
+from ldjax.training import Observer, every, make_batch_fn, make_train_step, train
+
+#: Of the changes of single updates at the small rate.
+LEAST_R_SQUARED = 0.95
+#: Parts are sums over tokens and parameters in float32, as in `finetune.py`.
+LARGEST_GAP = 1e-3
+RateName = Literal["slow", "plain", "small"]
+#: Recipes of `finetune.py`, and what they are called.
+RATES: Mapping[Any, str] = {
+    "slow": "small rate",
+    "plain": "plain gradient descent",
+    "small": "training rate",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Why did the chosen answer fall?"""
+
+    out: Path = Path("runs/displacement")
+    """Run folder to write."""
+    loss: str = "dpo"
+    """A loss of pairs (see `finetune.py --help`)."""
+    coefficients: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of the loss, by name, instead of its defaults."""
+    data: str = "toy"
+    """`toy`, or a file of JSON lines (see `finetune.py`)."""
+    blank: Literal["bad", "keep"] = "bad"
+    """What a blank chosen or rejected response is."""
+    world: str = "demo"
+    """Preset of the toy world: demo, small or paper."""
+    init: Path | None = None
+    """Run folder of `finetune.py` to start from; by default the base model (pretrained
+    if the cache has none) is finetuned on the chosen answers first."""
+    sft_epochs: float = 0.0
+    """Passes of that over the training prompts, instead of the recipe's, if not 0."""
+    epochs: float = 0.0
+    """Passes over the pairs, instead of the recipe's, if not 0."""
+    tracked: int = 8
+    """Pairs that are accounted for at every update."""
+    observations: int = 10
+    """Updates, in equal intervals, of which every label is measured."""
+    max_length: int = 512
+    """Of prompt and response together, in tokens."""
+    max_prompt_length: int = 256
+    """Of a prompt that has to be cut, in tokens."""
+    cache: Path = Path("runs/cache")
+    """Where base models and compiled functions are kept."""
+    seed: int = 0
+    """Of the world, the base model, the choice of pairs and the order of data."""
+    overwrite: bool = False
+    """Replace a run that is already in `--out`."""
+    smoke: bool = False
+    """The whole path at tiny size: checks identities and files, not R2."""
+
+    def stage(self, recipe: RateName, loss: str) -> FinetuneConfig:
+        """The settings of a training as `finetune.py` has them."""
+        is_sft = loss == "sft"
+        stage = FinetuneConfig(
+            loss=loss,
+            coefficients={} if is_sft else self.coefficients,
+            recipe=recipe,
+            epochs=self.sft_epochs if is_sft else self.epochs,
+            data=self.data,
+            blank=self.blank,
+            world=self.world,
+            init=self.init,
+            tracked=self.tracked,
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
+            cache=self.cache,
+            seed=self.seed,
+            smoke=self.smoke,
+        ).resolved()
+        stage.check()
+        return stage
+
+
+class Account(NamedTuple):
+    """What is known of one training.
+
+    Attributes:
+      table: From the training loop.
+      change: Measured change of each watched chosen answer over the whole run, nats.
+      num_steps: Updates.
+    """
+
+    table: Table
+    change: np.ndarray
+    num_steps: int
+
+
+def main(config: Config) -> int:
+    """Run the experiment; the exit status."""
+    try:
+        stages = {name: config.stage(name, config.loss) for name in RATES}
+        if not stages["small"].has_pairs:
+            raise ValueError(f"--loss {config.loss} is not a loss of pairs")
+        if config.observations < 1:
+            raise ValueError("--observations must be at least 1")
+        jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
+        setup = make_setup(stages["small"])
+        run = create_run(
+            config.out, dataclasses.asdict(config), overwrite=config.overwrite
+        )
+    except (OSError, ValueError) as mistake:
+        sys.exit(f"displacement.py: {mistake}")
+    start = setup.base.params
+    if config.init is None:
+        print("finetuning the base model on the chosen answers", flush=True)
+        start = finetuned(config.stage("small", "sft"), setup)
+    accounts = {}
+    for name, stage in stages.items():
+        print(f"{config.loss}: {RATES[name]}", flush=True)
+        accounts[name] = account_for(config, stage, setup, start)
+    return report(config, run, setup, accounts)
+
+
+def finetuned(stage: FinetuneConfig, setup: Setup) -> Any:
+    """Parameters after SFT on the chosen answers."""
+    encode, _ = make_encoder(stage, setup.base, setup.data)
+    rows, _ = training_rows(
+        setup.data.train, encode, target=("chosen",), max_length=setup.max_length
+    )
+    init, step = make_train_step(
+        ldjax.linen.apply_fn(setup.base.model),
+        ldjax.losses.sft,
+        make_optimizer(stage.as_recipe()),
+    )
+    num_rows = len(setup.data.train)
+    num_steps = max(1, round(stage.epochs * (num_rows // stage.batch_size)))
+    (last,) = train(
+        init(setup.base.params),
+        num_steps=num_steps,
+        step_fn=step,
+        batch_fn=make_batch_fn(rows, batch_size=stage.batch_size, seed=stage.seed),
+        save_every=num_steps,
+    )
+    return last.state.params
+
+
+def account_for(
+    config: Config, stage: FinetuneConfig, setup: Setup, start: Any
+) -> Account:
+    """Train on the pairs, with an account of the watched ones."""
+    apply_fn = ldjax.linen.apply_fn(setup.base.model)
+    rows = add_reference(apply_fn, start, setup.rows, batch_size=stage.batch_size)
+    num_rows = len(setup.data.train)
+    places = np.array(choose(setup.data.train, config.tracked, config.seed))
+    watched = Batch(jax.tree.map(lambda leaf: leaf[places], rows), places)
+    batch_fn = make_batch_fn(
+        Batch(rows, np.arange(num_rows)), batch_size=stage.batch_size, seed=stage.seed
+    )
+    loss_fn = make_loss(stage.loss, **stage.coefficients)
+    optimizer = make_optimizer(stage.as_recipe())
+    init, step_fn = make_origin_step(apply_fn, loss_fn, optimizer, watched)
+    labels_fn = make_labels_fn(apply_fn, loss_fn, optimizer, watched)
+    num_steps = max(1, round(stage.epochs * (num_rows // stage.batch_size)))
+
+    def labels(state: Any) -> dict[str, Any]:
+        step = int(state.step)
+        if step == num_steps:  # no update follows
+            return {}
+        found = labels_fn(state, batch_fn(step))
+        return {
+            name: np.packbits(values, axis=-1) if name.endswith(":rises") else values
+            for name, values in found.items()
+        }
+
+    (last,) = train(
+        init(start),
+        num_steps=num_steps,
+        step_fn=step_fn,
+        batch_fn=batch_fn,
+        save_every=num_steps,
+        observers={
+            "labels": Observer(labels, every(max(1, num_steps // config.observations)))
+        },
+    )
+    # The whole change, by two forward passes that no step has seen.
+    chosen = ldjax.Sequences(*watched.pairs["chosen"][:3])
+    before, after = (
+        ldjax.sequence_log_probs(apply_fn(params, chosen), chosen.targets, chosen.mask)
+        for params in (start, last.state.params)
+    )
+    return Account(last.table, np.asarray(after - before), num_steps)
+
+
+def report(config: Config, run: Run, setup: Setup, accounts: dict[str, Account]) -> int:
+    """Write and print what was found; the exit status."""
+    watched = {
+        side: [probe for probe in setup.tracked.probes if probe.type == side]
+        for side in SIDES
+    }
+    checks, found, frames = [], {}, []
+    for name, account in accounts.items():
+        steps, labels = account.table["train"], account.table["labels"]
+        found[name] = explained(steps, account)
+        checks += check(name, steps, account, is_full=not config.smoke)
+        by_side = {
+            side: {
+                f"labels:{k.partition(':')[2]}": v
+                for k, v in labels.items()
+                if k.startswith(side) and not k.endswith(":rises")
+            }
+            | {"step": labels["step"]}
+            for side in SIDES
+        }
+        found[name]["labels"] = {
+            side: {k: float(v.mean()) for k, v in numbers.items() if k != "step"}
+            for side, numbers in by_side.items()
+        }
+        frame = metrics_table(
+            {"chosen:steps": steps, **by_side},
+            {"chosen:steps": watched["chosen"], **watched},
+            examples_per_step=config.stage("small", config.loss).batch_size,
+        )
+        named = pl.concat_str(pl.lit(f"{name}/"), "probe").alias("probe")
+        frames.append(frame.with_columns(named))
+        write_labels(run, name, labels)
+    run.write_metrics(pl.concat(frames))
+    run.write_summary({"rates": found, "checks": checks})
+    figures = [
+        draw_why(run, accounts, RATES),
+        draw_criterion(run, accounts, RATES),
+        draw_labels(run, accounts, RATES),
+    ]
+    for name, numbers in found.items():
+        print_why(RATES[name], numbers)
+    for line in checks:
+        print(f"{'holds' if line['holds'] else 'FAILS'}: {line['text']}")
+    print("\n".join(["", "figures:", *map(str, figures), f"run folder: {run.path}"]))
+    return 0 if all(line["holds"] for line in checks) else 1
+
+
+def explained(steps: dict[str, np.ndarray], account: Account) -> dict[str, Any]:
+    """The whole run's account: mean over the watched pairs, in nats."""
+    parts = {k: v for k, v in steps.items() if k.startswith("part:")}
+    total = np.sum(list(parts.values()), axis=0)
+    remainder = steps["measured"] - steps["predicted"]
+    falls = steps["product:cross"] > steps["product:chosen"]
+    return {
+        "change": float(account.change.mean()),
+        "parts": {k[5:]: float(v.sum(0).mean()) for k, v in parts.items()}
+        | {"remainder": float(remainder.sum(0).mean())},
+        "r_squared": r_squared(steps["measured"], total),
+        "r_squared_accumulated": r_squared(
+            steps["measured"].cumsum(0), total.cumsum(0)
+        ),
+        "share_that_falls_alone": {
+            "start": float(falls[0].mean()),
+            "end": float(falls[-1].mean()),
+            "all": float(falls.mean()),
+        },
+    }
+
+
+def check(
+    name: str, steps: dict[str, np.ndarray], account: Account, *, is_full: bool
+) -> list[dict[str, Any]]:
+    """What has to hold."""
+    rate = RATES[name]
+    parts = np.array([v for k, v in steps.items() if k.startswith("part:")], float)
+    gap = abs(parts.sum(0) - steps["predicted"])
+    worst = float((gap / (abs(parts).sum(0) + steps["floor"])).max())
+    whole = abs(steps["measured"].astype(float).sum(0) - account.change)
+    own = steps["part:own chosen"] + steps["part:own rejected"]
+    is_resolved = abs(own) > LARGEST_GAP * abs(steps["part:own chosen"])
+    falls = steps["product:cross"] > steps["product:chosen"]
+    agree = ((own < 0) == falls)[is_resolved]
+    checks = [
+        {
+            "text": f"{rate}: the parts of every update sum to its prediction: "
+            f"{worst:.1e} of them",
+            "holds": worst < LARGEST_GAP,
+        },
+        {
+            "text": f"{rate}: the updates' changes sum to that of the whole run: "
+            f"{whole.max():.1e} nats",
+            "holds": bool((whole <= steps["floor"].astype(float).sum(0)).all()),
+        },
+        {
+            "text": f"{rate}: a pair lowers its own chosen answer where, and only "
+            f"where, <g+, g-> > |g+|^2: {agree.sum()} of {agree.size} times that it "
+            f"was trained on, of which it fell in {(own < 0)[is_resolved].sum()}",
+            "holds": bool(agree.all()),
+        },
+    ]
+    if name == "slow" and is_full:
+        explained_share = r_squared(steps["measured"], parts.sum(0))
+        checks.append(
+            {
+                "text": f"{rate}: the parts explain R2 = {explained_share:.4f} of the "
+                f"changes of single updates (at least {LEAST_R_SQUARED})",
+                "holds": explained_share >= LEAST_R_SQUARED,
+            }
+        )
+    return checks
+
+
+def write_labels(run: Run, name: str, labels: dict[str, np.ndarray]) -> None:
+    """`labels_RATE.npz`: which labels rise, as bits, at each observed update."""
+    arrays: dict[str, Any] = {"step": labels["step"]} | {
+        k.replace(":", "_"): v for k, v in labels.items() if k.endswith(":rises")
+    }
+    path = run.path / f"labels_{name}.npz"
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def print_why(rate: str, numbers: dict[str, Any]) -> None:
+    """The answer, in numbers."""
+    alone = numbers["share_that_falls_alone"]
+    print(
+        f"\n{rate.capitalize()}: the chosen answer moved by {numbers['change']:+.3g} "
+        "nats (mean over the watched pairs):"
+    )
+    for origin, change in numbers["parts"].items():
+        print(f"  {origin:14} {change:+9.3f}")
+    print(
+        f"The parts explain R2 = {numbers['r_squared']:.3f} of single updates, "
+        f"{numbers['r_squared_accumulated']:.3f} accumulated. Trained on alone, "
+        f"{alone['start']:.0%} of the pairs would lower their own chosen answer at the "
+        f"start, {alone['end']:.0%} at the end, {alone['all']:.1%} over all updates."
+    )
+    for side, labels in numbers["labels"].items():
+        print(
+            f"In the context of the {side} answer {labels['labels:rising']:.0%} of the "
+            f"labels rise, y* gets {labels['labels:to_greedy']:.0%} of the mass that "
+            f"moves; signs right: {labels['labels:exact']:.1%} by the exact first "
+            f"order, {labels['labels:multiple']:.1%} if K were k I."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))
