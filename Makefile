@@ -31,8 +31,10 @@ demo: install
 
 test: test-fast test-slow
 
+# Most of it is compilation: LLVM spares itself the trouble (28 % of the time). The
+# slow tests run what users run.
 test-fast: install
-	$(PYTEST) -m "not slow and not exhaustive"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not slow and not exhaustive"
 
 test-slow: install
 	$(PYTEST) -m "slow and not exhaustive"
