@@ -139,20 +139,23 @@ def measure(
             row.note = f"failed: {error!r}"[:200] if failed else str(error)
             continue
         runners.append((row, runner, seconds))
-    _time_in_turns(runners, repeats)
+    _time_in_turns(runners, repeats, when_idle=seed is not None)
     for _, runner, _ in runners:
         runner.close()
     _compare(case, rows, results)
     return rows
 
 
-def _time_in_turns(runners: list[tuple[Row, Runner, float]], repeats: int) -> None:
+def _time_in_turns(
+    runners: list[tuple[Row, Runner, float]], repeats: int, *, when_idle: bool
+) -> None:
     """Medians, all runners in turn in every round; slow ones sit the last ones out."""
     times: list[list[float]] = [[] for _ in runners]
     for number in range(repeats):
         for (_, runner, first), seconds in zip(runners, times, strict=True):
             if number < num_repeats(first, repeats):
-                _wait_until_idle()
+                if when_idle:
+                    _wait_until_idle()
                 if first < _COLD_SECONDS:
                     runner.seconds()
                 seconds.append(runner.seconds())

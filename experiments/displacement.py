@@ -50,8 +50,7 @@ LEAST_R_SQUARED = 0.95
 #: Parts are sums over tokens and parameters in float32, as in `finetune.py`.
 LARGEST_GAP = 1e-3
 RateName = Literal["slow", "plain", "small"]
-#: Recipes of `finetune.py`, and what they are called.
-RATES: Mapping[Any, str] = {
+RATES: Mapping[RateName, str] = {
     "slow": "small rate",
     "plain": "plain gradient descent",
     "small": "training rate",
@@ -74,6 +73,9 @@ class Config:
     """What a blank chosen or rejected response is."""
     world: str = "demo"
     """Preset of the toy world: demo, small or paper."""
+    rates: tuple[RateName, ...] = ("slow", "plain", "small")
+    """Recipes of `finetune.py` to train by: plain gradient descent at a small rate and
+    at one that moves answers by nats, and Adam at the training rate."""
     init: Path | None = None
     """Run folder of `finetune.py` to start from; by default the base model (pretrained
     if the cache has none) is finetuned on the chosen answers first."""
@@ -97,6 +99,12 @@ class Config:
     """Replace a run that is already in `--out`."""
     smoke: bool = False
     """The whole path at tiny size: checks identities and files, not R2."""
+
+    def resolved(self) -> "Config":
+        """At the size of a smoke test if it is one."""
+        if not self.smoke:
+            return self
+        return dataclasses.replace(self, rates=("small",), observations=2)
 
     def stage(self, recipe: RateName, loss: str) -> FinetuneConfig:
         """The settings of a training as `finetune.py` has them."""
@@ -127,24 +135,32 @@ class Account(NamedTuple):
     Attributes:
       table: From the training loop.
       change: Measured change of each watched chosen answer over the whole run, nats.
-      num_steps: Updates.
+      batch_size: Pairs of an update.
     """
 
     table: Table
     change: np.ndarray
-    num_steps: int
+    batch_size: int
 
 
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
     try:
-        stages = {name: config.stage(name, config.loss) for name in RATES}
-        if not stages["small"].has_pairs:
+        config = config.resolved()
+        stages: dict[RateName, FinetuneConfig] = {
+            name: config.stage(name, config.loss) for name in config.rates
+        }
+        if not stages:
+            raise ValueError("--rates must name at least one")
+        stage = next(iter(stages.values()))
+        if stage.named_loss.trains_on != "pairs":
             raise ValueError(f"--loss {config.loss} is not a loss of pairs")
         if config.observations < 1:
             raise ValueError("--observations must be at least 1")
         jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
-        setup = make_setup(stages["small"])
+        if config.smoke:  # compiling takes far longer than running
+            jax.config.update("jax_disable_most_optimizations", True)
+        setup = make_setup(stage)
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )
@@ -154,7 +170,7 @@ def main(config: Config) -> int:
     if config.init is None:
         print("finetuning the base model on the chosen answers", flush=True)
         start = finetuned(config.stage("small", "sft"), setup)
-    accounts = {}
+    accounts: dict[RateName, Account] = {}
     for name, stage in stages.items():
         print(f"{config.loss}: {RATES[name]}", flush=True)
         accounts[name] = account_for(config, stage, setup, start)
@@ -191,7 +207,7 @@ def account_for(
     apply_fn = ldjax.linen.apply_fn(setup.base.model)
     rows = add_reference(apply_fn, start, setup.rows, batch_size=stage.batch_size)
     num_rows = len(setup.data.train)
-    places = np.array(choose(setup.data.train, config.tracked, config.seed))
+    places = np.array(choose(setup.data.train, stage.tracked, config.seed))
     watched = Batch(jax.tree.map(lambda leaf: leaf[places], rows), places)
     batch_fn = make_batch_fn(
         Batch(rows, np.arange(num_rows)), batch_size=stage.batch_size, seed=stage.seed
@@ -228,10 +244,12 @@ def account_for(
         ldjax.sequence_log_probs(apply_fn(params, chosen), chosen.targets, chosen.mask)
         for params in (start, last.state.params)
     )
-    return Account(last.table, np.asarray(after - before), num_steps)
+    return Account(last.table, np.asarray(after - before), stage.batch_size)
 
 
-def report(config: Config, run: Run, setup: Setup, accounts: dict[str, Account]) -> int:
+def report(
+    config: Config, run: Run, setup: Setup, accounts: dict[RateName, Account]
+) -> int:
     """Write and print what was found; the exit status."""
     watched = {
         side: [probe for probe in setup.tracked.probes if probe.type == side]
@@ -258,7 +276,7 @@ def report(config: Config, run: Run, setup: Setup, accounts: dict[str, Account])
         frame = metrics_table(
             {"chosen:steps": steps, **by_side},
             {"chosen:steps": watched["chosen"], **watched},
-            examples_per_step=config.stage("small", config.loss).batch_size,
+            examples_per_step=account.batch_size,
         )
         named = pl.concat_str(pl.lit(f"{name}/"), "probe").alias("probe")
         frames.append(frame.with_columns(named))
@@ -301,7 +319,11 @@ def explained(steps: dict[str, np.ndarray], account: Account) -> dict[str, Any]:
 
 
 def check(
-    name: str, steps: dict[str, np.ndarray], account: Account, *, is_full: bool
+    name: RateName,
+    steps: dict[str, np.ndarray],
+    account: Account,
+    *,
+    is_full: bool,
 ) -> list[dict[str, Any]]:
     """What has to hold."""
     rate = RATES[name]

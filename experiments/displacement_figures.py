@@ -21,7 +21,7 @@ _ORIGINS = {
 _CONTEXTS = {"chosen": COLORS["chosen"], "rejected": COLORS["rejected"]}
 
 
-def draw_why(run: Run, accounts: Mapping[str, Any], rates: Mapping[str, str]) -> Path:
+def draw_why(run: Run, accounts: Mapping[Any, Any], rates: Mapping[Any, str]) -> Path:
     """What moved the chosen answers, added up over the updates."""
     path = run.figure_path("why")
     with figure(
@@ -51,7 +51,7 @@ def draw_why(run: Run, accounts: Mapping[str, Any], rates: Mapping[str, str]) ->
 
 
 def draw_criterion(
-    run: Run, accounts: Mapping[str, Any], rates: Mapping[str, str]
+    run: Run, accounts: Mapping[Any, Any], rates: Mapping[Any, str]
 ) -> Path:
     """Whether each pair would lower its own chosen answer, over time."""
     path = run.figure_path("criterion")
@@ -76,7 +76,7 @@ def draw_criterion(
 
 
 def draw_labels(
-    run: Run, accounts: Mapping[str, Any], rates: Mapping[str, str]
+    run: Run, accounts: Mapping[Any, Any], rates: Mapping[Any, str]
 ) -> Path:
     """Which labels rise, where the mass goes, and which theory knows."""
     path = run.figure_path("labels")

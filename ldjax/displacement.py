@@ -79,7 +79,7 @@ def pair_products(
     Examples:
       Of two softmax labels what one loses the other gains:
 
-      >>> apply_fn = lambda w, s: w + jnp.zeros((1, 1, 2))
+      >>> apply_fn = lambda w, s: w[None, None]
       >>> mask = jnp.ones((1, 1), bool)
       >>> side = lambda label: Sequences(mask, jnp.full((1, 1), label), mask)
       >>> pairs = {"chosen": side(0), "rejected": side(1)}

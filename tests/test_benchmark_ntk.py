@@ -24,6 +24,11 @@ def script(monkeypatch):
 
 
 @pytest.fixture
+def peers(script):
+    return importlib.import_module("benchmark_ntk_peers")
+
+
+@pytest.fixture
 def measure(script):
     return importlib.import_module("benchmark_ntk_measure")
 
@@ -71,18 +76,18 @@ def toy_case():
     return cases.Case("toy", "", cases.FullyConnected((1,)), params, sides)
 
 
-def toy_method(script, name, value):
+def toy_method(peers, name, value):
     def fn(params, probe, update):
         return probe @ params["Dense_0"]["kernel"] @ (value * update.T)
 
-    return script.Method(name, "kernel", fn, np.asarray)
+    return peers.Method(name, "kernel", fn, np.asarray)
 
 
-def test_numbers_that_differ_are_a_fault(script, measure):
+def test_numbers_that_differ_are_a_fault(script, peers, measure):
     methods = [
-        toy_method(script, "ldjax lazy", 1.0),
-        toy_method(script, "ldjax structured", 1.0),
-        toy_method(script, "ldjax factored", 1.001),
+        toy_method(peers, "ldjax lazy", 1.0),
+        toy_method(peers, "ldjax structured", 1.0),
+        toy_method(peers, "ldjax factored", 1.001),
     ]
     rows = measure.measure(toy_case(), methods, repeats=3, limit=1e9)
     assert [row.repeats for row in rows] == [3, 3, 3]
@@ -93,8 +98,10 @@ def test_numbers_that_differ_are_a_fault(script, measure):
 
 # Just above the limit XLA knows; far above it the plan does, and nothing is compiled.
 @pytest.mark.parametrize(("limit", "is_compiled"), [(799, True), (100, False)])
-def test_what_does_not_fit_is_not_run_but_said(script, measure, limit, is_compiled):
-    method = script.Method(
+def test_what_does_not_fit_is_not_run_but_said(
+    script, peers, measure, limit, is_compiled
+):
+    method = peers.Method(
         "ldjax lazy",
         "kernel",
         lambda params, *_: jnp.broadcast_to(params["Dense_0"]["bias"], (100,)),
@@ -107,16 +114,46 @@ def test_what_does_not_fit_is_not_run_but_said(script, measure, limit, is_compil
     assert script.faults([row]) == []
 
 
-def test_a_method_that_fails_is_a_fault_and_the_others_go_on(script, measure):
+def test_a_method_that_fails_is_a_fault_and_the_others_go_on(script, peers, measure):
     def fail(*_):
         raise ValueError("no such layer")
 
-    failing = script.Method("ldjax structured", "kernel", fail, np.asarray)
-    methods = [failing, toy_method(script, "ldjax lazy", 1.0)]
+    failing = peers.Method("ldjax structured", "kernel", fail, np.asarray)
+    methods = [failing, toy_method(peers, "ldjax lazy", 1.0)]
     rows = measure.measure(toy_case(), methods, repeats=1, limit=1e9)
     assert rows[1].seconds is not None
     (fault,) = script.faults(rows)
     assert "no such layer" in fault
+
+
+def test_a_method_runs_in_a_process_of_its_own(script, measure):
+    """Its case is made again there, and what does not fit is said from there."""
+    cases = importlib.import_module("benchmark_ntk_cases")
+    case = cases.make_case("C", small=False, seed=3)
+    ours, *_ = script.methods_of(case)
+    (apart,) = measure.measure(case, [ours], repeats=1, limit=1e9, seed=3)
+    assert apart.note == ""
+    assert apart.repeats == 1
+    assert apart.resident_bytes > apart.bytes > 0
+    (refused,) = measure.measure(case, [ours], repeats=1, limit=1e3, seed=3)
+    assert "out of memory (needs" in refused.note
+
+
+def test_an_answer_of_another_process_is_what_it_raised(measure, tmp_path):
+    process = importlib.import_module("benchmark_ntk_process")
+    script = tmp_path / "asked.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(EXPERIMENTS)!r})\n"
+        "from benchmark_ntk_process import serve\n"
+        "serve(lambda x: (print('not an answer'), 1 / x)[1] if x < 9 else sys.exit(3))"
+    )
+    other = process.Process(script)
+    assert other.ask(2) == 0.5
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        other.ask(0)
+    with pytest.raises(RuntimeError, match="its process ended with status 3"):
+        other.ask(9)
+    other.close()
 
 
 def test_a_slow_method_has_fewer_repeats(measure):
@@ -159,8 +196,6 @@ def test_a_missed_target_is_the_exit_status(script, measure, monkeypatch, tmp_pa
     ]
     monkeypatch.setattr(script, "make_case", lambda *_, **__: toy_case())
     monkeypatch.setattr(script, "measure_case", lambda *_: rows)
-    monkeypatch.setattr(script.jax, "clear_caches", lambda: None)
-    monkeypatch.setattr(script.jax.config, "update", lambda *_: None)
     assert script.main(script.Config(cases="D", out=tmp_path / "run")) == 1
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     (failure,) = summary["failures"]

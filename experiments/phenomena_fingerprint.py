@@ -1,0 +1,204 @@
+r"""Fingerprint: texts of one writer are alike for the model, whatever they say.
+
+The alignment of two texts is that of the exact kernels of their logits, independent of
+any loss:
+
+    |K(a, b)|² / (|K(a, a)| |K(b, b)|),
+
+from 0 to 1, with Frobenius norms. Beside it the paper's heat map: what learning a text
+of one type does to first order to the log-prob of a text of another type.
+
+In both, the two texts always belong to different prompts.
+
+Claims: each source is aligned more with itself than with the other sources on average;
+learning an answer by the gpt writer lifts that writer's other texts more (on average)
+than the preferred writer's answer to the same question.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from kernel_stability_examples import Scored
+from phenomena_config import Config
+from phenomena_influence import make_influence_fn
+from phenomena_results import Number, Outcome
+from phenomena_start import Start, padded, watched
+
+import ldjax
+from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.ntk.linen import FactoredMap
+
+__all__ = [
+    "GPT_TEXTS",
+    "SOURCES",
+    "aligned",
+    "between_prompts",
+    "heat",
+    "last_positions",
+    "measure",
+    "square_norms",
+]
+
+#: A type of response for each source of text.
+SOURCES = {
+    "chosen": "preferred writer",
+    "chosen_gptsemantic": "gpt writer",
+    "chosen_initial": "the model",
+    "irr_hum": "unrelated text",
+    "random_permute": "shuffled answer",
+    "random_nonhum": "shuffled words",
+}
+#: By the same writer as `chosen_gptsemantic`, saying something else.
+GPT_TEXTS = ("chosen_gptformat", "reject_gptsemantic", "reject_gptformat", "irr_hum")
+
+#: Bytes of work of a kernel; a fixed number, so that a run can be repeated.
+_MEMORY = 2**32
+
+
+def measure(start: Start, config: Config) -> Outcome:
+    """Of the base model of a seed."""
+    squares = squares_of_sources(start, config)
+    alignment = aligned(squares)
+    similar = between_prompts(alignment, len(SOURCES))
+    own = np.diagonal(similar)
+    others = (similar.sum(1) - own) / (len(SOURCES) - 1)
+    warm = heat(gram_of_types(start, config), len(RESPONSE_TYPES))
+    at = RESPONSE_TYPES.index
+    by_gpt = warm[:, at("chosen_gptsemantic")]
+    lifted = float(np.mean([by_gpt[at(name)] for name in GPT_TEXTS]))
+    plain = float(by_gpt[at("chosen")])
+    table = {
+        f"alignment of {name} ({told}) {what}": values[i]
+        for i, (name, told) in enumerate(SOURCES.items())
+        for what, values in (("with itself", own), ("with the others", others))
+    }
+    table |= {
+        "learning chosen_gptsemantic: of its own effect, on the gpt writer's other "
+        "texts": lifted,
+        "the same, on chosen": plain,
+    }
+    return Outcome(
+        table=table,
+        claims={
+            "each source is aligned more with itself than with the others": bool(
+                (own > others).all()
+            ),
+            "learning the gpt writer lifts its other texts more than the preferred "
+            "writer's": lifted > plain,
+        },
+        gaps={
+            "norms of K(a, b) and of K(b, a), relative to the largest": float(
+                abs(squares - squares.T).max() / squares.max()
+            ),
+            "alignment above 1": max(float(alignment.max()) - 1, 0.0),
+        },
+        numbers=[
+            *_cells("alignment", similar, tuple(SOURCES)),
+            *_cells("heat", warm, RESPONSE_TYPES),
+        ],
+    )
+
+
+def squares_of_sources(start: Start, config: Config) -> np.ndarray:
+    """Squared kernel norms between all texts of all sources, prompt by prompt."""
+    study = start.study
+    probes = watched(study, tuple(SOURCES), prompts=config.kernel_prompts)
+    batch = padded(study, probes)
+    positions = last_positions(np.asarray(batch.mask), config.kernel_tokens)
+    scored = Scored(batch, jnp.asarray(positions), jnp.ones(positions.shape, bool))
+    return square_norms(study.base.model, study.base.params, scored)
+
+
+def last_positions(mask: np.ndarray, count: int) -> np.ndarray:
+    """Places of each row's scored tokens, evenly spread, with the last.
+
+    Without the first: it is predicted from the prompt alone, which says nothing of the
+    response.
+
+    Args:
+      mask: True where a token is scored, `[row, pos]`.
+      count: How many places.
+    """
+    rows = []
+    for scored in mask:
+        (there,) = np.nonzero(scored)
+        spread = np.linspace(0, len(there) - 1, count + 1)[1:]
+        rows.append(there[np.ceil(spread).astype(int)])
+    return np.array(rows)
+
+
+def square_norms(model: nn.Module, params: Any, texts: Scored) -> np.ndarray:
+    """`|K(a, b)|²` at the scored tokens of every two texts, `[text, text]`."""
+    # A Python loop: inside `lax.map` XLA's CPU code takes twice as long.
+    columns = [
+        _square_norms_with(
+            model, params, texts, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], texts)
+        )
+        for i in range(len(texts.positions))
+    ]
+    return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _square_norms_with(
+    model: nn.Module, params: Any, texts: Scored, one: Scored
+) -> Array:
+    kernel = ldjax.empirical_ntk(
+        texts.logits_fn(model),
+        one.logits_fn(model),
+        params,
+        method="factored",
+        memory_limit=_MEMORY,
+    )
+    assert isinstance(kernel, FactoredMap)
+    return (kernel.block_summary().norm ** 2).sum((1, 2, 3))
+
+
+def aligned(squares: np.ndarray) -> np.ndarray:
+    """`|K(a, b)|² / (|K(a, a)| |K(b, b)|)` of squared norms, `[text, text]`."""
+    own = np.sqrt(np.diagonal(squares))
+    return squares / (own[:, None] * own)
+
+
+def between_prompts(table: np.ndarray, num_types: int) -> np.ndarray:
+    """Mean over every two different prompts, `[type, type]`.
+
+    Args:
+      table: Between all texts, prompt by prompt.
+      num_types: Texts of a prompt.
+    """
+    num_prompts = len(table) // num_types
+    cells = table.reshape(num_prompts, num_types, num_prompts, num_types)
+    same = sum(cells[p, :, p] for p in range(num_prompts))
+    return (cells.sum((0, 2)) - same) / (num_prompts * (num_prompts - 1))
+
+
+def gram_of_types(start: Start, config: Config) -> np.ndarray:
+    """Inner products of the gradients of all texts of all types, prompt by prompt."""
+    study = start.study
+    texts = padded(study, watched(study, RESPONSE_TYPES, prompts=config.heat_prompts))
+    return make_influence_fn(study.apply_fn)(study.base.params, texts, texts)
+
+
+def heat(gram: np.ndarray, num_types: int) -> np.ndarray:
+    """What learning a type (column) does to another (row), by what it does to itself.
+
+    Args:
+      gram: Inner products of gradients between all texts, prompt by prompt.
+      num_types: Texts of a prompt.
+    """
+    own = np.diagonal(gram).reshape(-1, num_types).mean(0)
+    return between_prompts(gram, num_types) / own
+
+
+def _cells(arm: str, cells: np.ndarray, names: tuple[str, ...]) -> list[Number]:
+    """A row is the type of a number, a column its quantity."""
+    return [
+        Number(arm, 0, names[i], names[j], value)
+        for (i, j), value in np.ndenumerate(cells)
+    ]

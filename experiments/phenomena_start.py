@@ -1,0 +1,122 @@
+"""What all phenomena start from: a study, and one run of SFT in it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from finetune_recipes import RECIPES
+from finetune_results import curves_of
+from phenomena_config import Config
+from policies import Policy, Study, make_study, sft_rows, train_policy
+
+import ldjax
+from ldjax import Sequences
+from ldjax.batching import to_sequences
+from ldjax.curves import Curves
+from ldjax.probes import Probe
+
+__all__ = [
+    "Start",
+    "change",
+    "geometric_mean",
+    "make_start",
+    "padded",
+    "watched",
+    "watched_curves",
+]
+
+
+_FEW = 16
+
+
+class Start(NamedTuple):
+    """A study and its policies after SFT.
+
+    Attributes:
+      study: The toy world, its base model, what is watched.
+      seed: Of everything.
+      sft: A run of SFT, kept and observed after every epoch.
+    """
+
+    study: Study
+    seed: int
+    sft: Policy
+
+    def after(self, epochs: int) -> Any:
+        """Parameters after so many epochs of SFT; after none, those of the base."""
+        return self.sft.params[epochs - 1] if epochs else self.study.base.params
+
+    @property
+    def curves(self) -> Curves:
+        """Mean log-probs of watched responses to trained prompts, by epoch."""
+        return watched_curves(self.study, self.sft)
+
+    def updates(self, epochs: int) -> int:
+        """Updates of SFT in so many epochs."""
+        return int(self.sft.curves["step"][epochs])
+
+    def with_few_prompts(self) -> "Start":
+        """The same after SFT on all prompts, for a smoke test of what comes then."""
+        data = self.study.data
+        few = data._replace(train=data.train[:_FEW], test=data.test[:_FEW])
+        return self._replace(study=self.study._replace(data=few))
+
+
+def make_start(config: Config, seed: int) -> Start:
+    """Make the study of a seed, and finetune its base."""
+    study = make_study(
+        config.world,
+        seed=seed,
+        cache=config.cache,
+        probe_prompts=config.probe_prompts,
+        smoke=config.smoke,
+    )
+    epochs = config.longest_sft
+    sft = train_policy(
+        study,
+        study.base.params,
+        sft_rows(study, study.data.train),
+        ldjax.losses.sft,
+        RECIPES["small", "sft"]._replace(epochs=epochs),
+        keep=epochs,
+        observations=epochs,
+        seed=seed,
+    )
+    return Start(study, seed, sft)
+
+
+def watched(study: Study, types: Sequence[str], *, prompts: int = 0) -> list[Probe]:
+    """Watched responses to trained prompts, prompt by prompt in the order of `types`.
+
+    Args:
+      study: Where they are.
+      types: Response types.
+      prompts: Of the first prompts only, if not 0.
+    """
+    by_prompt: dict[str, dict[str, Probe]] = {}
+    for probe in study.observed.probes:
+        if probe.prompt_name.startswith("train/"):
+            by_prompt.setdefault(probe.prompt_name, {})[probe.type] = probe
+    chosen = list(by_prompt.values())[: prompts or None]
+    return [responses[type_] for responses in chosen for type_ in types]
+
+
+def padded(study: Study, probes: Sequence[Probe]) -> Sequences:
+    """Probes as one batch."""
+    examples = [probe.example for probe in probes]
+    return to_sequences(examples, max_length=study.max_length)
+
+
+def watched_curves(study: Study, policy: Policy) -> Curves:
+    """Mean log-probs of the watched responses to trained prompts along a run."""
+    return curves_of(policy.curves, study.observed.probes, "train")
+
+
+def change(curves: Curves, name: str) -> float:
+    """Of a curve, from its first to its last point, in nats."""
+    return float(curves[name][-1] - curves[name][0])
+
+
+def geometric_mean(log_probs: np.ndarray, num_tokens: np.ndarray) -> float:
+    """The probability of a token: geometric mean in each response, and over them."""
+    return float(np.exp((log_probs / num_tokens).mean()))

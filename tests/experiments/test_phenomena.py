@@ -1,0 +1,317 @@
+"""The study of the paper's phenomena: its numbers, its verdicts, and a smoke run."""
+
+import functools
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tyro
+from closeness import assert_close
+from killing import environment
+
+import ldjax
+from ldjax import Sequences
+from ldjax.batching import Example, to_sequences
+from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
+from ldjax.linen import apply_fn, logits_fn
+from ldjax.models import Transformer, gpt2_config
+from ldjax.probes import Probe
+from ldjax.runs import METRIC_COLUMNS, open_run
+
+ROOT = Path(__file__).parents[2]
+PHENOMENA = ["fingerprint", "hallucination", "longer_sft", "on_policy", "repeater"]
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A module of the experiment by the end of its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    return lambda *end: importlib.import_module("_".join(("phenomena", *end)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A tiny decoder with its parameters, in float64."""
+    config = gpt2_config(
+        vocab_size=7,
+        width=8,
+        num_layers=1,
+        num_heads=2,
+        mlp_width=8,
+        max_positions=16,
+        tied_head=False,
+    )
+    decoder = Transformer(config)
+    params = decoder.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    return decoder, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Three responses of other lengths."""
+    ids = [((1, 2), (3, 4, 0)), ((2,), (5, 0)), ((6, 1), (2, 2, 5, 0))]
+    return to_sequences([Example(*each) for each in ids])
+
+
+def row_of(batch, place):
+    return Sequences(*(leaf[place : place + 1] for leaf in batch))
+
+
+def run_smoke(out, cache, *args):
+    script = ROOT / "experiments" / "phenomena.py"
+    return subprocess.run(
+        [
+            *(sys.executable, str(script), "--smoke", "--out", str(out)),
+            *("--cache", str(cache), *args),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        env=environment(None),
+    )
+
+
+@pytest.mark.slow
+def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path):
+    out = tmp_path / "run"
+    result = run_smoke(out, tmp_path / "cache")
+    assert result.returncode == 0, result.stderr
+    run = open_run(out)
+    metrics = run.metrics()
+    assert tuple(metrics.columns) == METRIC_COLUMNS
+    assert metrics["value"].is_finite().all()
+    names = sorted({name.split("/")[0] for name in metrics["probe"]})
+    assert names == PHENOMENA
+    assert sorted(path.stem for path in (out / "figures").glob("*.png")) == PHENOMENA
+    found = run.summary["phenomena"]
+    assert sorted(found) == PHENOMENA
+    checks = [check for one in found.values() for check in one["identities"]]
+    assert len(checks) == 3
+    assert all(check["holds"] for check in checks)
+    verdicts = {claim["verdict"] for one in found.values() for claim in one["claims"]}
+    assert verdicts <= {"held", "refuted"}  # of one seed
+    table = (out / "table.md").read_text()
+    assert table.count("| claim | seed 0 | verdict |") == 5
+    assert table in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["--only", "repeater,magic"], "--only has magic: choose of hallucination"),
+        (["--only", ","], "--only names no phenomenon"),
+        (["--seeds", "1", "1"], "--seeds must be different"),
+        (["--world", "large"], "--world must be one of demo"),
+        (["--sft-lengths", "5", "2"], "--sft-lengths must be positive and ascending"),
+        (["--samples", "1"], "--samples must be at least 2"),
+        (["--sft-epochs", "0"], "--sft-epochs must be positive"),
+        (["--checkpoints", "0"], "--checkpoints must be at least 1"),
+        (["--kernel-prompts", "1"], "--kernel-prompts must be at least 2"),
+        (["--heat-prompts", "41"], "--heat-prompts must be at least 2 and at most"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(tmp_path, module, args, part):
+    phenomena, out = module(), tmp_path / "run"
+    config = tyro.cli(phenomena.Config, args=["--out", str(out), *args])
+    with pytest.raises(SystemExit, match=r"^phenomena\.py: [^\n]*$") as error:
+        phenomena.main(config)
+    assert part in str(error.value)
+    assert not out.exists()
+
+
+def test_only_what_is_asked_for_is_trained(module):
+    config = module("config").Config
+    assert config().chosen == module("config").NAMES == tuple(module().PHENOMENA)
+    assert config().longest_sft == 20
+    some = config(only="repeater,hallucination")
+    assert some.chosen == ("hallucination", "repeater")
+    assert some.longest_sft == 10
+
+
+# Hallucination
+
+
+def test_an_influence_is_a_k_g_and_all_of_them_sum_to_the_step(module, model, texts):
+    influences = module("influence")
+    decoder, params = model
+    apply = apply_fn(decoder)
+    found = influences.make_influence_fn(apply)(params, texts, texts)
+    for probe, update in ((0, 2), (1, 1)):
+        observed, learned = row_of(texts, probe), row_of(texts, update)
+        terms = ldjax.decompose(
+            logits_fn(decoder, observed),
+            logits_fn(decoder, learned),
+            params,
+            loss_fn=functools.partial(ldjax.losses.sft, batch=learned),
+        )
+        change = terms.predict(1.0)
+        own = jnp.take_along_axis(change, observed.targets[..., None], axis=-1)
+        expected = jnp.where(observed.mask, own[..., 0], 0).sum()
+        assert_close(found[probe, update], np.asarray(expected), terms=1000)
+    whole = influences.make_step_fn(apply)(params, texts, texts)
+    assert_close(found.mean(1), whole, terms=1000)
+
+
+def test_the_donor_of_an_answer_is_found_by_its_text(module):
+    rows = [
+        PreferenceRow("", {"chosen": own, "irr_train": other}, "")
+        for own, other in (("a", "c"), ("b", "a"), ("c", "b"))
+    ]
+    assert module("hallucination").donors(rows).tolist() == [2, 0, 1]
+
+
+def test_terms_are_split_by_the_pairs_that_they_come_from(module):
+    study = module("hallucination")
+    terms = np.array([[1.0, 5.0, 2.0], [4.0, -1.0, 0.0]])
+    answers, prompts = np.array([1, 2]), np.array([0, 0])
+    parts = study.split(terms, {"answer": answers, "prompt": prompts})
+    assert parts == {"answer": 2.5, "prompt": 2.5, "others": 0.5, "whole": 5.5}
+    assert study.rank(terms, answers).tolist() == [1, 2]
+
+
+def test_the_moments_have_both_ends(module):
+    moments = module("hallucination").moments
+    assert moments(10) == [0, 1, 2, 5, 10]
+    assert moments(2) == [0, 1, 2]
+    assert moments(1) == [0, 1]
+
+
+def test_a_probe_knows_the_place_of_its_prompt(module):
+    probe = Probe("train/0017", "chosen", Example((1,), (2,)))
+    assert module("hallucination").place_of(probe) == 17
+
+
+# Fingerprint
+
+
+def test_the_kernel_of_a_response_is_taken_at_its_last_tokens(module):
+    last = module("fingerprint").last_positions
+    mask = np.array([[0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0]]) > 0
+    assert last(mask, 2).tolist() == [[3, 5], [4, 4]]
+    assert last(mask, 1).tolist() == [[5], [4]]
+
+
+def test_the_norms_are_those_of_the_dense_kernel(module, model, texts):
+    fingerprint, scored = module("fingerprint"), module("fingerprint").Scored
+    decoder, params = model
+    positions = jnp.asarray(fingerprint.last_positions(np.asarray(texts.mask), 2))
+    some = scored(texts, positions, jnp.ones(positions.shape, bool))
+    squares = fingerprint.square_norms(decoder, params, some)
+    fn = some.logits_fn(decoder)
+    dense = ldjax.empirical_ntk(fn, fn, params, method="lazy").dense()
+    expected = (np.asarray(dense) ** 2).sum((1, 2, 4, 5))
+    assert_close(squares, expected, terms=1000)
+    alignment = fingerprint.aligned(squares)
+    assert_close(np.diagonal(alignment), np.ones(3), terms=1000)
+    assert alignment.max() <= 1 + 1e-12
+
+
+def test_only_texts_to_different_prompts_are_compared(module):
+    fingerprint = module("fingerprint")
+    # Two prompts with two types each; what must not count is 100.
+    table = np.array(
+        [[100, 100, 1, 2], [100, 100, 3, 4], [5, 6, 100, 100], [7, 8, 100, 100]]
+    )
+    means = [[3.0, 4.0], [5.0, 6.0]]
+    assert fingerprint.between_prompts(table, 2).tolist() == means
+    # By what a text does to itself, of each column.
+    np.fill_diagonal(table, [10, 40, 10, 40])
+    assert_close(fingerprint.heat(table, 2), np.array(means) / [10, 40])
+
+
+# DPO
+
+
+def score(study, row, text):
+    """The number that the text is."""
+    del study, row
+    return float(text)
+
+
+def test_the_best_and_the_worst_sample_make_a_pair(module):
+    ranked = module("on_policy").ranked
+    assert ranked(None, None, ["1", "3", "0", "3.0"], score) == ("3", "0")
+    assert ranked(None, None, ["1", "1.0"], score) is None
+
+
+def test_all_arms_have_pairs_for_the_same_prompts(module):
+    rows = [
+        PreferenceRow(prompt, {name: f"{name} {prompt}" for name in RESPONSE_TYPES}, "")
+        for prompt in "abc"
+    ]
+    arms = module("on_policy").make_arms(rows, [("x", "y"), None, ("v", "w")])
+    assert {arm: [row.prompt for row in of] for arm, of in arms.items()} == {
+        arm: ["a", "c"] for arm in ("valley", "off", "on")
+    }
+    sides = {arm: of[1].responses for arm, of in arms.items()}
+    assert sides == {
+        "valley": {"chosen": "chosen c", "rejected": "random_permute c"},
+        "off": {"chosen": "chosen c", "rejected": "rejected c"},
+        "on": {"chosen": "v", "rejected": "w"},
+    }
+    assert len(module("on_policy").UNTRAINED) == 9
+
+
+def test_the_probability_of_a_token_is_a_geometric_mean(module):
+    mean = module("start").geometric_mean
+    log_probs = np.log([0.5**2, 0.125**4])
+    assert mean(log_probs, np.array([2, 4])) == pytest.approx(0.25)
+
+
+# Verdicts
+
+
+def make_outcomes(module, truths, gap=0.0):
+    results = module("results")
+    return {
+        seed: results.Outcome(
+            table={"share": 0.1 * seed},
+            claims={"a": truth, "b": True},
+            gaps={"identity": gap * seed},
+            numbers=[results.Number("arm", 3, "chosen", "share", 0.5)],
+        )
+        for seed, truth in enumerate(truths)
+    }
+
+
+@pytest.mark.parametrize(
+    ("truths", "verdict", "whole"),
+    [
+        ([True, True], "held", "held"),
+        ([False, False], "refuted", "depends"),
+        ([True, False], "depends", "depends"),
+    ],
+)
+def test_a_claim_is_held_under_all_seeds_and_refuted_under_none(
+    module, truths, verdict, whole
+):
+    results = module("results")
+    outcomes = make_outcomes(module, truths)
+    verdicts = results.claim_verdicts(outcomes)
+    assert verdicts == {"a": verdict, "b": "held"}
+    assert results.overall(verdicts) == whole
+    lines = results.tables("Title", outcomes).splitlines()
+    assert lines[0] == f"## Title: {whole}"
+    assert f"| a | {' | '.join(str(t).lower() for t in truths)} | {verdict} |" in lines
+    assert "| share | 0 | 0.1 | 0.05 [0, 0.1] |" in lines
+
+
+def test_an_identity_that_fails_under_one_seed_fails(module):
+    results = module("results")
+    good = results.check_identities(make_outcomes(module, [True, True], gap=1e-6))
+    assert [check["holds"] for check in good] == [True]
+    bad = results.check_identities(make_outcomes(module, [True, True], gap=1e-3))
+    assert [check["holds"] for check in bad] == [False]
+
+
+def test_the_long_table_names_phenomenon_seed_and_arm(module):
+    rows = module("results").metric_rows(
+        "repeater", make_outcomes(module, [True, True]), batch_size=8
+    )
+    assert rows[1] == (3, 24, "repeater/1/arm", "chosen", "share", 0.5)
