@@ -41,7 +41,6 @@ from mitigation_results import (
     DECODINGS,
     LENGTHS,
     LOSSES,
-    OBSERVATIONS_PER_EPOCH,
     SAME_LENGTH,
     Moment,
     Said,
@@ -97,6 +96,8 @@ class Config:
     """Held-out prompts whose responses are judged, if there are as many."""
     probe_prompts: int = 20
     """Trained prompts whose responses are observed; and half as many held-out ones."""
+    evaluations: int = 4
+    """Observations per epoch after SFT, which has 20 in all."""
     cache: Path = Path("runs/cache")
     """Where base models and compiled functions are kept."""
     overwrite: bool = False
@@ -117,6 +118,7 @@ class Config:
             sft_epochs=1.0,
             judged=4,
             probe_prompts=2,
+            evaluations=1,
         )
 
     def check(self) -> None:
@@ -139,6 +141,7 @@ class Config:
             "--losses must all be different": len(set(self.losses)) < len(self.losses),
             "--sft-epochs must be positive": not self.sft_epochs > 0,
             "--judged must be at least 1": self.judged < 1,
+            "--evaluations must be at least 1": self.evaluations < 1,
         }
         wrong = [problem for problem, applies in problems.items() if applies]
         if wrong:
@@ -152,12 +155,14 @@ def main(config: Config) -> int:
         config.check()
         # The stages are functions of the same shapes, compiled once.
         jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
+        if config.smoke:  # compiling takes far longer than running
+            jax.config.update("jax_disable_most_optimizations", True)
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )
     except (OSError, ValueError) as mistake:
         sys.exit(f"mitigation.py: {mistake}")
-    moments = make_moments(config.losses)
+    moments = make_moments(config.losses, evaluations=config.evaluations)
     seeds, said, rows = {}, {}, []
     for seed in config.seeds:
         try:
@@ -210,7 +215,7 @@ def train_all(config: Config, study: Study, seed: int) -> dict[str, Policy]:
             ldjax.losses.dpo(),
             recipe=dpo._replace(epochs=LENGTHS[-1]),
             keep=len(LENGTHS),
-            observations=LENGTHS[-1] * OBSERVATIONS_PER_EPOCH,
+            observations=LENGTHS[-1] * config.evaluations,
         )
     for name in config.losses:
         run(
@@ -219,7 +224,7 @@ def train_all(config: Config, study: Study, seed: int) -> dict[str, Policy]:
             preferred["baseline"],
             LOSSES[name],
             recipe=dpo._replace(epochs=SAME_LENGTH),
-            observations=SAME_LENGTH * OBSERVATIONS_PER_EPOCH,
+            observations=SAME_LENGTH * config.evaluations,
         )
     return trained
 

@@ -24,7 +24,6 @@ __all__ = [
     "DECODINGS",
     "LENGTHS",
     "LOSSES",
-    "OBSERVATIONS_PER_EPOCH",
     "QUANTITIES",
     "SAME_LENGTH",
     "Moment",
@@ -54,7 +53,6 @@ LOSSES = {
     "rpo": ldjax.losses.rpo(),
     "gated_dpo": ldjax.losses.gated_dpo(),
 }
-OBSERVATIONS_PER_EPOCH = 4
 #: The first is the paper's, and that of the claim.
 DECODINGS = ("sampled", "greedy")
 #: Series of `Curves`, and what they are called.
@@ -95,15 +93,18 @@ class Said(NamedTuple):
     verdicts: list[Verdict]
 
 
-def make_moments(losses: Sequence[str]) -> dict[str, Moment]:
-    """The policies that are judged, by name, with those of other losses."""
+def make_moments(losses: Sequence[str], *, evaluations: int) -> dict[str, Moment]:
+    """The policies that are judged, by name.
+
+    Args:
+      losses: Other losses than DPO.
+      evaluations: Observations per epoch.
+    """
     found = {}
     for arm in ARMS:
         found[f"{arm}@0"] = Moment(f"{arm} sft", 0, -1)
         for place, epochs in enumerate(LENGTHS):
-            found[f"{arm}@{epochs}"] = Moment(
-                f"{arm} dpo", place, epochs * OBSERVATIONS_PER_EPOCH
-            )
+            found[f"{arm}@{epochs}"] = Moment(f"{arm} dpo", place, epochs * evaluations)
     for loss in losses:
         found[f"{loss}@{SAME_LENGTH}"] = Moment(f"baseline {loss}", 0, -1)
     return found

@@ -99,6 +99,7 @@ def main(config: Config) -> int:
         jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
         if config.smoke:  # compiling takes far longer than running
             jax.config.update("jax_disable_most_optimizations", True)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )

@@ -12,7 +12,6 @@ before SFT and at every later moment; over SFT irr_train gains more than irr_tes
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from phenomena_config import Config
 from phenomena_influence import make_influence_fn, make_step_fn
@@ -95,7 +94,7 @@ def make_account_fn(study: Study) -> Callable[[Any], Moment]:
     """A function from parameters to the account of the watched texts."""
     irr_train, irr_test = (watched(study, (type_,)) for type_ in _TYPES)
     batch = padded(study, [*irr_train, *irr_test])
-    pairs = jax.device_put(sft_rows(study, study.data.train))
+    pairs = sft_rows(study, study.data.train)
     prompts = np.array([place_of(probe) for probe in irr_train])
     answers = donors(study.data.train)[prompts]
     influence, step = make_influence_fn(study.apply_fn), make_step_fn(study.apply_fn)

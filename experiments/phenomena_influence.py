@@ -5,7 +5,7 @@ A step of gradient descent of rate :math:`\eta` on :math:`-\log \pi(u)` changes
 to first order; this is :math:`-\eta A K G` at the response's own tokens, summed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from ldjax.probes import ApplyFn
 
 __all__ = ["make_influence_fn", "make_step_fn"]
 
-# Gradients that are held at once besides those of the watched responses.
+# Rows whose gradients are computed at once; a batch with fewer is filled up.
 _AT_A_TIME = 16
 
 
@@ -34,32 +34,42 @@ def make_influence_fn(
 
     Returns:
       `(params, probes, updates) -> [probe, update]`, in nats per unit of learning rate.
-      One backward pass for each response, however many pairs there are.
+      One backward pass for each response, however many pairs there are. The gradients
+      of all probes are in memory together.
     """
 
-    def gradient(params: Any, row: Sequences) -> Array:
-        one = Sequences(*(leaf[None] for leaf in row))
-
-        def log_prob(params: Any) -> Array:
-            logits = apply_fn(params, one)
-            return sequence_log_probs(logits, one.targets, one.mask)[0]
-
-        return ravel_pytree(jax.grad(log_prob)(params))[0]
-
     @jax.jit
-    def influence(params: Any, probes: Sequences, updates: Sequences) -> Array:
-        def gradient_of(row: Sequences) -> Array:
-            return gradient(params, row)
+    def gradients(params: Any, rows: Sequences) -> Array:
+        """`[row, parameter]`."""
+
+        def gradient(row: Sequences) -> Array:
+            one = Sequences(*(leaf[None] for leaf in row))
+
+            def log_prob(params: Any) -> Array:
+                logits = apply_fn(params, one)
+                return sequence_log_probs(logits, one.targets, one.mask)[0]
+
+            return ravel_pytree(jax.grad(log_prob)(params))[0]
 
         with jax.default_matmul_precision("highest"):
-            watched = jax.lax.map(gradient_of, probes, batch_size=_AT_A_TIME)
+            return jax.vmap(gradient)(rows)
 
-            def on_all_probes(row: Sequences) -> Array:
-                return watched @ gradient_of(row)
+    def influence(params: Any, probes: Sequences, updates: Sequences) -> np.ndarray:
+        watched = jnp.concatenate([gradients(params, rows) for rows in _parts(probes)])
+        with jax.default_matmul_precision("highest"):
+            columns = [watched @ gradients(params, rows).T for rows in _parts(updates)]
+        table = np.asarray(jnp.concatenate(columns, axis=1), np.float64)
+        return table[: len(probes.mask), : len(updates.mask)]
 
-            return jax.lax.map(on_all_probes, updates, batch_size=_AT_A_TIME).T
+    return influence
 
-    return lambda *arguments: np.asarray(influence(*arguments), np.float64)
+
+def _parts(rows: Sequences) -> Iterator[Sequences]:
+    """So many rows at a time; those that fill up the last part score nothing."""
+    extra = -len(rows.mask) % _AT_A_TIME
+    full = [jnp.pad(leaf, ((0, extra), (0, 0))) for leaf in rows]
+    for start in range(0, len(rows.mask), _AT_A_TIME):
+        yield Sequences(*(leaf[start : start + _AT_A_TIME] for leaf in full))
 
 
 def make_step_fn(

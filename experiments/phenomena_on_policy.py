@@ -244,5 +244,5 @@ def verdicts(
     study: Study, params: Any, *, samples: int, key: jax.Array
 ) -> dict[str, float]:
     """How the judge finds a policy's samples, for held-out prompts."""
-    sampled = spoken(study, params, samples=samples, key=key)["sampled"]
+    sampled = spoken(study, params, samples=samples, key=key)
     return {f"samples that are {name}": sampled[name] for name in VERDICTS}

@@ -57,7 +57,10 @@ def measure(start: Start, config: Config) -> Outcome:
     key = jax.random.key(start.seed)
 
     def speak(params: Any) -> dict[str, dict[str, float]]:
-        return spoken(study, params, samples=config.samples, key=key)
+        return {
+            "sampled": spoken(study, params, samples=config.samples, key=key),
+            "greedy": spoken(study, params),
+        }
 
     moments = dpo.curves["step"][::_OBSERVATIONS].tolist()
     params = [reference, *dpo.params]
@@ -101,27 +104,23 @@ def measure(start: Start, config: Config) -> Outcome:
 
 
 def spoken(
-    study: Study, params: Any, *, samples: int, key: jax.Array
-) -> dict[str, dict[str, float]]:
-    """What a policy says to held-out prompts, sampled and greedily.
+    study: Study, params: Any, *, samples: int = 1, key: jax.Array | None = None
+) -> dict[str, float]:
+    """What a policy says to held-out prompts by itself.
 
     Args:
       study: With the prompts and their judge.
       params: Of the policy.
-      samples: For each prompt; one if greedy.
-      key: Of the samples.
+      samples: For each prompt.
+      key: Of the samples; without one they are greedy.
 
     Returns:
-      For each way to draw them, `distinct-N`, the mean number of words, and the share
-      of each verdict.
+      `distinct-N`, the mean number of words, and the share of each verdict.
     """
-    numbers = {}
-    for drawn, count, its_key in (("sampled", samples, key), ("greedy", 1, None)):
-        rows = study.data.test * count
-        texts = responses(study, params, rows, key=its_key)
-        numbers[drawn] = (
-            {f"distinct-{n}": distinct_n(texts, n) for n in _GRAMS}
-            | {"words": float(np.mean([len(text.split()) for text in texts]))}
-            | verdict_rates(judged(study, rows, texts))
-        )
-    return numbers
+    rows = study.data.test * samples
+    texts = responses(study, params, rows, key=key)
+    return (
+        {f"distinct-{n}": distinct_n(texts, n) for n in _GRAMS}
+        | {"words": float(np.mean([len(text.split()) for text in texts]))}
+        | verdict_rates(judged(study, rows, texts))
+    )

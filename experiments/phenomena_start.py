@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-_FEW = 16
+_FEW = 16  # more than a batch
 
 
 class Start(NamedTuple):
