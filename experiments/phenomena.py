@@ -87,9 +87,6 @@ PHENOMENA = {
 }
 
 
-_AFTER_SFT = ("repeater", "longer_sft", "on_policy")
-
-
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
     config = config.resolved()
@@ -127,8 +124,6 @@ def study(config: Config, seed: int) -> Iterator[tuple[str, Outcome]]:
 
 def measure(name: str, start: Start, config: Config) -> Outcome:
     """What a phenomenon shows under a seed."""
-    if config.smoke and name in _AFTER_SFT:
-        start = start.with_few_prompts()
     if config.smoke and name == "on_policy":
         # The judge finds all samples of a model that has learned nothing malformed.
         return phenomena_on_policy.measure(start, config, scorer=by_length)

@@ -9,20 +9,17 @@ Claims: the answer's own pair `j` is the largest of all terms for most watched t
 before SFT and at every later moment; over SFT irr_train gains more than irr_test.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from phenomena_config import Config
 from phenomena_influence import make_influence_fn, make_step_fn
 from phenomena_results import Number, Outcome
-from phenomena_start import Start, padded, watched
+from phenomena_start import Start, donors, padded, place_of, watched
 from policies import Study, sft_rows
 
-from ldjax.data.preferences import PreferenceRow
-from ldjax.probes import Probe
-
-__all__ = ["Moment", "donors", "measure", "moments", "place_of", "rank", "split"]
+__all__ = ["Moment", "measure", "moments", "rank", "split"]
 
 _TYPES = ("irr_train", "irr_test")
 _MOMENTS = (0, 1, 2, 5)  # epochs, and the end
@@ -116,17 +113,6 @@ def make_account_fn(study: Study) -> Callable[[Any], Moment]:
 def moments(epochs: int) -> list[int]:
     """When to look: at the start, dense early, at the end."""
     return [*(moment for moment in _MOMENTS if moment < epochs), epochs]
-
-
-def place_of(probe: Probe) -> int:
-    """The place of a probe's prompt in the rows of its set."""
-    return int(probe.prompt_name.partition("/")[2])
-
-
-def donors(rows: Sequence[PreferenceRow]) -> np.ndarray:
-    """For each row, the place of the one whose chosen answer is its irr_train."""
-    places = {row.responses["chosen"]: place for place, row in enumerate(rows)}
-    return np.array([places[row.responses["irr_train"]] for row in rows])
 
 
 def split(terms: np.ndarray, owners: dict[str, np.ndarray]) -> dict[str, float]:

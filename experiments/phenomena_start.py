@@ -13,14 +13,17 @@ import ldjax
 from ldjax import Sequences
 from ldjax.batching import to_sequences
 from ldjax.curves import Curves
-from ldjax.probes import Probe
+from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
+from ldjax.probes import Probe, ProbeSet
 
 __all__ = [
     "Start",
     "change",
+    "donors",
     "geometric_mean",
     "make_start",
     "padded",
+    "place_of",
     "watched",
     "watched_curves",
 ]
@@ -55,12 +58,6 @@ class Start(NamedTuple):
         """Updates of SFT in so many epochs."""
         return int(self.sft.curves["step"][epochs])
 
-    def with_few_prompts(self) -> "Start":
-        """The same after SFT on all prompts, for a smoke test of what comes then."""
-        data = self.study.data
-        few = data._replace(train=data.train[:_FEW], test=data.test[:_FEW])
-        return self._replace(study=self.study._replace(data=few))
-
 
 def make_start(config: Config, seed: int) -> Start:
     """Make the study of a seed, and finetune its base."""
@@ -71,6 +68,8 @@ def make_start(config: Config, seed: int) -> Start:
         probe_prompts=config.probe_prompts,
         smoke=config.smoke,
     )
+    if config.smoke:
+        study = with_few_prompts(study)
     epochs = config.longest_sft
     sft = train_policy(
         study,
@@ -83,6 +82,35 @@ def make_start(config: Config, seed: int) -> Start:
         seed=seed,
     )
     return Start(study, seed, sft)
+
+
+def with_few_prompts(study: Study) -> Study:
+    """For a smoke test: the watched prompts and the donors of their answers first."""
+    train = study.data.train
+    places = [place_of(probe) for probe in watched(study, ("chosen",))]
+    order = (*places, *donors(train)[places].tolist(), *range(len(train)))
+    kept = list(dict.fromkeys(order))[:_FEW]
+    observed = [
+        probe._replace(prompt_name=f"train/{kept.index(place_of(probe)):04d}")
+        for probe in watched(study, RESPONSE_TYPES)
+    ]
+    return study._replace(
+        data=study.data._replace(
+            train=[train[place] for place in kept], test=study.data.test[:_FEW]
+        ),
+        observed=ProbeSet.of(observed, max_length=study.max_length, batch_size=None),
+    )
+
+
+def place_of(probe: Probe) -> int:
+    """The place of a probe's prompt in the rows of its set."""
+    return int(probe.prompt_name.partition("/")[2])
+
+
+def donors(rows: Sequence[PreferenceRow]) -> np.ndarray:
+    """For each row, the place of the one whose chosen answer is its irr_train."""
+    places = {row.responses["chosen"]: place for place, row in enumerate(rows)}
+    return np.array([places[row.responses["irr_train"]] for row in rows])
 
 
 def watched(study: Study, types: Sequence[str], *, prompts: int = 0) -> list[Probe]:

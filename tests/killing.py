@@ -12,7 +12,7 @@ def environment(cache):
         if cache is None
         else {
             "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
     )
 

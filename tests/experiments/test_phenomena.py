@@ -47,7 +47,9 @@ def model():
         tied_head=False,
     )
     decoder = Transformer(config)
-    params = decoder.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    params = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))[
+        "params"
+    ]
     return decoder, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
 
 
@@ -56,10 +58,6 @@ def texts():
     """Three responses of other lengths."""
     ids = [((1, 2), (3, 4, 0)), ((2,), (5, 0)), ((6, 1), (2, 2, 5, 0))]
     return to_sequences([Example(*each) for each in ids])
-
-
-def row_of(batch, place):
-    return Sequences(*(leaf[place : place + 1] for leaf in batch))
 
 
 def run_smoke(out, cache, *args):
@@ -148,18 +146,23 @@ def test_an_influence_is_a_k_g_and_all_of_them_sum_to_the_step(module, model, te
     decoder, params = model
     apply = apply_fn(decoder)
     found = influences.make_influence_fn(apply)(params, texts, texts)
-    for probe, update in ((0, 2), (1, 1)):
-        observed, learned = row_of(texts, probe), row_of(texts, update)
+
+    @jax.jit
+    def expected(params, probe, update):
         terms = ldjax.decompose(
-            logits_fn(decoder, observed),
-            logits_fn(decoder, learned),
+            logits_fn(decoder, probe),
+            logits_fn(decoder, update),
             params,
-            loss_fn=functools.partial(ldjax.losses.sft, batch=learned),
+            loss_fn=functools.partial(ldjax.losses.sft, batch=update),
         )
         change = terms.predict(1.0)
-        own = jnp.take_along_axis(change, observed.targets[..., None], axis=-1)
-        expected = jnp.where(observed.mask, own[..., 0], 0).sum()
-        assert_close(found[probe, update], np.asarray(expected), terms=1000)
+        own = jnp.take_along_axis(change, probe.targets[..., None], axis=-1)
+        return jnp.where(probe.mask, own[..., 0], 0).sum()
+
+    rows = [Sequences(*(leaf[i : i + 1] for leaf in texts)) for i in range(3)]
+    for i, j in np.ndindex(3, 3):
+        exact = np.asarray(expected(params, rows[i], rows[j]))
+        assert_close(found[i, j], exact, terms=1000)
     whole = influences.make_step_fn(apply)(params, texts, texts)
     assert_close(found.mean(1), whole, terms=1000)
 
@@ -169,7 +172,7 @@ def test_the_donor_of_an_answer_is_found_by_its_text(module):
         PreferenceRow("", {"chosen": own, "irr_train": other}, "")
         for own, other in (("a", "c"), ("b", "a"), ("c", "b"))
     ]
-    assert module("hallucination").donors(rows).tolist() == [2, 0, 1]
+    assert module("start").donors(rows).tolist() == [2, 0, 1]
 
 
 def test_terms_are_split_by_the_pairs_that_they_come_from(module):
@@ -190,7 +193,7 @@ def test_the_moments_have_both_ends(module):
 
 def test_a_probe_knows_the_place_of_its_prompt(module):
     probe = Probe("train/0017", "chosen", Example((1,), (2,)))
-    assert module("hallucination").place_of(probe) == 17
+    assert module("start").place_of(probe) == 17
 
 
 # Fingerprint
@@ -211,7 +214,9 @@ def test_the_norms_are_those_of_the_dense_kernel(module, model, texts):
     some = scored(texts, positions, jnp.ones(positions.shape, bool))
     squares = fingerprint.square_norms(decoder, params, some)
     fn = some.logits_fn(decoder)
-    dense = ldjax.empirical_ntk(fn, fn, params, method="lazy").dense()
+    dense = jax.jit(
+        lambda params: ldjax.empirical_ntk(fn, fn, params, method="lazy").dense()
+    )(params)
     expected = (np.asarray(dense) ** 2).sum((1, 2, 4, 5))
     assert_close(squares, expected, terms=1000)
     alignment = fingerprint.aligned(squares)
