@@ -23,8 +23,13 @@ def run_script(*args):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["lenet", "mlp"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param("lenet", marks=pytest.mark.slow),
+        pytest.param("mlp", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path, model):
     out = tmp_path / "run"
     result = run_script("--smoke", "--model", model, "--out", out)

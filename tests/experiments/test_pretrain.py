@@ -179,7 +179,7 @@ def test_text_of_ones_own_and_a_tokenizer_of_ones_own(tmp_path, smoke, cache):
 STEPS, DRAWS = 120, 5
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # that of finetune.py, by the same loop, is in CI
 def test_a_run_killed_five_times_ends_with_the_same_bits(tmp_path, cache):
     """Killed at moments drawn over the run: between steps, and while saving."""
     args = ("--smoke", "--steps", STEPS)
