@@ -149,7 +149,7 @@ def numbers(
         },
         "wins": wins(verdicts),
         "signatures": _signatures(curves),
-        "identities": identities(study, trained, moments, verdicts),
+        "identities": identities(study, trained, moments),
     }
 
 
@@ -202,10 +202,7 @@ def _signatures(curves: Mapping[str, Curves]) -> list[dict[str, Any]]:
 
 
 def identities(
-    study: Study,
-    trained: Mapping[str, Policy],
-    moments: Mapping[str, Moment],
-    verdicts: Verdicts,
+    study: Study, trained: Mapping[str, Policy], moments: Mapping[str, Moment]
 ) -> dict[str, float]:
     """What is zero up to rounding, whatever the policies do."""
     observe = make_observe_fn(study.apply_fn, study.observed)
@@ -223,15 +220,9 @@ def identities(
         gap(trained[stage].params[kept], trained[stage], observation)
         for stage, kept, observation in moments.values()
     ]
-    sums = [
-        win_rate(said[name], said[other])[0] + win_rate(said[other], said[name])[0]
-        for said in verdicts.values()
-        for name, other in rivals(said).items()
-    ]
     return {
         "preference training begins at its SFT policy, nats": max(starts),
         "what is judged is what was observed after as many epochs, nats": max(ends),
-        "wins and losses of two policies add up to one": max(abs(x - 1) for x in sums),
     }
 
 

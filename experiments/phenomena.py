@@ -16,7 +16,7 @@ Exit status 1 if a claim is not held, or an identity does not hold: the terms of
 training pairs sum to the change that they explain; the kernel of two texts is that of
 the same two the other way round, transposed; no alignment is above 1.
 
-    python experiments/phenomena.py --out runs/phenomena      (toy world; ~25 min)
+    python experiments/phenomena.py --out runs/phenomena      (toy world; ~40 min)
     python experiments/phenomena.py --only hallucination,fingerprint --seeds 0
 """
 
