@@ -48,6 +48,12 @@ def _(epsilon, center, primals, tangents):
     (x,), (dx,) = primals, tangents
     standardized, rate = _standardized(x, epsilon, center)
     along = (standardized * dx).mean(axis=-1, keepdims=True)
+    # To the precision it has: nothing changes, but without this operation, here and
+    # transposed, XLA's CPU compiler (jaxlib 0.10.2) makes one kernel of the mean and
+    # what uses it, which is slow, and under `vmap` over `dx` *wrong* from about 1100
+    # rows on: it takes another signal's mean. See experiments/LOG.md.
+    bits = jnp.finfo(along.dtype)
+    along = jax.lax.reduce_precision(along, bits.nexp, bits.nmant)
     moved = dx - standardized * along
     if center:
         moved = moved - dx.mean(axis=-1, keepdims=True)

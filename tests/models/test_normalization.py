@@ -1,5 +1,7 @@
 """Our norms against Linen's: values, tangents, cotangents, second derivatives."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
-from ldjax.models.normalization import Norm
+from ldjax.models.normalization import Norm, standardize
 
 LINEN = {True: nn.LayerNorm, False: nn.RMSNorm}
 
@@ -38,3 +40,27 @@ def test_every_derivative_is_that_of_linens_norm(center):
 
     actual, expected = derivatives(dx[::-1])
     assert_close(actual, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize(("shape", "count"), [((1408, 32), 3), ((2048, 64), 2)])
+def test_signals_that_are_pushed_together_do_not_mix(shape, count, center, dtype):
+    # Large enough for the kernel that jaxlib 0.10.2 compiles wrongly.
+    x, *signals = (
+        jax.random.normal(key, shape, dtype)
+        for key in jax.random.split(jax.random.key(0), 1 + count)
+    )
+    fn = lambda x: standardize(x, 1e-5, center)
+    push = lambda x, dx: jax.jvp(fn, (x,), (dx,))[1]
+    pull = lambda x, ct: jax.vjp(fn, x)[1](ct)[0]
+    signals = jnp.stack(signals)
+    for along in (push, pull):
+        alone = jnp.stack([jax.jit(along)(x, signal) for signal in signals])
+        every = jax.vmap(along, in_axes=(None, 0))
+        # The compiler simplifies more where it knows `x`.
+        for together in (
+            jax.jit(every)(x, signals),
+            jax.jit(functools.partial(every, x))(signals),
+        ):
+            assert_close(together, alone, rtol=1e-5 if dtype == "float32" else 1e-12)
