@@ -76,6 +76,9 @@ class Config:
     """What a blank chosen or rejected response is."""
     world: str = "demo"
     """Preset of the toy world: demo, small or paper."""
+    model: str = ""
+    """What to start from: the size of a base model, a folder or an id on the hub (see
+    `finetune.py`); by default toy for the toy world, 0.4M for a file."""
     rates: tuple[RateName, ...] = ("slow", "plain", "small")
     """Recipes of `finetune.py` to train by: plain gradient descent at a small rate and
     at one that moves answers by nats, and Adam at the training rate."""
@@ -120,6 +123,7 @@ class Config:
             data=self.data,
             blank=self.blank,
             world=self.world,
+            model=self.model,
             init=self.init,
             tracked=self.tracked,
             max_length=self.max_length,
@@ -167,7 +171,7 @@ def main(config: Config) -> int:
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )
-    except (OSError, ValueError) as mistake:
+    except (OSError, ValueError, MemoryError) as mistake:
         sys.exit(f"displacement.py: {mistake}")
     start = setup.base.params
     if config.init is None:

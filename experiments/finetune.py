@@ -25,7 +25,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
 from finetune_config import Config
@@ -37,6 +36,7 @@ from finetune_figures import (
     draw_remainder,
     final_parts,
 )
+from finetune_memory import account_options
 from finetune_recipes import make_optimizer
 from finetune_results import (
     check_claims,
@@ -74,9 +74,11 @@ def main(config: Config) -> int:
         config = config.resolved()
         config.check()
         setup = make_setup(config)
-        apply_fn = ldjax.linen.apply_fn(setup.base.model)
+        watch_fn = ldjax.linen.apply_fn(setup.base.model)
+        apply_fn = ldjax.linen.apply_fn(setup.base.trained_model)
         rows = setup.rows
         if config.named_loss.has_reference:
+            # By the model that is trained: in bfloat16 both round alike.
             rows = add_reference(
                 apply_fn,
                 setup.base.params,
@@ -101,14 +103,19 @@ def main(config: Config) -> int:
             overwrite=config.overwrite,
             free=FREE,
         )
-    except (OSError, ValueError) as mistake:
+    except (OSError, ValueError, MemoryError) as mistake:
         sys.exit(f"finetune.py: {mistake}")
-    setup.base.tokenizer.save(run.path / "tokenizer.json")
+    setup.base.tokenizer.save(run.path)
     write_probes(run, setup)
     print(describe(config, setup), flush=True)
 
     init, step_fn = make_tracked_step(
-        apply_fn, loss_fn, make_optimizer(config.as_recipe()), setup.tracked
+        apply_fn,
+        loss_fn,
+        make_optimizer(config.as_recipe()),
+        setup.tracked,
+        probe_batch_size=setup.memory.probes,
+        **account_options(config, setup.base),
     )
     sets = {"observed": setup.observed, "tracked": setup.tracked}
     if setup.everything is not None:
@@ -123,12 +130,13 @@ def main(config: Config) -> int:
             save_every=config.checkpoint_every,
             checkpoints=Checkpoints(run.path / "checkpoints"),
             observers=make_observers(
-                apply_fn,
+                watch_fn,
                 sets=sets,
                 step_fn=step_fn,
                 batch_fn=batch_fn,
                 num_steps=setup.num_steps,
                 evaluations=config.evaluations,
+                probe_batch_size=setup.memory.probes,
                 is_explained=config.one_step,
             ),
         ):
@@ -177,12 +185,13 @@ def write_probes(run: Run, setup: Setup) -> None:
 
 def describe(config: Config, setup: Setup) -> str:
     """One line before the training starts."""
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(setup.base.params))
     counts = setup.counts
+    memory = f"{setup.memory}\n" if setup.memory.parts else ""
     return (
-        f"{config.loss} of {num_params:,} parameters on {counts['num_prompts']:,} "
-        f"prompts ({counts['num_prompts_cut']} cut, {counts['num_responses_cut']} "
-        f"responses cut to {setup.max_length} tokens): {setup.num_steps} updates; "
+        f"{memory}{config.loss} of {setup.base.num_params:,} parameters on "
+        f"{counts['num_prompts']:,} prompts ({counts['num_prompts_cut']} cut, "
+        f"{counts['num_responses_cut']} responses cut to {setup.max_length} tokens): "
+        f"{setup.num_steps} updates; "
         f"{len(setup.observed.probes):,} responses observed, "
         f"{len(setup.tracked.probes)} tracked"
     )

@@ -2,16 +2,36 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_recipes import RECIPES, OptimizerName, Recipe
 
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.data.world import PRESETS as WORLDS
 from ldjax.losses import LOSSES, NamedLoss, make_loss
-from ldjax.models import PRESETS
+from ldjax.models import PRESETS as MODELS
+from ldjax.models.low_rank import Target
 
-__all__ = ["Config"]
+__all__ = ["HUB_DATA", "Config"]
+
+#: Anthropic's pairs, downloaded when they are asked for.
+HUB_DATA = "hh-helpful-base"
+
+_PAPER: dict[str, Any] = {
+    "data": HUB_DATA,
+    "max_rows": 5000,
+    "recipe": "paper",
+    "dtype": "bfloat16",
+    # The authors' protocol of tokens, and one prompt accounted for at every update.
+    "document_start": False,
+    "leading_space": "raw",
+    "tracked": 1,
+}
+#: The paper's runs that fit one GPU of 80 GB.
+PRESETS_OF_THE_PAPER: dict[str, dict[str, Any]] = {
+    "pythia-410m": {"model": "EleutherAI/pythia-410m", **_PAPER},
+    "qwen1.5-0.5b": {"model": "Qwen/Qwen1.5-0.5B", **_PAPER},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +52,10 @@ class Config:
     """Response types that a loss of responses trains on; `--target chosen rejected` is
     the paper's extended SFT, `--loss unlikelihood --target rejected` unlearning."""
     data: str = "toy"
-    """`toy`, or a file of JSON lines (see `ldjax.data.preferences`), also with .gz."""
+    """`toy`; a file of JSON lines (see `ldjax.data.preferences`), also with .gz; or
+    `hh-helpful-base`, Anthropic's pairs from the hub."""
+    max_rows: int = 0
+    """Rows of the file that are used, the first ones; all if 0."""
     test_data: Path | None = None
     """File of held-out prompts to watch; the toy world has its own."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -42,16 +65,32 @@ class Config:
     world: str = "demo"
     """Preset of the toy world: demo, small or paper."""
     model: str = ""
-    """Size of the base model that is pretrained where there is no `--init` (0.1M, 0.4M,
-    1M, 4M, toy), or the folder of a run to start from. By default toy for the toy
-    world, 0.4M for a file, whose prompts it is pretrained on."""
+    """What to start from: the size of a base model to pretrain (0.1M, 0.4M, 1M, 4M,
+    toy), the folder of a model or adapters in the layout of Hugging Face (GPT-2,
+    GPT-NeoX, Qwen2, Llama), the id of one on the hub such as EleutherAI/pythia-410m, or
+    the folder of a run. By default toy for the toy world, 0.4M for a file, whose
+    prompts it is pretrained on. It is also the reference, where the loss has one."""
     init: Path | None = None
-    """Run folder of `pretrain.py` or `finetune.py` to start from; also the reference,
-    where the loss has one."""
-    recipe: Literal["small", "slow", "plain", "paper"] = "small"
+    """Run folder of `pretrain.py` or `finetune.py` to start from, instead of
+    `--model`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation of updates; parameters, and all that is watched, are float32.
+    (Differences of log-probs by one update are far below bfloat16's rounding.)"""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank only, if not 0."""
+    lora_alpha: float = 0.0
+    """Adapters are multiplied by this over the rank; by default the rank, if 0."""
+    lora_targets: tuple[Target, ...] = ("qkv",)
+    """Matrices that have one: query, key, value, out, gate, up, down; or qkv for one
+    adapter of the first three (PEFT's, in GPT-2 and GPT-NeoX)."""
+    preset: Literal["", "pythia-410m", "qwen1.5-0.5b"] = ""
+    """A run of the paper: its model from the hub, Anthropic-HH helpful-base, its
+    optimizer, in bfloat16; fits one GPU of 80 GB. Options that are not at their
+    defaults count all the same."""
+    recipe: Literal["", "small", "slow", "plain", "paper"] = ""
     """Optimizer, rate, batch size and epochs: for small models (Adam), by plain
     gradient descent at a twentieth of that rate or at one that moves answers by nats,
-    or the paper's."""
+    or the paper's. By default small, with a preset paper."""
     optimizer: OptimizerName | None = None
     """Instead of the recipe's."""
     learning_rate: float = 0.0
@@ -88,9 +127,9 @@ class Config:
     """Begin prompts with the END token, as the documents of pretraining do."""
     checkpoint_every: int = 100
     """Updates between two checkpoints."""
-    initial_from: Path | None = None
-    """Run folder of the model that `chosen_initial` is sampled from where the data has
-    none; by default the model the run starts from."""
+    initial_from: str = ""
+    """Model (as `--model`) that `chosen_initial` is sampled from where the data has
+    none; by default the one the run starts from."""
     cache: Path = Path("runs/cache")
     """Where base models and reference log-probs are kept."""
     seed: int = 0
@@ -116,9 +155,12 @@ class Config:
 
     def resolved(self) -> "Config":
         """With every default filled in, at the size of a smoke test if it is one."""
-        recipe = RECIPES[self.recipe, "dpo" if self.has_pairs else "sft"]
+        if self.preset:
+            return self._with_preset().resolved()
+        recipe = RECIPES[self.recipe or "small", "dpo" if self.has_pairs else "sft"]
         filled = dataclasses.replace(
             self,
+            recipe=self.recipe or "small",
             model=self.model or ("toy" if self.data == "toy" else "0.4M"),
             optimizer=self.optimizer or recipe.optimizer,
             learning_rate=self.learning_rate or recipe.learning_rate,
@@ -141,6 +183,17 @@ class Config:
             checkpoint_every=2,
         )
 
+    def _with_preset(self) -> "Config":
+        """A preset's settings where none other than the default is given."""
+        defaults = Config()
+        changes = {
+            name: value
+            for name, value in PRESETS_OF_THE_PAPER[self.preset].items()
+            if getattr(self, name) == getattr(defaults, name)
+            and not (name == "model" and self.init is not None)
+        }
+        return dataclasses.replace(self, preset="", **changes)
+
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""
         try:
@@ -148,15 +201,22 @@ class Config:
         except ValueError as mistake:
             raise ValueError(f"--coefficients: {mistake}") from None
         at_least_one = ("batch_size", "probe_prompts", "tracked", "evaluations")
-        is_folder = Path(self.model).is_dir()
+        is_size = self.model in MODELS
         problems = {
             f"--world must be one of {', '.join(WORLDS)}": self.world not in WORLDS,
-            f"--model must be one of {', '.join(PRESETS)}, or the folder of a run": (
-                self.model not in PRESETS and not is_folder
+            f"--model must be one of {', '.join(MODELS)}, a folder, or the id of a "
+            f"model on the hub such as EleutherAI/pythia-410m; got {self.model}": (
+                not is_size and not Path(self.model).is_dir() and "/" not in self.model
             ),
-            "--model is a folder and --init is given: say one": (
-                is_folder and self.init is not None
+            "--model and --init both say where to start: give one": (
+                not is_size and self.init is not None
             ),
+            "--data hh-helpful-base needs a --model that has learned to read": (
+                self.data == HUB_DATA and is_size and self.init is None
+            ),
+            "--lora-rank must not be negative": self.lora_rank < 0,
+            "--lora-alpha must not be negative": self.lora_alpha < 0,
+            "--max-rows must not be negative": self.max_rows < 0,
             f"--target must be of {', '.join(RESPONSE_TYPES)}": (
                 not self.target or not set(self.target) <= set(RESPONSE_TYPES)
             ),

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from finetune_start import Base
 
 from ldjax import AdvantagedSequences, Sequences
 from ldjax.batching import Example, bucket_length, to_sequences
@@ -15,7 +16,7 @@ from ldjax.data.responses import RowExamples, count_cuts, fill_types
 from ldjax.data.world import World
 from ldjax.dynamics import ApplyFn, LossFn
 from ldjax.log_probs import is_sequences
-from ldjax.models.pretrained import Pretrained
+from ldjax.models.hub.files import download
 from ldjax.probes import Probe
 from ldjax.sampling import generate_sampled
 from ldjax.scoring import make_score_fn
@@ -29,6 +30,7 @@ __all__ = [
     "add_initial",
     "cropped",
     "file_data",
+    "hub_data",
     "make_probes",
     "summed_over_sides",
     "toy_data",
@@ -68,16 +70,35 @@ def toy_data(world: World) -> Data:
     return Data(train, test, {"num_train": len(train), "num_test": len(test)})
 
 
+def hub_data() -> tuple[Path, Path]:
+    """Anthropic's helpful-base pairs, training and test, from the hub or its cache."""
+    files = [f"helpful-base/{name}.jsonl.gz" for name in ("train", "test")]
+    folder = download("Anthropic/hh-rlhf", patterns=files, kind="dataset")
+    train, test = (folder / file for file in files)
+    return train, test
+
+
 def file_data(
     train: Path,
     test: Path | None,
     *,
+    max_rows: int,
     required: Sequence[str],
     on_bad_row: Literal["error", "skip"],
     blank: Literal["bad", "keep"],
     seed: int,
 ) -> Data:
-    """The rows of files, with the types that can be made from others filled in."""
+    """The rows of files, with the types that can be made from others filled in.
+
+    Args:
+      train: File to train on.
+      test: File that is watched only.
+      max_rows: Training rows that are used, the first ones; all if 0.
+      required: Responses that a row must have.
+      on_bad_row: As in `read_preferences`.
+      blank: Likewise.
+      seed: Of what is drawn.
+    """
 
     def read(path: Path) -> Preferences:
         return read_preferences(
@@ -90,7 +111,7 @@ def file_data(
     summary = {"train": found.summary()}
     if held_out is not None:
         summary["test"] = held_out.summary()
-    rows = found.rows
+    rows = found.rows[: max_rows or None]
     if len({row.prompt for row in rows}) > 1:
         rows = fill_types(rows, seed=seed, unseen=unseen)
     return Data(rows, unseen, summary)
@@ -98,10 +119,11 @@ def file_data(
 
 def add_initial(
     rows: Sequence[PreferenceRow],
-    base: Pretrained,
+    base: Base,
     encode: Encoder,
     *,
     max_new_tokens: int,
+    batch_size: int,
     seed: int,
 ) -> list[PreferenceRow]:
     """Rows with `chosen_initial`, sampled from the model where they lack it."""
@@ -109,22 +131,28 @@ def add_initial(
     if not lacking:
         return list(rows)
     prompts = [list(encode(row).examples["chosen"].prompt_ids) for row in lacking]
-    drawn = generate_sampled(
-        base.model,
-        base.params,
-        prompts,
-        key=jax.random.key(seed),
-        max_new_tokens=max_new_tokens,
-        eos_id=base.tokenizer.end_id,
-    )
-    texts = iter(
-        base.tokenizer.decode([i for i in ids if i != base.tokenizer.end_id])
-        for ids in drawn.responses()
-    )
+    # A key for each row: what it gets does not depend on how many are drawn at a time.
+    rows_of = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    keys = rows_of(jax.random.key(seed), jnp.arange(len(prompts)))
+    end, texts = base.tokenizer.end_id, []
+    for start in range(0, len(prompts), batch_size):
+        drawn = generate_sampled(
+            base.model,
+            base.params,
+            prompts[start : start + batch_size],
+            key=keys[start : start + batch_size],
+            max_new_tokens=max_new_tokens,
+            eos_id=end,
+        )
+        texts += [
+            base.tokenizer.decode([i for i in ids if i != end])
+            for ids in drawn.responses()
+        ]
+    sampled = iter(texts)
     return [
         row
         if "chosen_initial" in row.responses
-        else row._replace(responses=row.responses | {"chosen_initial": next(texts)})
+        else row._replace(responses=row.responses | {"chosen_initial": next(sampled)})
         for row in rows
     ]
 

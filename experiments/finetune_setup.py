@@ -1,38 +1,34 @@
 """What a finetuning run starts from: base model, data, training rows and probes."""
 
-import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import pretrain
-from finetune_config import Config
+from finetune_config import HUB_DATA, Config
 from finetune_data import (
     Data,
     Encoder,
     add_initial,
     file_data,
+    hub_data,
     make_probes,
     toy_data,
     training_rows,
 )
+from finetune_memory import Plan, plan_memory
+from finetune_start import Base, find_regime, find_start, load_base
 
 from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
 from ldjax.data.responses import to_examples
 from ldjax.data.world import make_world
-from ldjax.models.pretrained import Pretrained, load_pretrained
 from ldjax.probes import Probe, ProbeSet
 from ldjax.reference import fingerprint
-from ldjax.runs import open_run
 
-__all__ = ["Setup", "cached_base", "make_setup"]
+__all__ = ["Setup", "make_encoder", "make_setup"]
 
-_BATCH_OF_PROBES = 96
 _LONGEST_SAMPLE = 64
 
 
@@ -49,11 +45,12 @@ class Setup(NamedTuple):
       observed: Probes of the schedule.
       tracked: Probes of every update.
       everything: All there is, if asked for.
+      memory: What the run takes, and how many probes at a time.
       counts: How many texts there are and how many were cut.
       fingerprints: Of parameters and training rows.
     """
 
-    base: Pretrained
+    base: Base
     regime: str | None
     data: Data
     rows: Any
@@ -62,19 +59,33 @@ class Setup(NamedTuple):
     observed: ProbeSet
     tracked: ProbeSet
     everything: ProbeSet | None
+    memory: Plan
     counts: dict[str, int]
     fingerprints: dict[str, str]
 
 
 def make_setup(config: Config) -> Setup:
-    """Everything a run needs, as its settings say; nothing is written but the cache."""
+    """Everything a run needs, as its settings say; nothing is written but the cache.
+
+    Raises:
+      MemoryError: Before any weights are read, if the run does not fit.
+    """
     data = load_data(config)
-    folder = find_start(config)
-    base = load_pretrained(folder)
-    encode, max_length = make_encoder(config, base, data)
+    source = find_start(config)
+    shapes = load_base(config, source, shapes_only=True)
+    encode, max_length = make_encoder(config, shapes, data)
+    memory = plan_memory(
+        config,
+        shapes,
+        max_length=max_length,
+        num_tracked=config.tracked * len(RESPONSE_TYPES),
+    )
+    base = load_base(config, source)
     train_places = choose(data.train, config.probe_prompts, config.seed)
     test_places = choose(data.test, (config.probe_prompts + 1) // 2, config.seed)
-    sampler = load_pretrained(config.initial_from) if config.initial_from else base
+    sampler = base
+    if config.initial_from:
+        sampler = load_base(config, config.initial_from)
 
     def with_initial(rows: list[PreferenceRow], places: Sequence[int]) -> Any:
         watched = range(len(rows)) if config.observe_all else places
@@ -83,6 +94,7 @@ def make_setup(config: Config) -> Setup:
             sampler,
             encode,
             max_new_tokens=min(_LONGEST_SAMPLE, max_length // 2),
+            batch_size=memory.probes,
             seed=config.seed,
         )
         return _replaced(rows, dict(zip(watched, filled, strict=True)))
@@ -113,16 +125,17 @@ def make_setup(config: Config) -> Setup:
         everything += probes("test", data.test, range(len(data.test)))
     return Setup(
         base=base,
-        regime=find_regime(config, folder),
+        regime=find_regime(config, source),
         data=data,
         rows=rows,
         max_length=max_length,
         num_steps=max(1, round(config.epochs * steps_per_epoch)),
-        observed=make_set(observed, batch_size=_BATCH_OF_PROBES),
+        observed=make_set(observed, batch_size=memory.probes),
         tracked=make_set(tracked, batch_size=None),
-        everything=make_set(everything, batch_size=_BATCH_OF_PROBES)
+        everything=make_set(everything, batch_size=memory.probes)
         if config.observe_all
         else None,
+        memory=memory,
         counts=counts,
         fingerprints={"start": fingerprint(base.params), "rows": fingerprint(rows)},
     )
@@ -135,9 +148,14 @@ def load_data(config: Config) -> Data:
     required = {"chosen", *config.target} | (
         {"rejected"} if config.has_pairs else set()
     )
+    train, test = Path(config.data), config.test_data
+    if config.data == HUB_DATA:
+        train, its_test = hub_data()
+        test = test or its_test
     return file_data(
-        Path(config.data),
-        config.test_data,
+        train,
+        test,
+        max_rows=config.max_rows,
         required=tuple(name for name in RESPONSE_TYPES if name in required),
         on_bad_row=config.on_bad_row,
         blank=config.blank,
@@ -145,31 +163,7 @@ def load_data(config: Config) -> Data:
     )
 
 
-def cached_base(config: Config) -> Path:
-    """The folder of the pretrained base model; pretrains it if it is not there."""
-    settings = pretrain.Config(
-        text=() if config.data == "toy" else (Path(config.data),),
-        field="prompt",
-        world=config.world,
-        preset=config.model,
-        seed=config.seed,
-        resume=True,
-        smoke=config.smoke,
-    ).resolved()
-    # Everything the model depends on, the text by its content.
-    key = dataclasses.asdict(settings) | {"out": "", "text": ""}
-    digest = hashlib.sha256(json.dumps(key, default=str, sort_keys=True).encode())
-    for path in settings.text:
-        digest.update(path.read_bytes())
-    folder = config.cache / f"base-{digest.hexdigest()[:16]}"
-    try:
-        load_pretrained(folder)
-    except (FileNotFoundError, ValueError):  # not there, or not complete
-        pretrain.main(dataclasses.replace(settings, out=folder))
-    return folder
-
-
-def make_encoder(config: Config, base: Pretrained, data: Data) -> tuple[Encoder, int]:
+def make_encoder(config: Config, base: Base, data: Data) -> tuple[Encoder, int]:
     """The tokenisation protocol, and the length of the longest example under it."""
     model = base.model.config
     limit = config.max_length
@@ -197,28 +191,6 @@ def choose(rows: Sequence[Any], count: int, seed: int) -> list[int]:
     return (
         np.random.default_rng((seed, len(rows))).permutation(len(rows))[:count].tolist()
     )
-
-
-def find_start(config: Config) -> Path:
-    """The folder of the run to start from; a base model is pretrained if need be."""
-    if config.init is not None:
-        return config.init
-    given = Path(config.model)
-    return given if given.is_dir() else cached_base(config)
-
-
-def find_regime(config: Config, start: Path) -> str | None:
-    """Which published signatures a run of these settings is to be compared with."""
-    regimes = {("chosen",): "sft", ("chosen", "rejected"): "sft_extend"}
-    if config.loss == "sft":
-        return regimes.get(config.target)
-    if config.loss not in ("dpo", "sigmoid"):
-        return None
-    before = open_run(start).config["settings"]
-    if "loss" not in before:
-        return "dpo_from_base"
-    after = {"sft": "dpo_after_sft", "sft_extend": "dpo_after_extend"}
-    return after.get(before["regime"])
 
 
 def _replaced(rows: Sequence[Any], replacements: dict[int, Any]) -> list[Any]:

@@ -50,17 +50,25 @@ def make_tracked_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     tracked: ProbeSet,
+    **options: Any,
 ) -> tuple[
     Callable[[Any], State], Callable[[State, Any], tuple[State, dict[str, Array]]]
 ]:
     """An update that accounts for the tracked probes.
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`.
+      loss_fn: `(logits, batch) -> scalar`.
+      optimizer: Any optax transformation.
+      tracked: What is watched.
+      options: Of `ldjax.make_step`, such as `watch_fn`.
 
     Returns:
       `init(params) -> state`, and `step(state, batch) -> (state, metrics)` with the
       metrics `loss`, and per probe (sums over tokens, in nats) `predicted`, `measured`,
       `floor` and one `part:...` for each part of the update.
     """
-    init_step, step = ldjax.make_step(apply_fn, loss_fn, optimizer)
+    init_step, step = ldjax.make_step(apply_fn, loss_fn, optimizer, **options)
     watched = tuple(batch for _, batch in tracked.batches)
     order = np.argsort(np.concatenate([places for places, _ in tracked.batches]))
 
@@ -91,6 +99,7 @@ def make_tracked_step(
 
     def tracked_step(state: State, batch: Any) -> tuple[State, dict[str, Array]]:
         if last[0] is not state:
+            last[:] = None, None  # the state before is let go first
             training, comparison = step(ldjax.StepState(*state[:4]), batch, watched)
             sums, changes = digest(state, comparison)
             metrics = {"loss": training.loss, **changes}
@@ -113,6 +122,7 @@ def make_observers(
     batch_fn: Callable[[int], Any],
     num_steps: int,
     evaluations: int,
+    probe_batch_size: int,
     is_explained: bool,
 ) -> dict[str, Observer]:
     """What is measured between updates.
@@ -124,6 +134,7 @@ def make_observers(
       batch_fn: The batch of each step.
       num_steps: Of the run.
       evaluations: Number of equal intervals.
+      probe_batch_size: Most tracked probes that are computed at a time.
       is_explained: Whether to have the series `one_step`.
 
     Returns:
@@ -147,12 +158,22 @@ def make_observers(
         return {f"{name}_step": change for name, change in changes.items()}
 
     def tokens(state: State) -> dict[str, Any]:
+        def scores(batch: Any) -> Array:
+            starts = range(0, len(batch.targets), probe_batch_size)
+            slices = (
+                jax.tree.map(lambda leaf: leaf[i : i + probe_batch_size], batch)  # noqa: B023
+                for i in starts
+            )
+            return jnp.concatenate([score_fn(state.params, part) for part in slices])
+
         return {
-            f"log_prob_{place}": score_fn(state.params, batch)
+            f"log_prob_{place}": scores(batch)
             for place, (_, batch) in enumerate(sets["tracked"].batches)
         }
 
-    tracked_change_fn = make_change_fn(apply_fn, sets["tracked"])
+    tracked_change_fn = make_change_fn(
+        apply_fn, sets["tracked"].in_slices(probe_batch_size)
+    )
 
     def order(state: State) -> dict[str, Any]:
         """By how much the remainder falls when the update is halved: fourfold."""

@@ -29,7 +29,7 @@ import finetune_config
 import jax
 import numpy as np
 import tyro
-from finetune_setup import cached_base
+from finetune_start import Base, find_start, load_base
 from kernel_figures import draw_figures
 from kernel_results import Analysis, Text, analyse, check_identities, metric_rows
 
@@ -37,8 +37,11 @@ from ldjax.data.preferences import PreferenceRow
 from ldjax.data.responses import to_examples
 from ldjax.data.tokenizers import Tokenizer, train_word_level
 from ldjax.data.world import make_world
-from ldjax.models import Transformer, TransformerConfig, gpt2_config
-from ldjax.models.pretrained import Pretrained, load_pretrained
+from ldjax.models import (
+    Transformer,
+    TransformerConfig,
+    gpt2_config,
+)
 from ldjax.runs import Run, create_run
 
 SIDES = ("probe", "update")
@@ -51,9 +54,10 @@ class Config:
 
     out: Path = Path("runs/kernel")
     """Run folder to write."""
-    init: Path | None = None
-    """Run folder of `pretrain.py` or `finetune.py` whose model to look into. By default
-    the base model of the toy world, which is pretrained once and cached (2 minutes)."""
+    model: str = ""
+    """Model to look into: the folder of a run or in the layout of Hugging Face, or an
+    id on the hub such as EleutherAI/pythia-70m. By default the base model of the toy
+    world, which is pretrained once and cached (2 minutes)."""
     probe_prompt: str = ""
     """What comes before the watched text. Prompts are read and not scored."""
     probe_text: str | None = None
@@ -123,17 +127,18 @@ def main(config: Config) -> int:
     return report(config, run, base.tokenizer, texts, analysis)
 
 
-def load_model(config: Config) -> Pretrained:
+def load_model(config: Config) -> Base:
     """The model that is asked for."""
-    if config.init is not None:
-        return load_pretrained(config.init)
-    if config.smoke:
+    if config.smoke and not config.model:
         return random_model(config.seed)
-    settings = finetune_config.Config(cache=config.cache, seed=config.seed)
-    return load_pretrained(cached_base(settings.resolved()))
+    settings = finetune_config.Config(
+        model=config.model, cache=config.cache, seed=config.seed
+    ).resolved()
+    settings.check()
+    return load_base(settings, find_start(settings))
 
 
-def random_model(seed: int) -> Pretrained:
+def random_model(seed: int) -> Base:
     """A tiny model that has learned nothing, with the toy world's tokenizer."""
     words = make_world("demo", seed=seed).words
     tokenizer = train_word_level([" ".join(["", *words, "\n"])])
@@ -150,10 +155,10 @@ def random_model(seed: int) -> Pretrained:
     )
     tokens = jax.numpy.zeros((1, 2), jax.numpy.int32)
     params = jax.jit(model.init)(jax.random.key(seed), tokens)["params"]
-    return Pretrained(model, params, tokenizer)
+    return Base(model, model, params, tokenizer)
 
 
-def make_text(config: Config, side: str, base: Pretrained) -> Text:
+def make_text(config: Config, side: str, base: Base) -> Text:
     """One side's prompt and text as token ids, by the protocol of `finetune.py`."""
     prompt, text = getattr(config, f"{side}_prompt"), getattr(config, f"{side}_text")
     if text is None:
@@ -185,9 +190,7 @@ def longest_input(model: TransformerConfig) -> int:
     return model.max_positions if model.positions == "learned" else _UNLIMITED
 
 
-def all_settings(
-    config: Config, base: Pretrained, texts: dict[str, Text]
-) -> dict[str, Any]:
+def all_settings(config: Config, base: Base, texts: dict[str, Text]) -> dict[str, Any]:
     """What `config.json` says of the run."""
     filled = {
         f"{side}_{name}": getattr(text, name)
@@ -204,7 +207,7 @@ def all_settings(
     )
 
 
-def describe(base: Pretrained, texts: dict[str, Text]) -> str:
+def describe(base: Base, texts: dict[str, Text]) -> str:
     """One line before the work starts."""
     probe, update = (len(texts[side].positions) for side in SIDES)
     vocab = base.model.config.vocab_size

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from finetune_start import Base
 
 import ldjax
 from ldjax.batching import Example, to_sequences
 from ldjax.linen import logits_fn
-from ldjax.models.pretrained import Pretrained
 from ldjax.ntk import by_group
 
 __all__ = [
@@ -178,7 +178,7 @@ class _Views(NamedTuple):
 
 
 def analyse(
-    base: Pretrained, *, probe: Text, update: Text, learning_rate: float, seed: int
+    base: Base, *, probe: Text, update: Text, learning_rate: float, seed: int
 ) -> Analysis:
     """Everything that is said of a pair of texts."""
     vocab = base.model.config.vocab_size

@@ -27,7 +27,8 @@ from finetune_config import Config as StageConfig
 from finetune_data import cropped
 from finetune_recipes import make_optimizer
 from finetune_results import metrics_table
-from finetune_setup import Setup, cached_base, make_setup
+from finetune_setup import Setup, make_setup
+from finetune_start import find_start
 from kernel_stability_examples import make_update_examples
 from kernel_stability_figures import draw_figures
 from kernel_stability_measure import make_evaluate, make_measure
@@ -61,7 +62,8 @@ class Config:
     world: str = "demo"
     """Preset of the toy world: demo, small or paper."""
     model: str = ""
-    """Size of the base model; by default toy for the toy world, 0.4M for a file."""
+    """What to start from: the size of a base model, a folder or an id on the hub (see
+    `finetune.py`); by default toy for the toy world, 0.4M for a file."""
     sft_epochs: float = 0.0
     """Passes of SFT over the training prompts, instead of the recipe's, if not 0."""
     dpo_epochs: float = 0.0
@@ -109,20 +111,19 @@ class Config:
         if wrong:
             raise ValueError("; ".join(wrong))
 
-    def stage(self, loss: Any, **changes: Any) -> StageConfig:
-        """The settings of one run."""
+    def stage(self, loss: Any, *, base: str = "") -> StageConfig:
+        """The settings of one run, from a base that was found if it is given."""
         return StageConfig(
             loss=loss,
             data=self.data,
             world=self.world,
-            model=self.model,
             epochs=self.sft_epochs if loss == "sft" else self.dpo_epochs,
             probe_prompts=self.probe_prompts,
             tracked=self.updates,
             cache=self.cache,
             seed=self.seed,
             smoke=self.smoke,
-            **changes,
+            model=base or self.model,
         )
 
 
@@ -132,14 +133,14 @@ def main(config: Config) -> int:
     try:
         config.check()
         jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
-        base = cached_base(config.stage("sft").resolved())
-        stages = {loss: config.stage(loss, init=base).resolved() for loss in SIDES}
+        base = find_start(config.stage("sft").resolved())
+        stages = {loss: config.stage(loss, base=base).resolved() for loss in SIDES}
         for stage in stages.values():
             stage.check()
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )
-    except (OSError, ValueError) as mistake:
+    except (OSError, ValueError, MemoryError) as mistake:
         sys.exit(f"kernel_stability.py: {mistake}")
     tables: dict[str, Table] = {}
     studies, frames, params = {}, [], None

@@ -81,6 +81,9 @@ class Config:
     """Each is a world, a base model and an order of the data of its own."""
     world: str = "small"
     """Preset of the toy world: demo, small or paper."""
+    model: str = "toy"
+    """What to start from: the size of a base model, a folder or an id on the hub (see
+    `finetune.py`)."""
     losses: tuple[Literal["ipo", "simpo", "rpo", "gated_dpo"], ...] = (
         "ipo",
         "simpo",
@@ -168,6 +171,7 @@ def main(config: Config) -> int:
         try:
             study = make_study(
                 config.world,
+                model=config.model,
                 seed=seed,
                 cache=config.cache,
                 probe_prompts=config.probe_prompts,

@@ -24,6 +24,9 @@ class Config:
     """Each of a toy world, its base model, the choice of probes and all draws."""
     world: str = "demo"
     """Preset of the toy world: demo, small or paper."""
+    model: str = "toy"
+    """What to start from: the size of a base model, a folder or an id on the hub (see
+    `finetune.py`)."""
     probe_prompts: int = 40
     """Trained prompts whose responses are watched; and half as many held-out ones."""
     sft_epochs: int = 10

@@ -63,6 +63,7 @@ def make_start(config: Config, seed: int) -> Start:
     """Make the study of a seed, and finetune its base."""
     study = make_study(
         config.world,
+        model=config.model,
         seed=seed,
         cache=config.cache,
         probe_prompts=config.probe_prompts,

@@ -21,7 +21,8 @@ import finetune
 import jax
 import tyro
 from finetune_config import Config as StageConfig
-from finetune_setup import cached_base, load_data
+from finetune_setup import load_data
+from finetune_start import find_start
 
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.runs import Run, open_run, start_run
@@ -55,7 +56,9 @@ class Config:
     out: Path = Path("runs/pipeline")
     """Folder to write; each stage has a run folder in it."""
     data: str = "toy"
-    """`toy`, or a file of JSON lines (see `finetune.py`)."""
+    """`toy`, a file of JSON lines, or `hh-helpful-base` (see `finetune.py`)."""
+    max_rows: int = 0
+    """Rows of the file that are used, the first ones; all if 0."""
     test_data: Path | None = None
     """File of held-out prompts to watch; the toy world has its own."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -65,7 +68,13 @@ class Config:
     world: str = "demo"
     """Preset of the toy world: demo, small or paper."""
     model: str = ""
-    """Size of the base model; by default toy for the toy world, 0.4M for a file."""
+    """What to start from: the size of a base model, a folder or an id on the hub (see
+    `finetune.py`); by default toy for the toy world, 0.4M for a file."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation of updates; all that is watched is float32."""
+    preset: Literal["", "pythia-410m", "qwen1.5-0.5b"] = ""
+    """The paper's runs: model and data from the hub, its optimizer, bfloat16 (see
+    `finetune.py`)."""
     sft_epochs: float = 0.0
     """Passes of SFT over the training prompts, instead of the recipe's, if not 0."""
     dpo_epochs: float = 0.0
@@ -104,7 +113,7 @@ class Config:
             for name, value in dataclasses.asdict(self).items()
             if name in names - {"out", "resume", "overwrite"}
         }
-        return StageConfig(**shared, resume=True, **changes)
+        return StageConfig(**(shared | changes), resume=True)
 
 
 def main(config: Config) -> int:
@@ -124,21 +133,22 @@ def main(config: Config) -> int:
             overwrite=config.overwrite,
             free=("out", "resume", "overwrite", "cache"),
         )
-        base = cached_base(config.stage().resolved())
+        base = find_start(config.stage().resolved())
     except (OSError, ValueError) as mistake:
         sys.exit(f"pipeline.py: {mistake}")
     sft, dpo_after_sft, dpo_from_base = (run.path / name for name in STAGES)
     stages = {
-        "sft": config.stage(out=sft, init=base, epochs=config.sft_epochs),
+        "sft": config.stage(out=sft, model=base, epochs=config.sft_epochs),
         "dpo_after_sft": config.stage(
             out=dpo_after_sft,
             loss="dpo",
+            model="",
             init=sft,
             initial_from=base,
             epochs=config.dpo_epochs,
         ),
         "dpo_from_base": config.stage(
-            out=dpo_from_base, loss="dpo", init=base, epochs=config.dpo_epochs
+            out=dpo_from_base, loss="dpo", model=base, epochs=config.dpo_epochs
         ),
     }
     statuses = {}
@@ -149,7 +159,7 @@ def main(config: Config) -> int:
     run.write_summary(
         {
             "stages": {name: stage.summary for name, stage in runs.items()},
-            "base": str(base),
+            "base": base,
         }
     )
     print("\n".join(["", *what_happened(runs), "", "run folders:"]))

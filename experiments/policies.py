@@ -15,13 +15,13 @@ from finetune_config import Config as FinetuneConfig
 from finetune_data import Data, Encoder, cropped, training_rows
 from finetune_recipes import Recipe, make_optimizer
 from finetune_setup import make_encoder, make_setup
+from finetune_start import Base
 
 import ldjax
 from ldjax.data.preferences import PreferenceRow
 from ldjax.data.world import World, make_world
 from ldjax.data.world_judge import Verdict, judge
 from ldjax.dynamics import LossFn
-from ldjax.models.pretrained import Pretrained
 from ldjax.probes import ProbeSet, make_observe_fn
 from ldjax.reference import add_reference
 from ldjax.sampling import generate_greedy, generate_sampled
@@ -62,7 +62,7 @@ class Study(NamedTuple):
 
     world: World
     data: Data
-    base: Pretrained
+    base: Base
     encode: Encoder
     max_length: int
     observed: ProbeSet
@@ -88,12 +88,19 @@ class Policy(NamedTuple):
 
 
 def make_study(
-    world: str, *, seed: int, cache: Path, probe_prompts: int = 40, smoke: bool = False
+    world: str,
+    *,
+    model: str = "",
+    seed: int,
+    cache: Path,
+    probe_prompts: int = 40,
+    smoke: bool = False,
 ) -> Study:
     """A study; its base model is pretrained if the cache has none.
 
     Args:
       world: Preset of the world.
+      model: What to start from, as `--model` of `finetune.py`.
       seed: Of the world, the base model and the choice of probes.
       cache: Where base models are kept.
       probe_prompts: Trained prompts that are watched, and half as many held-out ones.
@@ -101,6 +108,7 @@ def make_study(
     """
     config = FinetuneConfig(
         world=world,
+        model=model,
         seed=seed,
         cache=cache,
         probe_prompts=probe_prompts,

@@ -10,7 +10,7 @@ in nats per token. k is chosen inside the training half.
 `--text` reads .txt (documents separated by blank lines) and .jsonl files, also with
 .gz. The tokenizer is trained on the training half only. A run that was stopped, even
 killed, goes on with `--resume` and ends with the same bits as one that was not; where
-there is nothing to resume, `--resume` starts. `ldjax.models.pretrained.load_pretrained`
+there is nothing to resume, `--resume` starts. `ldjax.models.load`
 opens the result.
 """
 
@@ -33,8 +33,7 @@ from ldjax.data.tokenizers import train_word_level
 from ldjax.data.world import PRESETS as WORLDS
 from ldjax.data.world import make_world
 from ldjax.linen import apply_fn as make_apply_fn
-from ldjax.models import PRESETS, Transformer, preset
-from ldjax.models.pretrained import load_pretrained
+from ldjax.models import PRESETS, Transformer, load, preset
 from ldjax.report.figures import COLORS, figure
 from ldjax.runs import Run, start_run
 from ldjax.scoring import make_score_fn
@@ -196,7 +195,7 @@ def main(config: Config) -> int:
         )
     except (OSError, ValueError) as mistake:
         sys.exit(f"pretrain.py: {mistake}")
-    corpus.tokenizer.save(run.path / "tokenizer.json")
+    corpus.tokenizer.save(run.path)
 
     apply_fn = make_apply_fn(model)
     held_out_loss = make_held_out_loss(apply_fn, corpus.held_out, config.batch_size)
@@ -369,7 +368,7 @@ def report(
         "value": model_loss,
         "bound": corpus.bigram["loss"],
     }
-    loaded = held_out_loss(load_pretrained(run.path).params)
+    loaded = held_out_loss(load(run.path).params)
     steps = table["train"]["step"].tolist()
     identities = [
         {

@@ -19,6 +19,7 @@ from ldjax.log_probs import (
     log_softmax,
     token_log_probs,
 )
+from ldjax.partition import merge, split
 from ldjax.update_parts import frozen_update
 
 Params = Any
@@ -75,6 +76,8 @@ class Account(NamedTuple):
     parts: str | None
     full_vocab: bool | None
     probe_batch_size: int | None
+    watch_fn: ApplyFn | None
+    where: Any
 
     @classmethod
     def checked(cls, *settings: Any) -> "Account":
@@ -97,9 +100,17 @@ class Account(NamedTuple):
         # A weakly typed parameter would change its type, and compile anew, in step 2.
         params = jax.tree.map(lambda p: jnp.asarray(p, jnp.result_type(p)), params)
         loss = jnp.full((), jnp.nan, jnp.result_type(*jax.tree.leaves(params)))
+        trained, _ = self._split(params)
         return StepState(
-            params, self.optimizer.init(params), jnp.zeros((), jnp.int32), loss
+            params, self.optimizer.init(trained), jnp.zeros((), jnp.int32), loss
         )
+
+    def _split(self, params: Params) -> tuple[Params, Callable[[Params], Params]]:
+        """What is trained, and from that to all parameters."""
+        if self.where is None:
+            return params, lambda trained: trained
+        trained, rest = split(params, self.where)
+        return trained, lambda trained: merge(trained, rest)
 
     def train(self, state: StepState, update: Batch) -> tuple[StepState, Reasons]:
         """The optimizer step itself, and the directions it is made of."""
@@ -107,12 +118,17 @@ class Account(NamedTuple):
         if isinstance(optimizer, optax.MultiSteps):
             optimizer = optimizer.gradient_transformation()
         optimizer = optax.with_extra_args_support(optimizer)
-        params, opt_state = state.params, state.opt_state
+        params, whole = self._split(state.params)
+        opt_state = state.opt_state
+
+        def apply_fn(params: Params, sequences: Sequences) -> Array:
+            return self.apply_fn(whole(params), sequences)
+
         sides = _sides(update)
         logits, pullbacks = {}, {}
         for name, side in sides.items():
             logits[name], pullbacks[name] = jax.vjp(
-                lambda p, side=side: _logits(self.apply_fn, p, side), params
+                lambda p, side=side: _logits(apply_fn, p, side), params
             )
         loss, residual = jax.value_and_grad(self.loss_fn)(
             _like(update, logits.values()), update
@@ -125,7 +141,7 @@ class Account(NamedTuple):
             gradient, opt_state, params, value=loss
         )
         new_state = StepState(
-            optax.apply_updates(params, updates),
+            whole(optax.apply_updates(params, updates)),
             new_opt_state,
             state.step + 1,
             loss.astype(state.loss.dtype),
@@ -137,7 +153,7 @@ class Account(NamedTuple):
         own, rest = frozen_update(optimizer, gradient, opt_state, params, value=loss)
         if self.parts == "example":
             by_example = {
-                name: self._by_example(params, side, residuals[name], own)
+                name: _by_example(apply_fn, params, side, residuals[name], own)
                 for name, side in sides.items()
             }
             return new_state, Reasons(total, rest, by_example)
@@ -146,33 +162,15 @@ class Account(NamedTuple):
         by_side = {name: own(gradients[name]) for name in sides}
         return new_state, Reasons(total, by_side | rest, {})
 
-    def _by_example(
-        self,
-        params: Params,
-        side: Sequences,
-        residual: Array,
-        own: Callable[[Params], Params],
-    ) -> tuple[Callable[[Array], Params], int]:
-        """The share of the update that each example of one side is responsible for."""
-
-        def direction_of(index: Array) -> Params:
-            example, cotangent = jax.tree.map(
-                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index, 1),
-                (side, residual),
-            )
-            _, pullback = jax.vjp(lambda p: self.apply_fn(p, example), params)
-            return own(pullback(cotangent)[0])
-
-        return direction_of, side.targets.shape[0]
-
     def explain(
         self, params: Params, reasons: Reasons, probe: Batch
     ) -> tuple[Any, Any, dict[str, Any]]:
         """Watched log-probs, and their derivative along every direction."""
+        params, whole = self._split(params)
 
         def of_chunk(chunk: Sequences) -> tuple[Array, Array, dict[str, Array]]:
             def log_probs_fn(p: Params) -> Array:
-                return self._watch_chunk(p, chunk)
+                return self._watch_chunk(whole(p), chunk)
 
             directions = {"": reasons.total} | reasons.parts
             log_probs, changes = _derivatives(log_probs_fn, params, directions)
@@ -195,7 +193,7 @@ class Account(NamedTuple):
 
     def _watch_chunk(self, params: Params, chunk: Sequences) -> Array:
         with jax.default_matmul_precision("highest"):
-            logits = _logits(self.apply_fn, params, chunk)
+            logits = _logits(self.watch_fn or self.apply_fn, params, chunk)
         full_vocab = self.full_vocab
         if full_vocab is None:
             full_vocab = jnp.issubdtype(chunk.tokens.dtype, jnp.floating)
@@ -210,6 +208,26 @@ class Account(NamedTuple):
             for side in _sides(probe).values()
         ]
         return jax.tree.map(lambda *leaves: _like(probe, leaves), *results)
+
+
+def _by_example(
+    apply_fn: ApplyFn,
+    params: Params,
+    side: Sequences,
+    residual: Array,
+    own: Callable[[Params], Params],
+) -> tuple[Callable[[Array], Params], int]:
+    """The share of the update that each example of one side is responsible for."""
+
+    def direction_of(index: Array) -> Params:
+        example, cotangent = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index, 1),
+            (side, residual),
+        )
+        _, pullback = jax.vjp(lambda p: apply_fn(p, example), params)
+        return own(pullback(cotangent)[0])
+
+    return direction_of, side.targets.shape[0]
 
 
 def _derivatives(

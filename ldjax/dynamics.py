@@ -100,6 +100,8 @@ def make_step(
     parts: str | None = "side",
     full_vocab: bool | None = None,
     probe_batch_size: int | None = None,
+    watch_fn: ApplyFn | None = None,
+    where: Any = None,
 ) -> tuple[
     Callable[[Params], StepState],
     Callable[[StepState, Batch, Batch], tuple[StepState, StepComparison]],
@@ -130,6 +132,12 @@ def make_step(
         default yes for images (floating-point `tokens`), no for language.
       probe_batch_size: Probes observed at a time. Bounds memory: the peak does not
         grow with the number of probes. By default all at once.
+      watch_fn: What the probes' logits are computed by, if not by `apply_fn`: the same
+        model in float32 where it is trained in bfloat16, whose rounding is far larger
+        than what a step changes. The update is `apply_fn`'s all the same.
+      where: Which parameters are trained, as in `empirical_ntk`: bools in their
+        structure, or a function from params to that (`ldjax.models.is_adapter`); nested
+        dicts only. The optimizer sees no others. By default all.
 
     Returns:
       `(init, step)`: `state = init(params)`, and `state, comparison = step(state,
@@ -157,7 +165,8 @@ def make_step(
       Array([ 0.033..., -0.016..., -0.016...], dtype=...)
     """
     account = Account.checked(
-        apply_fn, loss_fn, optimizer, parts, full_vocab, probe_batch_size
+        *(apply_fn, loss_fn, optimizer, parts, full_vocab, probe_batch_size),
+        *(watch_fn, where),
     )
 
     @jax.jit
@@ -180,6 +189,8 @@ def make_pending_step(
     parts: str | None = "side",
     full_vocab: bool | None = None,
     probe_batch_size: int | None = None,
+    watch_fn: ApplyFn | None = None,
+    where: Any = None,
 ) -> tuple[
     Callable[[Params, Batch, Batch], PendingState],
     Callable[[PendingState, Batch], tuple[PendingState, StepComparison]],
@@ -198,6 +209,8 @@ def make_pending_step(
       parts: As in `make_step`.
       full_vocab: As in `make_step`.
       probe_batch_size: As in `make_step`.
+      watch_fn: As in `make_step`.
+      where: As in `make_step`.
 
     Returns:
       `(init, step, finish)`: `state = init(params, update, probe)`, of whose `update`
@@ -220,7 +233,8 @@ def make_pending_step(
       Array([ 0.0333, -0.0167, -0.0167], dtype=...)
     """
     account = Account.checked(
-        apply_fn, loss_fn, optimizer, parts, full_vocab, probe_batch_size
+        *(apply_fn, loss_fn, optimizer, parts, full_vocab, probe_batch_size),
+        *(watch_fn, where),
     )
 
     def init(params: Params, update: Batch, probe: Batch) -> PendingState:

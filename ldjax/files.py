@@ -8,6 +8,7 @@ import codecs
 import gzip
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ __all__ = [
     "read_lines",
     "text_field",
     "whole_file",
+    "whole_folder",
 ]
 
 
@@ -201,6 +203,43 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to that becomes `path` when it is complete.
+
+    Args:
+      path: The folder that is wanted; it does not exist yet, or is empty.
+
+    Yields:
+      An empty folder beside it.
+
+    Raises:
+      FileExistsError: If there is something at `path`; it is left as it is.
+
+    Examples:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "new"
+      >>> with whole_folder(path) as partial:
+      ...     _ = (partial / "a.txt").write_text("all of it")
+      ...     path.exists()
+      False
+      >>> [file.name for file in path.iterdir()]
+      ['a.txt']
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} is not empty. Choose another folder.")
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

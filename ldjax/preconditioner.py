@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ldjax.partition import merge, split
 from ldjax.update_parts import frozen_update
 
 __all__ = ["preconditioner"]
@@ -35,6 +36,8 @@ def preconditioner(
     gradient: Any,
     opt_state: Any,
     params: Any,
+    *,
+    where: Any = None,
     **extra_args: Any,
 ) -> Any:
     r"""What each coordinate of the gradient is multiplied with in this step.
@@ -54,6 +57,8 @@ def preconditioner(
       gradient: The gradient of this step, shaped like `params`.
       opt_state: The optimizer's state before the step.
       params: The parameters before the step.
+      where: Which of them are trained, as in `ldjax.make_step`; `opt_state` is that of
+        these alone. By default all.
       **extra_args: Passed to `optimizer.update`, as in the step itself
         (`ldjax.make_step` passes `value`, the loss).
 
@@ -78,6 +83,11 @@ def preconditioner(
     """
     if isinstance(optimizer, optax.MultiSteps):
         optimizer = optimizer.gradient_transformation()
+    if where is not None:
+        trained, frozen = split(params, where)
+        own_gradient, _ = split(gradient, where)
+        P = preconditioner(optimizer, own_gradient, opt_state, trained, **extra_args)
+        return merge(P, jax.tree.map(jnp.zeros_like, frozen))
     own, _ = frozen_update(
         optax.with_extra_args_support(optimizer),
         gradient,

@@ -90,6 +90,30 @@ class ProbeSet(NamedTuple):
             tuple((np.asarray(places), batch) for places, batch in batches),
         )
 
+    def in_slices(self, size: int) -> "ProbeSet":
+        """The same probes in batches of fewer rows, which take less memory.
+
+        Args:
+          size: Most rows of a batch.
+
+        Examples:
+          >>> probes = [Probe("train/0", "chosen", Example((5, 3), (7, 0)))] * 3
+          >>> probes = ProbeSet.of(probes, max_length=8, batch_size=None)
+          >>> [len(places) for places, _ in probes.in_slices(2).batches]
+          [2, 1]
+        """
+        return ProbeSet(
+            self.probes,
+            tuple(
+                (
+                    places[start : start + size],
+                    jax.tree.map(lambda leaf: leaf[start : start + size], batch),  # noqa: B023
+                )
+                for places, batch in self.batches
+                for start in range(0, len(places), size)
+            ),
+        )
+
     def gather(self, per_batch: Sequence[Any]) -> Any:
         """One result per probe, in order, from pytrees of `[batch, ...]` arrays."""
         order = np.argsort(np.concatenate([places for places, _ in self.batches]))

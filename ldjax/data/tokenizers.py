@@ -5,9 +5,12 @@ log-probabilities has to rely on: the ids of the special tokens, text in equals 
 out, and that data never becomes a special token, whatever characters it holds.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ldjax.files import whole_file
 
 if TYPE_CHECKING:
     import tokenizers
@@ -55,7 +58,8 @@ class Tokenizer:
       end_id: Id of the end token.
       padding_id: Id of the padding token; that of the end token where there is none.
       unknown_id: Id of the unknown token, or None.
-      vocab_size: Number of token ids, special ones included: the model's `vocab_size`.
+      vocab_size: Number of token ids, special ones included: the model's `vocab_size`,
+        which may be larger than the tokenizer's own.
 
     Examples:
       >>> tokenizer = train_bpe(["a cat"], vocab_size=260)
@@ -66,7 +70,10 @@ class Tokenizer:
     """
 
     def __init__(
-        self, inner: "tokenizers.Tokenizer", special_tokens: SpecialTokens
+        self,
+        inner: "tokenizers.Tokenizer",
+        special_tokens: SpecialTokens,
+        vocab_size: int | None = None,
     ) -> None:
         # Text that spells a special token is ordinary text, in training data above all.
         inner.encode_special_tokens = True
@@ -83,7 +90,13 @@ class Tokenizer:
         self.padding_id: int = end if padding is None else padding
         self.unknown_id: int | None = unknown
         # Not the number of tokens: a loaded vocabulary may have gaps.
-        self.vocab_size: int = 1 + max(inner.get_vocab(with_added_tokens=True).values())
+        least = 1 + max(inner.get_vocab(with_added_tokens=True).values())
+        self.vocab_size: int = least if vocab_size is None else vocab_size
+        if self.vocab_size < least:
+            raise ValueError(
+                f"The tokenizer has {least} token ids, but the model's vocabulary only "
+                f"{vocab_size}. Is it another model's tokenizer?"
+            )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, none of them special but for unknown words.
@@ -129,7 +142,8 @@ class Tokenizer:
 
         Args:
           ids: From `encode` or from a model. Ids that end inside a character, as a
-            sampled response may, give U+FFFD there.
+            sampled response may, give U+FFFD there. Ids that stand for no token, as
+            where a model's vocabulary is padded, give nothing.
 
         Returns:
           The text.
@@ -163,34 +177,47 @@ class Tokenizer:
         """
         return self._inner.to_str(pretty=True)
 
-    def save(self, path: Path) -> None:
-        """Write `tokenizer.json`.
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json`, and `tokenizer_config.json` with the special tokens.
 
         Args:
-          path: The file, or a folder that exists.
+          folder: A folder that exists.
 
         Examples:
           >>> import tempfile
           >>> folder = Path(tempfile.mkdtemp())
-          >>> tokenizer = train_word_level(["the cat"])
-          >>> tokenizer.save(folder)
-          >>> special = tokenizer.special_tokens
-          >>> load_tokenizer(folder, special_tokens=special).vocab_size
+          >>> train_word_level(["the cat"]).save(folder)
+          >>> load_tokenizer(folder).vocab_size
           5
         """
-        file = path / "tokenizer.json" if path.is_dir() else path
-        file.write_text(self.to_json(), encoding="utf-8")
+        tokens = {
+            field: token
+            for field, token in zip(_FIELDS, self.special_tokens, strict=True)
+            if token is not None
+        }
+        content = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+        for name, text in (
+            ("tokenizer.json", self.to_json()),
+            ("tokenizer_config.json", json.dumps(content, indent=2) + "\n"),
+        ):
+            with whole_file(folder / name) as partial:
+                partial.write_text(text, encoding="utf-8")
 
 
 def load_tokenizer(
-    path: Path, *, special_tokens: SpecialTokens | None = None
+    path: Path,
+    *,
+    special_tokens: SpecialTokens | None = None,
+    vocab_size: int | None = None,
 ) -> Tokenizer:
     """Read a `tokenizer.json`.
 
     Args:
       path: The file, or the folder that holds it.
-      special_tokens: Its special tokens. By default those that ldjax writes, as far as
-        the file has them; a file of another origin may call them otherwise.
+      special_tokens: Its special tokens. By default those that the
+        `tokenizer_config.json` or `special_tokens_map.json` beside it names, or else
+        those that ldjax writes, as far as the file has them.
+      vocab_size: Of the model, where that has more rows than the tokenizer has tokens.
 
     Returns:
       The tokenizer. How it splits and normalises text is the file's affair, so texts
@@ -198,7 +225,8 @@ def load_tokenizer(
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: If the file is damaged or lacks a special token.
+      ValueError: If the file is damaged, lacks a special token or has more tokens than
+        `vocab_size`.
 
     Examples:
       >>> load_tokenizer(Path("/nowhere"))
@@ -216,17 +244,48 @@ def load_tokenizer(
     except Exception as error:  # the library raises plain `Exception`
         raise ValueError(f"{file} is not a whole tokenizer.json: {error}") from error
     if special_tokens is None:
-        usual = SpecialTokens(unknown="<|unknown|>")
-        has = inner.token_to_id
+        named = _named_beside(file)
+        end = named.get("end", SpecialTokens().end)
+
+        def usual(field: str, token: str) -> str | None:
+            token = named.get(field, token)
+            # Byte-level tokenizers know every text, whatever stands there.
+            return None if token == end or inner.token_to_id(token) is None else token
+
         special_tokens = SpecialTokens(
-            end=usual.end,
-            padding=usual.padding if has(usual.padding or "") is not None else None,
-            unknown=usual.unknown if has(usual.unknown or "") is not None else None,
+            end=end,
+            padding=usual("padding", "<|padding|>"),
+            unknown=usual("unknown", "<|unknown|>"),
         )
     try:
-        return Tokenizer(inner, special_tokens)
+        return Tokenizer(inner, special_tokens, vocab_size)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+#: What the hub calls the fields of `SpecialTokens`.
+_FIELDS = ("eos_token", "pad_token", "unk_token")
+
+
+def _named_beside(file: Path) -> dict[str, str]:
+    """The special tokens that the files beside a `tokenizer.json` name."""
+    named: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        beside = file.with_name(name)
+        if not beside.is_file():
+            continue
+        try:
+            content = json.loads(beside.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{beside} is not whole JSON: {error}.") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{beside} must hold a JSON object.")
+        for ours, theirs in zip(SpecialTokens._fields, _FIELDS, strict=True):
+            token: Any = content.get(theirs)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                named[ours] = token
+    return named
 
 
 def train_bpe(

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["Attention", "KeyValues", "rotate"]
+from ldjax.models.low_rank import LowRank, adapted_dense, low_rank_change
+from ldjax.models.rotary import RotaryScaling, rotate
+
+__all__ = ["Attention", "KeyValues"]
 
 
 class KeyValues(NamedTuple):
@@ -61,55 +64,6 @@ class KeyValues(NamedTuple):
         )
 
 
-def rotate(
-    vectors: Float[Array, "batch pos head head_dim"],
-    positions: Int[Array, "batch pos"],
-    *,
-    num_rotated: int,
-    theta: float,
-) -> Float[Array, "batch pos head head_dim"]:
-    r"""Rotary position embedding of queries or keys.
-
-    .. math:: (x_j, x_{j+r/2}) \mapsto R(p\,\theta^{-2j/r}) (x_j, x_{j+r/2}),
-              \quad j < r/2
-
-    with `R` the rotation of the plane and `r` the number of rotated features. Paired
-    are features `j` and `j + r/2` (GPT-NeoX, Llama, Qwen), not neighbours (GPT-J).
-    The angles are computed in float32 or better.
-
-    Args:
-      vectors: Queries or keys.
-      positions: Position `p` of each token, in tokens.
-      num_rotated: `r`, even; the features from `r` on are left alone.
-      theta: The base of the wavelengths.
-
-    Returns:
-      Rotated vectors, in the dtype of `vectors`.
-
-    References:
-      Su et al., `RoFormer <https://arxiv.org/abs/2104.09864>`_, 2021, equation 15.
-
-    Examples:
-      >>> query = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
-      >>> rotate(query, jnp.array([[1]]), num_rotated=2, theta=10000.0).ravel()
-      Array([0.540..., 0.841...], dtype=...)
-    """
-    dtype = jnp.promote_types(vectors.dtype, jnp.float32)
-    half = num_rotated // 2
-    wave_numbers = theta ** (-jnp.arange(half, dtype=dtype) / half)
-    angles = positions.astype(dtype)[:, :, None, None] * wave_numbers[None, None, None]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)  # [batch, pos, 1, half]
-    first, second, rest = jnp.split(vectors, [half, num_rotated], axis=-1)
-    return jnp.concatenate(
-        [
-            (first * cos - second * sin).astype(vectors.dtype),
-            (second * cos + first * sin).astype(vectors.dtype),
-            rest,
-        ],
-        axis=-1,
-    )
-
-
 class Attention(nn.Module):
     r"""Grouped-query attention: query, key, value and output are one `Dense` each.
 
@@ -124,9 +78,11 @@ class Attention(nn.Module):
       head_dim: Features of a head.
       num_rotated: Features of a head that are rotated; 0 for no rotary positions.
       rotary_theta: Base of the rotary wavelengths.
+      rotary_scaling: Changes them for longer contexts.
       qkv_bias: Whether query, key and value have a bias.
       out_bias: Whether the output has one.
       out_init: Initialiser of the output matrix.
+      adapters: Low-rank adapters of its matrices, if any.
       dtype: Dtype of the computation; None to infer it from the parameters.
       param_dtype: Dtype of fresh parameters.
 
@@ -145,9 +101,11 @@ class Attention(nn.Module):
     head_dim: int
     num_rotated: int = 0
     rotary_theta: float = 10000.0
+    rotary_scaling: RotaryScaling | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     out_init: nn.initializers.Initializer = nn.linear.default_kernel_init
+    adapters: LowRank | None = None
     dtype: str | None = None
     param_dtype: str = "float32"
 
@@ -172,31 +130,52 @@ class Attention(nn.Module):
           The outputs, and `past` extended by these tokens (None without a cache).
         """
         batch, length, width = x.shape
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
-        def project(name: str, num_heads: int) -> Array:
-            features = num_heads * self.head_dim
-            y = nn.Dense(features, use_bias=self.qkv_bias, name=name, **dtypes)(x)
-            return y.reshape(batch, length, num_heads, self.head_dim)
-
-        query = project("query", self.num_heads)
-        keys = project("key", self.num_kv_heads)
-        values = project("value", self.num_kv_heads)
+        query, keys, values = (
+            y.reshape(batch, length, -1, self.head_dim) for y in self._project(x)
+        )
         if self.num_rotated:
-            turn = {"num_rotated": self.num_rotated, "theta": self.rotary_theta}
-            query, keys = (rotate(v, positions, **turn) for v in (query, keys))
+            turn = functools.partial(
+                rotate,
+                positions=positions,
+                num_rotated=self.num_rotated,
+                theta=self.rotary_theta,
+                scaling=self.rotary_scaling,
+            )
+            query, keys = turn(query), turn(keys)
         if past is not None:
             past = past.append(keys, values)
             keys, values = past.keys, past.values
         mixed = _attend(query, keys, values, visible)
-        out = nn.Dense(
+        out = adapted_dense(
+            mixed.reshape(batch, length, -1),
             width,
+            name="out",
+            adapters=self.adapters,
             use_bias=self.out_bias,
             kernel_init=self.out_init,
-            name="out",
-            **dtypes,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
         )
-        return out(mixed.reshape(batch, length, -1)), past
+        return out, past
+
+    def _project(self, x: Float[Array, "batch pos width"]) -> list[Array]:
+        """Query, key and value, heads side by side."""
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        wide = self.num_heads * self.head_dim
+        narrow = self.num_kv_heads * self.head_dim
+        settings = {"adapters": self.adapters, "use_bias": self.qkv_bias, **dtypes}
+        projected = [
+            adapted_dense(x, wide, name="query", **settings),
+            adapted_dense(x, narrow, name="key", **settings),
+            adapted_dense(x, narrow, name="value", **settings),
+        ]
+        if self.adapters is None or "qkv" not in self.adapters.targets:
+            return projected
+        change = low_rank_change(
+            x, wide + 2 * narrow, name="qkv", adapters=self.adapters, **dtypes
+        )
+        changes = jnp.split(change, [wide, wide + narrow], axis=-1)
+        return [y + dy for y, dy in zip(projected, changes, strict=True)]
 
 
 def _attend(

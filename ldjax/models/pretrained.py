@@ -1,15 +1,26 @@
-"""Models that were trained before: the run folders of the experiments."""
+"""Models that were trained before: loaded from runs, folders and the hub, and saved."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldjax.checkpoints import Checkpoints
-from ldjax.data.tokenizers import Tokenizer, load_tokenizer
-from ldjax.models.transformer import Transformer
-from ldjax.models.transformer_config import TransformerConfig
-from ldjax.runs import open_run
+import jax
+import jax.numpy as jnp
 
-__all__ = ["Pretrained", "load_pretrained"]
+from ldjax.data.tokenizers import Tokenizer, load_tokenizer
+from ldjax.files import whole_folder
+from ldjax.models.hub.adapters import AdapterFolder, is_adapter_folder
+from ldjax.models.hub.config import read_config, to_hub
+from ldjax.models.hub.files import find_folder, write_tensors
+from ldjax.models.hub.parameters import abstract_params, packed, read_params
+from ldjax.models.hub.tensors import nested
+from ldjax.models.low_rank import LowRank
+from ldjax.models.transformer import Transformer
+from ldjax.models.transformer_config import FloatName, TransformerConfig
+from ldjax.partition import merge
+
+__all__ = ["Pretrained", "is_run", "load", "save", "with_adapters"]
 
 
 class Pretrained(NamedTuple):
@@ -18,51 +29,202 @@ class Pretrained(NamedTuple):
     Attributes:
       model: The decoder.
       params: Its parameters (`variables["params"]`).
-      tokenizer: Its tokenizer.
+      config: Its architecture, `model.config`.
+      tokenizer: Its tokenizer; None where the folder has none.
 
     Examples:
       >>> Pretrained._fields
-      ('model', 'params', 'tokenizer')
+      ('model', 'params', 'config', 'tokenizer')
     """
 
     model: Transformer
     params: Any
-    tokenizer: Tokenizer
+    config: TransformerConfig
+    tokenizer: Tokenizer | None
 
 
-def load_pretrained(path: Path) -> Pretrained:
-    """The model that a run ended with.
+def load(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: FloatName | None = None,
+    param_dtype: FloatName = "float32",
+    shapes_only: bool = False,
+) -> Pretrained:
+    """A trained language model: from a Hugging Face folder, the hub, or a run.
+
+    GPT-2, GPT-NeoX (Pythia), Qwen2 (Qwen1.5, Qwen2.5) and Llama, from `safetensors`,
+    without PyTorch. A folder with low-rank adapters in PEFT's layout gives the model
+    that they belong to with the adapters in place.
 
     Args:
-      path: The run folder of `experiments/pretrain.py` or `experiments/finetune.py`.
+      source: A folder with `config.json` and `model.safetensors` (or shards and their
+        index), the id of a repository on the hub such as `"EleutherAI/pythia-410m"`, or
+        the run folder of `experiments/pretrain.py` or `finetune.py`.
+      revision: Branch, tag or commit on the hub.
+      dtype: Of the computation; None for that of the parameters.
+      param_dtype: Of the parameters, whatever the files have.
+      shapes_only: Read no weights: `params` are `jax.ShapeDtypeStruct`s, which is what
+        a plan of the memory needs.
 
     Returns:
-      The model, its parameters as they were trained and its tokenizer.
+      `(model, params, config, tokenizer)`; `model.apply({"params": params}, tokens,
+      mask)` are logits `[batch, pos, vocab]`.
 
     Raises:
-      FileNotFoundError: If there is no such run.
-      ValueError: If it is a run of something else, or not complete.
+      FileNotFoundError: If there is no such folder, nor a repository that can be
+        reached; or if files are missing.
+      ValueError: If the files are damaged, do not fit each other, or describe a model
+        that ldjax does not compute; the message says which and what.
 
     Examples:
-      >>> load_pretrained(Path("/nowhere"))
+      >>> load("/nowhere")
       Traceback (most recent call last):
         ...
-      FileNotFoundError: /nowhere is not a run folder: it has no config.json.
+      FileNotFoundError: There is no folder /nowhere.
     """
+    dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+    folder = find_folder(source, revision=revision)
+    if is_run(folder):
+        return _load_run(folder, dtypes, shapes_only)
+    if is_adapter_folder(folder):
+        found = AdapterFolder(folder)
+        base = load(found.base, **dtypes, shapes_only=shapes_only)
+        config = found.config(base.config)
+        if shapes_only:
+            return with_adapters(base, config.adapters)
+        return with_adapters(base, config.adapters, nested(found.leaves(config)))
+    config = dataclasses.replace(read_config(folder), **dtypes)
+    tokenizer = None
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(folder, vocab_size=config.vocab_size)
+    read = abstract_params if shapes_only else lambda c: read_params(folder, c)
+    return Pretrained(Transformer(config), read(config), config, tokenizer)
+
+
+def save(
+    folder: Path, pretrained: Pretrained, *, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write a model as a Hugging Face folder.
+
+    `transformers` loads it back with the same logits; so does `load`.
+
+    Args:
+      folder: A folder that does not exist yet, or is empty.
+      pretrained: The model; adapters must have been merged into it (`merge_adapters`)
+        or are saved on their own (`save_adapters`).
+      max_shard_bytes: Largest size of a file of weights.
+
+    Raises:
+      FileExistsError: If the folder holds something; it is left as it is.
+      ValueError: If no model of the hub has this architecture, or it has adapters.
+
+    Examples:
+      >>> import tempfile
+      >>> from ldjax.models import gpt2_config
+      >>> config = gpt2_config(vocab_size=10, num_layers=1)
+      >>> model = Transformer(config)
+      >>> params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+      >>> folder = Path(tempfile.mkdtemp()) / "tiny"
+      >>> save(folder, Pretrained(model, params, config, None))
+      >>> load(folder).config == config
+      True
+    """
+    config = pretrained.config
+    if config.adapters is not None:
+        raise ValueError(
+            "The model has adapters, which this layout does not hold: merge them "
+            "(`merge_adapters`), or save them alone (`save_adapters`)."
+        )
+    content = to_hub(config) | {"torch_dtype": config.param_dtype}
+    if pretrained.tokenizer is not None:
+        content["eos_token_id"] = pretrained.tokenizer.end_id
+    with whole_folder(folder) as partial:
+        text = json.dumps(content, indent=2) + "\n"
+        (partial / "config.json").write_text(text, encoding="utf-8")
+        if pretrained.tokenizer is not None:
+            pretrained.tokenizer.save(partial)
+        tensors = packed(pretrained.params, config)
+        write_tensors(partial, tensors, max_shard_bytes=max_shard_bytes)
+
+
+def with_adapters(
+    base: Pretrained, adapters: LowRank | None, params: Any = None
+) -> Pretrained:
+    """A model with given adapters.
+
+    Args:
+      base: The model without.
+      adapters: Which they are.
+      params: Their parameters, nested dicts; None for shapes only, as those of `base`
+        then are.
+
+    Returns:
+      The model with them.
+
+    Raises:
+      ValueError: If the model has not the layers they stand beside.
+
+    Examples:
+      >>> from ldjax.models import gpt2_config
+      >>> config = gpt2_config(vocab_size=10, num_layers=1)
+      >>> base = Pretrained(Transformer(config), abstract_params(config), config, None)
+      >>> adapters = LowRank(rank=2, alpha=4.0, targets=("up",))
+      >>> with_adapters(base, adapters).params["blocks_0"]["mlp"]["up_lora_a"]
+      {'kernel': ShapeDtypeStruct(shape=(64, 2), dtype=float32)}
+    """
+    config = dataclasses.replace(base.config, adapters=adapters)
+    if params is None:
+        merged = abstract_params(config)
+    else:
+        cast = jax.tree.map(lambda x: jnp.asarray(x, config.param_dtype), params)
+        merged = merge(cast, base.params)
+    return Pretrained(Transformer(config), merged, config, base.tokenizer)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run of an experiment; a model's has other settings.
+
+    Args:
+      folder: Any path.
+
+    Examples:
+      >>> is_run(Path("/nowhere"))
+      False
+    """
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "settings" in content
+
+
+def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrained:
+    # Orbax, which reads checkpoints, takes a second to import.
+    from ldjax.checkpoints import Checkpoints
+    from ldjax.runs import open_run
+
     settings = open_run(path).config["settings"]
     if "model" not in settings or "num_steps" not in settings:
         raise ValueError(
             f"{path} is not a run of experiments/pretrain.py or finetune.py."
         )
-    progress = Checkpoints(path / "checkpoints").restore()
-    step = progress.step if progress else 0
-    if progress is None or step < settings["num_steps"]:
+    checkpoints = Checkpoints(path / "checkpoints")
+    step = checkpoints.newest_step() or 0
+    if step < settings["num_steps"]:
         raise ValueError(
             f"The training in {path} stopped at step {step} of "
             f"{settings['num_steps']}; repeat its command with `--resume`."
         )
-    return Pretrained(
-        Transformer(TransformerConfig(**settings["model"])),
-        progress.state["params"],
-        load_tokenizer(path / "tokenizer.json"),
+    config = TransformerConfig.of(settings["model"])
+    config = dataclasses.replace(config, **dtypes)
+    tokenizer = load_tokenizer(path, vocab_size=config.vocab_size)
+    model = Transformer(config)
+    if shapes_only:
+        return Pretrained(model, abstract_params(config), config, tokenizer)
+    progress = checkpoints.restore()
+    assert progress is not None  # its step was read
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, config.param_dtype), progress.state["params"]
     )
+    return Pretrained(model, params, config, tokenizer)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ldjax.models.attention import Attention, KeyValues
+from ldjax.models.low_rank import LowRank, adapted_dense
 from ldjax.models.normalization import Norm
 from ldjax.models.transformer_config import TransformerConfig
 
@@ -93,7 +94,10 @@ class Transformer(nn.Module):
         if config.positions == "learned":
             self.position_embedding = embed(config.max_positions)
         block = nn.remat(_Block) if config.remat else _Block
-        self.blocks = [block(config) for _ in range(config.num_layers)]
+        self.blocks = [
+            block(config, config.adapters and config.adapters.at(layer))
+            for layer in range(config.num_layers)
+        ]
         self.final_norm = _norm(config)
         if not config.tied_head:
             # No `dtype`: the head computes in the wider of float32 and its parameters.
@@ -240,6 +244,7 @@ class Transformer(nn.Module):
 
 class _Block(nn.Module):
     config: TransformerConfig
+    adapters: LowRank | None
 
     @nn.compact
     def __call__(
@@ -256,16 +261,18 @@ class _Block(nn.Module):
             head_dim=config.head_dim,
             num_rotated=config.rotary_dim,
             rotary_theta=config.rotary_theta,
+            rotary_scaling=config.rotary_scaling,
             qkv_bias=config.qkv_bias,
             out_bias=config.attention_out_bias,
             out_init=_residual_init(config),
+            adapters=self.adapters,
             dtype=config.dtype,
             param_dtype=config.param_dtype,
             name="attention",
         )
         attention_norm = _norm(config, name="attention_norm")
         mlp_norm = _norm(config, name="mlp_norm")
-        mlp = _MLP(config, name="mlp")
+        mlp = _MLP(config, self.adapters, name="mlp")
         attended, past = attention(attention_norm(x), positions, visible, past)
         if config.parallel_residual:
             return x + attended + mlp(mlp_norm(x)), past
@@ -275,6 +282,7 @@ class _Block(nn.Module):
 
 class _MLP(nn.Module):
     config: TransformerConfig
+    adapters: LowRank | None
 
     @nn.compact
     def __call__(
@@ -282,19 +290,20 @@ class _MLP(nn.Module):
     ) -> Float[Array, "batch pos width"]:
         config = self.config
         dense = functools.partial(
-            nn.Dense,
+            adapted_dense,
+            adapters=self.adapters,
             use_bias=config.mlp_bias,
             dtype=config.dtype,
             param_dtype=config.param_dtype,
         )
         activate = _ACTIVATIONS[config.activation]
-        up = dense(config.mlp_width, name="up")(x)
+        up = dense(x, config.mlp_width, name="up")
         if config.gated_mlp:
-            inner = activate(dense(config.mlp_width, name="gate")(x)) * up
+            inner = activate(dense(x, config.mlp_width, name="gate")) * up
         else:
             inner = activate(up)
         init = _residual_init(config)
-        return dense(config.width, kernel_init=init, name="down")(inner)
+        return dense(inner, config.width, kernel_init=init, name="down")
 
 
 def _norm(config: TransformerConfig, name: str | None = None) -> nn.Module:

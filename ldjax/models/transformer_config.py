@@ -1,7 +1,11 @@
 """The architecture of a decoder as one record, and the four families that fill it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
+
+from ldjax.models.low_rank import LowRank
+from ldjax.models.rotary import RotaryScaling
 
 __all__ = [
     "PRESETS",
@@ -35,6 +39,7 @@ class TransformerConfig:
       positions: Learned absolute positions, or rotary ones.
       rotary_fraction: The part of each head that is rotated, from its first feature.
       rotary_theta: Base of the rotary wavelengths.
+      rotary_scaling: Changes them for longer contexts.
       norm: LayerNorm (scale and bias) or RMSNorm (scale).
       norm_epsilon: Added to the variance, or to the mean square.
       parallel_residual: Whether attention and MLP read the same stream, each through
@@ -47,6 +52,7 @@ class TransformerConfig:
       mlp_bias: Whether the MLP's matrices have one.
       head_bias: Whether the head has one (not with `tied_head`).
       tied_head: Whether the head is the transposed token embedding.
+      adapters: Low-rank adapters (LoRA) beside its matrices, if any.
       remat: Whether backward passes recompute each block instead of storing it.
       dtype: Dtype of the computation; None to infer it from the parameters. Norms,
         softmax, rotary angles and the head are float32 or better in any case.
@@ -75,6 +81,7 @@ class TransformerConfig:
     positions: Literal["learned", "rotary"]
     rotary_fraction: float = 1.0
     rotary_theta: float = 10000.0
+    rotary_scaling: RotaryScaling | None = None
     norm: Literal["layer", "rms"]
     norm_epsilon: float
     parallel_residual: bool = False
@@ -85,6 +92,7 @@ class TransformerConfig:
     mlp_bias: bool
     head_bias: bool = False
     tied_head: bool
+    adapters: LowRank | None = None
     remat: bool = False
     dtype: FloatName | None = None
     param_dtype: FloatName = "float32"
@@ -125,6 +133,49 @@ class TransformerConfig:
             )
         if self.tied_head and self.head_bias:
             raise ValueError("A tied head has no bias: `tied_head` or `head_bias`.")
+        if self.rotary_scaling is not None and self.positions == "learned":
+            raise ValueError("`rotary_scaling` needs rotary `positions`.")
+        is_yarn = self.rotary_scaling is not None and self.rotary_scaling.kind == "yarn"
+        if is_yarn and not self.rotary_theta > 1:
+            raise ValueError(
+                f"yarn needs a `rotary_theta` above 1, got {self.rotary_theta}."
+            )
+        self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        if self.adapters is None:
+            return
+        if "gate" in self.adapters.targets and not self.gated_mlp:
+            raise ValueError("`adapters`: gate is a target, but the MLP has no gate.")
+        beyond = [
+            i for i in self.adapters.layers or () if i not in range(self.num_layers)
+        ]
+        if beyond:
+            raise ValueError(
+                f"`adapters`: layers {beyond} are none of the {self.num_layers}, "
+                "which count from 0."
+            )
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "TransformerConfig":
+        """What `dataclasses.asdict` (and JSON) made of a configuration.
+
+        Args:
+          settings: The fields by name.
+
+        Examples:
+          >>> import dataclasses
+          >>> config = gpt2_config(vocab_size=100)
+          >>> TransformerConfig.of(dataclasses.asdict(config)) == config
+          True
+        """
+        records = {"rotary_scaling": RotaryScaling, "adapters": LowRank}
+        given = {
+            name: record.of(settings[name])
+            for name, record in records.items()
+            if settings.get(name) is not None
+        }
+        return cls(**{**settings, **given})
 
     @property
     def rotary_dim(self) -> int:

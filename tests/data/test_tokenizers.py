@@ -170,6 +170,8 @@ def test_a_file_of_another_origin_needs_its_special_tokens(tmp_path):
     train_bpe(TEXTS, vocab_size=300, special_tokens=SpecialTokens("</s>", None)).save(
         tmp_path
     )
+    assert load_tokenizer(tmp_path).special_tokens.end == "</s>"  # as the folder says
+    (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(ValueError, match=r"no token '<\|endoftext\|>'.*</s>"):
         load_tokenizer(tmp_path)
     loaded = load_tokenizer(tmp_path, special_tokens=SpecialTokens("</s>", None))

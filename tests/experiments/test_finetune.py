@@ -17,7 +17,7 @@ from killing import environment, kill_at
 
 from ldjax.checkpoints import Checkpoints
 from ldjax.data.preferences import RESPONSE_TYPES
-from ldjax.models.pretrained import load_pretrained
+from ldjax.models import load
 from ldjax.runs import METRIC_COLUMNS, open_run
 
 ROOT = Path(__file__).parents[2]
@@ -318,7 +318,7 @@ def test_identities_that_do_not_hold_are_seen(results, broken):
 def test_a_run_that_is_not_complete_is_no_start(tmp_path):
     (tmp_path / "config.json").write_text('{"settings": {"model": {}, "num_steps": 5}}')
     with pytest.raises(ValueError, match="stopped at step 0 of 5; repeat"):
-        load_pretrained(tmp_path)
+        load(tmp_path)
 
 
 def test_a_cropped_batch_keeps_every_scored_token(finetune):
@@ -385,6 +385,7 @@ def test_the_order_of_a_remainder_is_found_at_any_rate(finetune, rate):
         batch_fn=lambda step: sentences(6, 3, 4),
         num_steps=2,
         evaluations=1,
+        probe_batch_size=8,
         is_explained=False,
     )
     found = observers["order"].observe(init(toy_params()))

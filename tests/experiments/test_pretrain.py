@@ -17,7 +17,7 @@ import tyro
 from killing import environment, kill_at
 
 from ldjax.checkpoints import Checkpoints
-from ldjax.models.pretrained import load_pretrained
+from ldjax.models import load
 from ldjax.runs import METRIC_COLUMNS, open_run
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,8 @@ def test_smoke_leaves_a_whole_run(smoke):
 @pytest.mark.slow
 def test_the_pretrained_model_opens_by_one_function(smoke):
     _, out = smoke
-    model, params, tokenizer = load_pretrained(out)
+    model, params, _, tokenizer = load(out)
+    assert tokenizer is not None
     tokens = jnp.array([tokenizer.encode(" question : what")])
     logits = jnp.asarray(model.apply({"params": params}, tokens))
     assert logits.shape == (*tokens.shape, tokenizer.vocab_size)
@@ -121,7 +122,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, cache):
     assert len(lines) == 1
     assert "At step 1: " in lines[0]
     with pytest.raises(ValueError, match="stopped at step 0 of 12; repeat"):
-        load_pretrained(out)
+        load(out)
 
 
 @pytest.mark.parametrize(

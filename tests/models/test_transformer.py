@@ -373,7 +373,7 @@ def test_other_mistakes_are_refused_with_the_numbers():
 
 def test_a_configuration_is_hashable_and_survives_json():
     config = CONFIGS["neox"]
-    assert TransformerConfig(**dataclasses.asdict(config)) == config
+    assert TransformerConfig.of(dataclasses.asdict(config)) == config
     assert hash(Transformer(config)) == hash(Transformer(config))
 
 

@@ -1,0 +1,113 @@
+"""The model a run starts from: pretrained here, of a run, of a folder or the hub."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import pretrain
+from finetune_config import Config
+
+from ldjax.data.tokenizers import Tokenizer
+from ldjax.models import PRESETS, LowRank, Pretrained, Transformer, add_adapters, load
+from ldjax.models.pretrained import is_run, with_adapters
+from ldjax.runs import open_run
+
+__all__ = ["Base", "cached_base", "find_regime", "find_start", "load_base"]
+
+
+class Base(NamedTuple):
+    """A model with a tokenizer, ready to be trained and watched.
+
+    Attributes:
+      model: The decoder; it computes in float32, as everything that is watched does.
+      trained_model: The same decoder with the run's `--dtype`.
+      params: All its parameters.
+      tokenizer: Its tokenizer.
+    """
+
+    model: Transformer
+    trained_model: Transformer
+    params: Any
+    tokenizer: Tokenizer
+
+    @property
+    def num_params(self) -> int:
+        """How many numbers its parameters are."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+
+def find_start(config: Config) -> str:
+    """What `ldjax.models.load` is to load; a base model is pretrained if need be."""
+    if config.init is not None:
+        return str(config.init)
+    return str(cached_base(config)) if config.model in PRESETS else config.model
+
+
+def load_base(config: Config, source: str, *, shapes_only: bool = False) -> Base:
+    """The model a run starts from, with fresh adapters if they are asked for.
+
+    Raises:
+      FileNotFoundError: If there is no such model.
+      ValueError: If it has no tokenizer, or cannot be read.
+    """
+    found = load(source, shapes_only=shapes_only)
+    tokenizer = found.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"{source} has no tokenizer.json to read texts with")
+    if config.lora_rank:
+        found = _adapted(config, found, shapes_only=shapes_only)
+    trained = Transformer(dataclasses.replace(found.config, dtype=config.dtype))
+    return Base(found.model, trained, found.params, tokenizer)
+
+
+def find_regime(config: Config, start: str) -> str | None:
+    """Which published signatures a run of these settings is to be compared with."""
+    regimes = {("chosen",): "sft", ("chosen", "rejected"): "sft_extend"}
+    if config.loss == "sft":
+        return regimes.get(config.target)
+    if config.loss not in ("dpo", "sigmoid"):
+        return None
+    folder = Path(start)
+    before = open_run(folder).config["settings"] if is_run(folder) else {}
+    if "loss" not in before:
+        return "dpo_from_base"
+    after = {"sft": "dpo_after_sft", "sft_extend": "dpo_after_extend"}
+    return after.get(before["regime"])
+
+
+def cached_base(config: Config) -> Path:
+    """The folder of the pretrained base model; pretrains it if it is not there."""
+    settings = pretrain.Config(
+        text=() if config.data == "toy" else (Path(config.data),),
+        field="prompt",
+        world=config.world,
+        preset=config.model,
+        seed=config.seed,
+        resume=True,
+        smoke=config.smoke,
+    ).resolved()
+    # Everything the model depends on, the text by its content.
+    key = dataclasses.asdict(settings) | {"out": "", "text": ""}
+    digest = hashlib.sha256(json.dumps(key, default=str, sort_keys=True).encode())
+    for path in settings.text:
+        digest.update(path.read_bytes())
+    folder = config.cache / f"base-{digest.hexdigest()[:16]}"
+    try:
+        load(folder, shapes_only=True)
+    except (FileNotFoundError, ValueError):  # not there, or not complete
+        pretrain.main(dataclasses.replace(settings, out=folder))
+    return folder
+
+
+def _adapted(config: Config, base: Pretrained, *, shapes_only: bool) -> Pretrained:
+    adapters = LowRank(
+        rank=config.lora_rank,
+        alpha=config.lora_alpha or config.lora_rank,
+        targets=config.lora_targets,
+    )
+    if shapes_only:
+        return with_adapters(base, adapters)
+    return add_adapters(base, adapters, key=jax.random.key(config.seed))

@@ -1,0 +1,341 @@
+"""Where a model's files are, and its tensors: read one by one, written in shards."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ldjax.files import whole_file
+
+__all__ = ["TensorFiles", "download", "find_folder", "write_tensors"]
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+#: All that ldjax reads of a repository.
+_WANTED = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "*.safetensors", "*.safetensors.index.json"),
+    *("adapter_config.json",),
+)
+_FLOATS = ("F16", "BF16", "F32", "F64")
+# Weights in pickles, which may run code when they are read.
+_PICKLES = (
+    "pytorch_model*.bin",
+    "adapter_model*.bin",
+    "*.pth",
+    "*.ckpt",
+    "*.msgpack",
+    "*.h5",
+)
+
+
+def find_folder(source: str | Path, *, revision: str | None = None) -> Path:
+    """The local folder of a model, downloaded from the hub where it is not a path.
+
+    Downloads are kept in the cache of `huggingface_hub` and found there without a
+    network.
+
+    Args:
+      source: A folder, or the id of a repository on the hub such as
+        `"EleutherAI/pythia-410m"`.
+      revision: Branch, tag or commit of the repository; by default its main branch.
+
+    Returns:
+      The folder.
+
+    Raises:
+      FileNotFoundError: If there is no such folder, and no such repository or no way to
+        reach it.
+      ValueError: If `source` is neither, or `revision` is given for a folder.
+
+    Examples:
+      >>> find_folder("/nowhere")
+      Traceback (most recent call last):
+        ...
+      FileNotFoundError: There is no folder /nowhere.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"`revision` is of a repository on the hub, but {folder} is a folder."
+            )
+        return folder
+    name = str(source)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give the folder that it is in.")
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    return download(name, patterns=_WANTED, revision=revision)
+
+
+def download(
+    name: str,
+    *,
+    patterns: Sequence[str],
+    revision: str | None = None,
+    kind: Literal["model", "dataset"] = "model",
+) -> Path:
+    """The local copy of a repository on the Hugging Face hub.
+
+    Args:
+      name: Its id.
+      patterns: Which of its files are wanted.
+      revision: Branch, tag or commit.
+      kind: What it holds.
+
+    Returns:
+      The folder in the cache of `huggingface_hub`.
+
+    Raises:
+      FileNotFoundError: If there is no such repository, or no way to reach it.
+      ValueError: If `name` cannot be an id.
+
+    Examples:
+      >>> download("not an id", patterns=["*"])
+      Traceback (most recent call last):
+        ...
+      ValueError: 'not an id' is no folder here, and cannot be the name of a model on
+      the Hugging Face hub, which looks like EleutherAI/pythia-410m. Check the path.
+    """
+    import huggingface_hub
+    import huggingface_hub.errors as errors
+
+    what = f"{kind} {name!r}" + (f" at revision {revision!r}" if revision else "")
+    neither = f"{name!r} is no folder here, and "
+    fetch = f"hf download {name}" + " --repo-type dataset" * (kind == "dataset")
+    fetch += f" --revision {revision}" if revision else ""
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, repo_type=kind, revision=revision, allow_patterns=list(patterns)
+            )
+        )
+    except errors.HFValidationError as error:
+        raise ValueError(
+            f"{neither}cannot be the name of a {kind} on the Hugging Face hub, which "
+            "looks like EleutherAI/pythia-410m. Check the path."
+        ) from error
+    except errors.GatedRepoError as error:
+        raise FileNotFoundError(
+            f"{neither}the {what} on the Hugging Face hub is gated: accept its terms "
+            "on its page, then log in with `hf auth login`."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{neither}the hub has no {what}. Check the revision."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{neither}the Hugging Face hub has no {what} that may be read without "
+            "logging in. Check the name; for a private one run `hf auth login`."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{neither}the Hugging Face hub cannot be reached; nor is the {what} in "
+            "its cache on this machine. On one with a network run\n"
+            f"    {fetch} --local-dir {name.rsplit('/', 1)[-1]}\n"
+            "then copy that folder here and give its path instead of the name."
+        ) from error
+    except OSError:  # a full disk, say: the hub is not at fault
+        raise
+    except Exception as error:  # of whichever network library is below
+        raise FileNotFoundError(
+            f"The {what} could not be downloaded from the Hugging Face hub: {error}. "
+            "Try again: what is there already is kept."
+        ) from error
+
+
+class TensorFiles(NamedTuple):
+    """The tensors of a folder; a file is open only while one of them is read.
+
+    Attributes:
+      files: In which file each tensor is.
+      shapes: Shape of each, from the headers.
+      dtypes: Type of each, as `"BF16"`, likewise.
+
+    Examples:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> write_tensors(folder, [("a", np.ones((2, 3)))])
+      >>> TensorFiles.of(folder).shapes
+      {'a': (2, 3)}
+    """
+
+    files: Mapping[str, Path]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: Path, *, name: str = _SINGLE) -> "TensorFiles":
+        """Reads the headers.
+
+        Args:
+          folder: With one file of this name, or an index and shards.
+          name: Of the one file.
+
+        Raises:
+          FileNotFoundError: If there are no weights, or a shard is missing.
+          ValueError: If a file is damaged, or the index does not fit the shards.
+        """
+        index = folder / _INDEX
+        listed = _read_index(index) if index.is_file() else None
+        shards = {name} if listed is None else set(listed.values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            raise FileNotFoundError(_without_weights(folder, name, missing, listed))
+        files, shapes, dtypes = {}, {}, {}
+        for shard in sorted(shards):
+            with _opened(folder / shard) as tensors:
+                for tensor in tensors.keys():  # noqa: SIM118 (no dict)
+                    files[tensor] = folder / shard
+                    header = tensors.get_slice(tensor)
+                    shapes[tensor] = tuple(header.get_shape())
+                    dtypes[tensor] = header.get_dtype()
+        if listed is not None and (lost := sorted(set(listed) - set(files))):
+            raise ValueError(
+                f"{index} lists tensors that its files do not have: {_some(lost)}. "
+                "Fetch the folder again."
+            )
+        return cls(files, shapes, dtypes)
+
+    def refuse_codes(self, names: Iterable[str]) -> None:
+        """Refuses tensors whose numbers stand for others, as quantized weights do.
+
+        Args:
+          names: Of tensors.
+
+        Raises:
+          ValueError: With the first one's name and type.
+        """
+        for name in names:
+            if self.dtypes[name] not in _FLOATS:
+                raise ValueError(
+                    f"{self.files[name]}: {name} is of the type {self.dtypes[name]}; "
+                    f"ldjax reads {', '.join(_FLOATS)}. Convert quantized weights "
+                    "first."
+                )
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor.
+
+        Args:
+          name: Of the tensor.
+        """
+        # Opened anew each time: what a file's mapping has read stays in memory until
+        # it is closed, and would double that of the parameters.
+        with _opened(self.files[name]) as tensors:
+            return tensors.get_tensor(name)
+
+
+def write_tensors(
+    folder: Path,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    *,
+    name: str = _SINGLE,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Write tensors as the hub lays them out: one file, or shards and their index.
+
+    Args:
+      folder: A folder that exists.
+      tensors: Name and content; read as they are written, one shard at a time.
+      name: Of the file, if it is one.
+      max_shard_bytes: Largest size of a file, unless one tensor is larger.
+
+    Examples:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> write_tensors(
+      ...     folder, [("a", np.ones(2)), ("b", np.ones(2))], max_shard_bytes=20
+      ... )
+      >>> sorted(path.name for path in folder.glob("*.safetensors"))
+      ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+    """
+    shards: list[tuple[Path, list[str]]] = []
+    total = 0
+    for shard in _shards(tensors, max_shard_bytes):
+        path = folder / f"shard-{len(shards)}.safetensors"
+        _write_shard(path, shard)
+        shards.append((path, list(shard)))
+        total += sum(array.nbytes for array in shard.values())
+    if len(shards) == 1:
+        shards[0][0].rename(folder / name)
+        return
+    where = {}
+    for number, (path, names) in enumerate(shards, 1):
+        shard = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        path.rename(folder / shard)
+        where |= dict.fromkeys(names, shard)
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(
+    tensors: Iterable[tuple[str, np.ndarray]], max_bytes: int
+) -> Iterator[dict[str, np.ndarray]]:
+    shard: dict[str, np.ndarray] = {}
+    size = 0
+    for name, array in tensors:
+        if shard and size + array.nbytes > max_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = array
+        size += array.nbytes
+    yield shard
+
+
+def _write_shard(path: Path, shard: dict[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
+    # It writes an array's memory as it lies, in whatever order that is.
+    contiguous = {name: np.ascontiguousarray(array) for name, array in shard.items()}
+    with whole_file(path) as partial:
+        # Without the format `transformers` refuses the file.
+        save_file(contiguous, partial, metadata={"format": "pt"})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}). Fetch or copy it again."
+        ) from error
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a whole index of shards: it must be a JSON object with a "
+            "`weight_map`. Fetch it again."
+        ) from error
+
+
+def _without_weights(folder: Path, name: str, missing: list[str], listed: Any) -> str:
+    if listed is not None:
+        return f"{folder} lacks files that its index names: {_some(missing)}."
+    pickles = [file.name for kind in _PICKLES for file in folder.glob(kind)]
+    if pickles:
+        return (
+            f"{folder} has its weights as {_some(sorted(pickles))}; ldjax reads "
+            "safetensors only, as they run no code. Convert them where transformers is "
+            "installed: `AutoModelForCausalLM.from_pretrained(A).save_pretrained(B)`."
+        )
+    names = f"neither {name} nor {_INDEX}" if name == _SINGLE else f"no {name}"
+    return f"{folder} has no weights: {names}."
+
+
+def _some(names: list[str], count: int = 5) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

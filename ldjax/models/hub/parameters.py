@@ -1,0 +1,180 @@
+"""A decoder's parameters, from the tensors of a folder and back."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldjax.models.hub.config import family_of
+from ldjax.models.hub.files import TensorFiles
+from ldjax.models.hub.tensors import (
+    HEADS,
+    PREFIXES,
+    Rule,
+    buffers,
+    leaf_names,
+    nested,
+    rules,
+)
+from ldjax.models.transformer import Transformer
+from ldjax.models.transformer_config import TransformerConfig
+
+__all__ = ["abstract_params", "packed", "read_params"]
+
+_MOST_NAMED = 5
+_EMBEDDING = "token_embedding/embedding"
+
+
+def abstract_params(config: TransformerConfig) -> Any:
+    """Shapes and dtypes of a decoder's parameters; nothing is allocated.
+
+    Args:
+      config: The architecture.
+
+    Returns:
+      `jax.ShapeDtypeStruct` in the structure of the parameters.
+
+    Examples:
+      >>> from ldjax.models import gpt2_config
+      >>> shapes = abstract_params(gpt2_config(vocab_size=10))
+      >>> shapes["token_embedding"]["embedding"].shape
+      (10, 64)
+    """
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)["params"]
+
+
+def read_params(folder: Path, config: TransformerConfig) -> Any:
+    """The parameters in a folder, of the dtype `config.param_dtype`.
+
+    Tensors are read one by one, so that memory holds little more than the parameters.
+
+    Args:
+      folder: With `model.safetensors` or shards.
+      config: The architecture; adapters are not in the folder and not returned.
+
+    Returns:
+      The parameters.
+
+    Raises:
+      FileNotFoundError: If the weights, or some of their files, are missing.
+      ValueError: If tensors are missing, extra or of another shape, all in one message;
+        if a file is damaged; or if JAX's 64-bit mode is off and float64 asked for.
+
+    Examples:
+      >>> from ldjax.models import gpt2_config
+      >>> read_params(Path("/nowhere"), gpt2_config(vocab_size=10))
+      Traceback (most recent call last):
+        ...
+      FileNotFoundError: /nowhere has no weights: neither model.safetensors nor
+      model.safetensors.index.json.
+    """
+    dtype = jnp.dtype(config.param_dtype)
+    if dtype == jnp.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise ValueError(
+            "float64 parameters need JAX's 64-bit mode: "
+            '`jax.config.update("jax_enable_x64", True)` before anything else.'
+        )
+    files = TensorFiles.of(folder)
+    named = _matched(folder, files.shapes, config)
+    files.refuse_codes(named.values())
+    _check_tied(folder, files, named, config)
+    leaves: dict[str, Any] = {}
+    # Largest first: the copies of a tensor on its way are gone before the rest comes.
+    for rule in sorted(named, key=lambda r: -math.prod(files.shapes[named[r]])):
+        parts = rule.unpack(files.read(named[rule]))
+        for leaf, part in zip(rule.leaves, parts, strict=True):
+            leaves[leaf] = jnp.asarray(part, dtype)
+    return nested(dict(sorted(leaves.items())))
+
+
+def packed(params: Any, config: TransformerConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a folder, one by one.
+
+    Args:
+      params: Parameters, without adapters.
+      config: The architecture.
+
+    Yields:
+      Name and content.
+
+    Raises:
+      ValueError: If the hub has no such architecture.
+
+    Examples:
+      >>> from ldjax.models import gpt2_config
+      >>> config = gpt2_config(vocab_size=10, num_layers=1)
+      >>> params = jax.tree.map(lambda x: np.zeros(x.shape), abstract_params(config))
+      >>> next(packed(params, config))[1].shape
+      (10, 64)
+    """
+    leaves = leaf_names(params)
+    for rule in rules(config):
+        yield rule.name, rule.pack(*(np.asarray(leaves[name]) for name in rule.leaves))
+
+
+def _matched(
+    folder: Path, found: Mapping[str, Sequence[int]], config: TransformerConfig
+) -> dict[Rule, str]:
+    """Each rule's tensor in the file; refuses a file that does not fit."""
+    prefix = PREFIXES[family_of(config)]
+    shapes = leaf_names(abstract_params(config))
+    matched, expected = {}, {}
+    for rule in rules(config):
+        name = rule.name
+        if name not in found and name.removeprefix(prefix) in found:
+            name = name.removeprefix(prefix)
+        empty = (np.empty(shapes[leaf].shape, bool) for leaf in rule.leaves)
+        matched[rule], expected[name] = name, rule.pack(*empty).shape
+    known = buffers(config)
+    missing = [name for name in expected if name not in found]
+    extra = [n for n in found if n not in expected and not known.fullmatch(n)]
+    other = [
+        f"{name} is {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    problems = [
+        f"{what}: {_some(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("not of this model", extra),
+            ("of another shape", other),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"The tensors in {folder} do not fit its config.json. "
+            + "; ".join(problems)
+            + ". Is one of the two from another model?"
+        )
+    return matched
+
+
+def _check_tied(
+    folder: Path, files: TensorFiles, named: Mapping[Rule, str], config: Any
+) -> None:
+    """A tied model may store its head too, but then as it is tied."""
+    head = HEADS[family_of(config)]
+    if not config.tied_head or head not in files.files:
+        return
+    (embedding,) = (
+        name for rule, name in named.items() if rule.leaves == (_EMBEDDING,)
+    )
+    if not np.array_equal(files.read(head), files.read(embedding)):
+        raise ValueError(
+            f"{folder} has `tie_word_embeddings` in its config.json, but {head} is not "
+            f"{embedding}. If the head is its own, set the first to false; if not, "
+            "take the second out of the file."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    shown = ", ".join(names[:_MOST_NAMED])
+    return f"{shown} and {more} more" if more > 0 else shown
