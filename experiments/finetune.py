@@ -21,6 +21,7 @@ of every step sum to its prediction, the measured steps to the change of the who
 
 import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +54,7 @@ import ldjax
 from ldjax.checkpoints import Checkpoints, Table
 from ldjax.files import whole_file
 from ldjax.losses import make_loss
+from ldjax.models import Pretrained, save_adapters
 from ldjax.reference import add_reference
 from ldjax.runs import Run, start_run
 from ldjax.signatures import evaluate
@@ -228,9 +230,19 @@ def write_tokens(run: Run, setup: Setup, table: Table, state: State) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
+def write_adapter(run: Run, setup: Setup, state: State) -> None:
+    """`adapter/`: the trained adapters in PEFT's layout."""
+    folder, model = run.path / "adapter", setup.base.model
+    shutil.rmtree(folder, ignore_errors=True)  # of the same run, which was resumed
+    trained = Pretrained(model, state.params, model.config, setup.base.tokenizer)
+    save_adapters(folder, trained, base=setup.source)
+
+
 def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> int:
     """Write the summary and the figures, print the numbers; the exit status."""
     write_tokens(run, setup, table, state)
+    if config.lora_rank:
+        write_adapter(run, setup, state)
     tracked = setup.tracked.probes
     fits = fidelity(table["train"], tracked)
     identities = check_identities(table, tracked, _at_both_ends(setup, table))
@@ -289,9 +301,11 @@ def print_fidelity(fits: dict[str, Any]) -> None:
         f"{'signs':>6} {'rest':>6} {'rest/step':>9} {'floor':>8}"
     )
     for name, fit in fits.items():
+        single = fit.r_squared_at_end is None
+        at_end = "–" if single else f"{fit.r_squared_at_end:.3f}"
         print(
             f"{name:20} {fit.change:+9.2f} {fit.predicted_change:+9.2f} "
-            f"{fit.r_squared:7.3f} {fit.r_squared_at_end:7.3f} "
+            f"{fit.r_squared:7.3f} {at_end:>7} "
             f"{fit.sign_agreement:6.3f} {fit.remainder_ratio:6.3f} "
             f"{fit.step_remainder_ratio:9.3f} {fit.floor_ratio:8.1e}"
         )

@@ -80,9 +80,10 @@ class Config:
     """Train low-rank adapters of this rank only, if not 0."""
     lora_alpha: float = 0.0
     """Adapters are multiplied by this over the rank; by default the rank, if 0."""
-    lora_targets: tuple[Target, ...] = ("qkv",)
-    """Matrices that have one: query, key, value, out, gate, up, down; or qkv for one
-    adapter of the first three (PEFT's, in GPT-2 and GPT-NeoX)."""
+    lora_targets: tuple[Target, ...] = ()
+    """Matrices that have one: qkv (one adapter for the three), out, up, down in GPT-2
+    and GPT-NeoX; query, key, value, out, gate, up, down in Llama and Qwen2. By default
+    PEFT's: qkv, or query and value."""
     preset: Literal["", "pythia-410m", "qwen1.5-0.5b"] = ""
     """A run of the paper: its model from the hub, Anthropic-HH helpful-base, its
     optimizer, in bfloat16; fits one GPU of 80 GB. Options that are not at their

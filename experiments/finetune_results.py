@@ -46,7 +46,8 @@ class Fidelity(NamedTuple):
 
     Attributes:
       r_squared: :math:`1 - \sum (m - p)^2 / \sum (m - \bar m)^2`.
-      r_squared_at_end: The same for the whole run's change, over sequences alone.
+      r_squared_at_end: The same for the whole run's change, over sequences alone; None
+        for a single one, which has no spread to explain.
       sign_agreement: Share of single steps above the rounding floor whose predicted and
         measured change have the same sign.
       remainder_ratio: :math:`\|m - p\| / \|m\|` of the whole run's change.
@@ -57,7 +58,7 @@ class Fidelity(NamedTuple):
     """
 
     r_squared: float
-    r_squared_at_end: float
+    r_squared_at_end: float | None
     sign_agreement: float
     remainder_ratio: float
     step_remainder_ratio: float
@@ -102,9 +103,10 @@ def _fidelity(series: Mapping[str, np.ndarray]) -> Fidelity:
     sums = {"p": predicted.cumsum(0), "m": measured.cumsum(0)}
     resolved = np.maximum(abs(predicted), abs(measured)) > floor
     agrees = np.sign(predicted) == np.sign(measured)
+    is_single = predicted.shape[1] < 2
     return Fidelity(
         r_squared=r_squared(sums["m"], sums["p"]),
-        r_squared_at_end=r_squared(sums["m"][-1], sums["p"][-1]),
+        r_squared_at_end=None if is_single else r_squared(sums["m"][-1], sums["p"][-1]),
         sign_agreement=float(agrees[resolved].mean()) if resolved.any() else 1.0,
         remainder_ratio=_ratio(sums["m"][-1] - sums["p"][-1], sums["m"][-1]),
         step_remainder_ratio=_ratio(measured - predicted, measured),

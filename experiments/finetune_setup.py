@@ -37,6 +37,7 @@ class Setup(NamedTuple):
 
     Attributes:
       base: The model the run starts from.
+      source: Where it is, as `ldjax.models.load` takes it.
       regime: Which published signatures the run is to be compared with, if any.
       data: The texts, with `chosen_initial` where they are watched.
       rows: Training rows.
@@ -51,6 +52,7 @@ class Setup(NamedTuple):
     """
 
     base: Base
+    source: str
     regime: str | None
     data: Data
     rows: Any
@@ -125,6 +127,7 @@ def make_setup(config: Config) -> Setup:
         everything += probes("test", data.test, range(len(data.test)))
     return Setup(
         base=base,
+        source=source,
         regime=find_regime(config, source),
         data=data,
         rows=rows,

@@ -12,6 +12,7 @@ from finetune_config import Config
 
 from ldjax.data.tokenizers import Tokenizer
 from ldjax.models import PRESETS, LowRank, Pretrained, Transformer, add_adapters, load
+from ldjax.models.hub.adapters import adapter_targets
 from ldjax.models.pretrained import is_run, with_adapters
 from ldjax.runs import open_run
 
@@ -106,7 +107,7 @@ def _adapted(config: Config, base: Pretrained, *, shapes_only: bool) -> Pretrain
     adapters = LowRank(
         rank=config.lora_rank,
         alpha=config.lora_alpha or config.lora_rank,
-        targets=config.lora_targets,
+        targets=adapter_targets(base.config, config.lora_targets),
     )
     if shapes_only:
         return with_adapters(base, adapters)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from ldjax.models.hub.config import Settings, family_of
 from ldjax.models.hub.files import TensorFiles, write_tensors
 from ldjax.models.hub.parameters import abstract_params
 from ldjax.models.hub.tensors import fused_rows, leaf_names
-from ldjax.models.low_rank import LowRank
+from ldjax.models.low_rank import LowRank, Target
 from ldjax.models.transformer_config import TransformerConfig
 
-__all__ = ["AdapterFolder", "is_adapter_folder", "write_adapters"]
+__all__ = ["AdapterFolder", "adapter_targets", "is_adapter_folder", "write_adapters"]
 
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -177,6 +177,37 @@ class AdapterFolder:
         }
 
 
+def adapter_targets(
+    config: TransformerConfig, asked: Sequence[Target] = ()
+) -> tuple[Target, ...]:
+    """Which matrices of a model are to have adapters.
+
+    Args:
+      config: Architecture of the model.
+      asked: Which are wanted; by default those of PEFT.
+
+    Returns:
+      Targets that PEFT has, too.
+
+    Raises:
+      ValueError: If it has not.
+
+    Examples:
+      >>> from ldjax.models import llama_config
+      >>> adapter_targets(llama_config(vocab_size=10))
+      ('query', 'value')
+    """
+    modules = _modules(config)
+    default: tuple[Target, ...] = ("qkv",) if "qkv" in modules else ("query", "value")
+    impossible = [name for name in asked if name not in modules]
+    if impossible:
+        raise ValueError(
+            f"PEFT has no adapters of {', '.join(impossible)} in {family_of(config)}, "
+            f"only of {', '.join(modules)}."
+        )
+    return tuple(asked) or default
+
+
 def is_adapter_folder(folder: Path) -> bool:
     """Whether a folder holds adapters in PEFT's layout.
 
@@ -220,12 +251,7 @@ def write_adapters(
     adapters, modules = config.adapters, _modules(config)
     if adapters is None:
         raise ValueError("The model has no adapters; `save` writes whole models.")
-    impossible = [name for name in adapters.targets if name not in modules]
-    if impossible:
-        raise ValueError(
-            f"PEFT has no adapters of {', '.join(impossible)} in {family_of(config)}, "
-            f"only of {', '.join(modules)}."
-        )
+    adapter_targets(config, adapters.targets)
     content = {
         **_REQUIRED,
         "task_type": "CAUSAL_LM",
