@@ -7,7 +7,8 @@ UV := $(VENV)/bin/uv
 PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 
 # constraints.txt is only made when it is missing or asked for with -B.
-.PHONY: demo test test-fast test-slow test-exhaustive lint format install clean
+.PHONY: demo test test-fast test-slow test-exhaustive lint format install \
+  install-parity clean
 
 # uv keeps TensorFlow out (uv-overrides.txt); constraints.txt pins tested versions,
 # one set for each Python. To renew it:  make constraints.txt -B
@@ -23,6 +24,13 @@ constraints.txt:
 	  --override uv-overrides.txt --no-header --no-annotate pyproject.toml --output-file $@
 
 install: $(VENV)/.installed
+
+# For the tests that compare with PyTorch, transformers and PEFT; without them these are
+# skipped. Takes the torch that is installed already, such as its CPU build.
+install-parity: install
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --override uv-overrides.txt \
+	  --constraint constraints.txt --constraint constraints-parity.txt \
+	  --editable '.[dev,parity]'
 
 demo: install
 	$(RUN) experiments/mnist.py --out runs/digits --overwrite
