@@ -73,7 +73,12 @@ def toy_data(world: World) -> Data:
 def hub_data() -> tuple[Path, Path]:
     """Anthropic's helpful-base pairs, training and test, from the hub or its cache."""
     files = [f"helpful-base/{name}.jsonl.gz" for name in ("train", "test")]
-    folder = download("Anthropic/hh-rlhf", patterns=files, kind="dataset")
+    try:
+        folder = download("Anthropic/hh-rlhf", patterns=files, kind="dataset")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}\nThey are --data FOLDER/{files[0]} --test-data FOLDER/{files[1]}"
+        ) from error
     train, test = (folder / file for file in files)
     return train, test
 

@@ -11,6 +11,7 @@ import pretrain
 from finetune_config import Config
 
 from ldjax.data.tokenizers import Tokenizer
+from ldjax.memory import default_limit, human_bytes
 from ldjax.models import PRESETS, LowRank, Pretrained, Transformer, add_adapters, load
 from ldjax.models.hub.adapters import adapter_targets
 from ldjax.models.pretrained import is_run, with_adapters
@@ -52,8 +53,11 @@ def load_base(config: Config, source: str, *, shapes_only: bool = False) -> Base
 
     Raises:
       FileNotFoundError: If there is no such model.
+      MemoryError: If its parameters alone do not fit.
       ValueError: If it has no tokenizer, or cannot be read.
     """
+    if not shapes_only:
+        _refuse_too_large(source)
     found = load(source, shapes_only=shapes_only)
     tokenizer = found.tokenizer
     if tokenizer is None:
@@ -62,6 +66,16 @@ def load_base(config: Config, source: str, *, shapes_only: bool = False) -> Base
         found = _adapted(config, found, shapes_only=shapes_only)
     trained = Transformer(dataclasses.replace(found.config, dtype=config.dtype))
     return Base(found.model, trained, found.params, tokenizer)
+
+
+def _refuse_too_large(source: str) -> None:
+    shapes = jax.tree.leaves(load(source, shapes_only=True).params)
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
+    if needed > (limit := default_limit()):
+        raise MemoryError(
+            f"the parameters of {source} take {human_bytes(needed)}; there are "
+            f"{human_bytes(limit)} to use. Choose a smaller --model"
+        )
 
 
 def find_regime(config: Config, start: str) -> str | None:

@@ -112,7 +112,7 @@ def main(config: Config) -> int:
         run = create_run(
             config.out, all_settings(config, base, texts), overwrite=config.overwrite
         )
-    except (OSError, ValueError) as mistake:
+    except (OSError, ValueError, MemoryError) as mistake:
         sys.exit(f"kernel.py: {mistake}")
     print(describe(base, texts), flush=True)
     if config.smoke:  # compiling takes far longer than running

@@ -55,6 +55,7 @@ from mitigation_tables import tables
 from policies import (
     Policy,
     Study,
+    check_model,
     judged,
     make_study,
     pairs,
@@ -156,6 +157,7 @@ def main(config: Config) -> int:
     try:
         config = config.resolved()
         config.check()
+        check_model(config.model)
         # The stages are functions of the same shapes, compiled once.
         jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
         if config.smoke:  # compiling takes far longer than running
@@ -163,7 +165,7 @@ def main(config: Config) -> int:
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )
-    except (OSError, ValueError) as mistake:
+    except (OSError, ValueError, MemoryError) as mistake:
         sys.exit(f"mitigation.py: {mistake}")
     moments = make_moments(config.losses, evaluations=config.evaluations)
     seeds, said, rows = {}, {}, []

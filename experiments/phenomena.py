@@ -44,6 +44,7 @@ from phenomena_results import (
     tables,
 )
 from phenomena_start import Start, make_start
+from policies import check_model
 
 from ldjax.files import whole_file
 from ldjax.runs import Run, create_run
@@ -92,6 +93,7 @@ def main(config: Config) -> int:
     config = config.resolved()
     try:
         config.check()
+        check_model(config.model)
         # The policies of all seeds are functions of the same shapes, compiled once.
         jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
         if config.smoke:  # compiling takes far longer than running
@@ -100,7 +102,7 @@ def main(config: Config) -> int:
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )
-    except (OSError, ValueError) as mistake:
+    except (OSError, ValueError, MemoryError) as mistake:
         sys.exit(f"phenomena.py: {mistake}")
     findings: Findings = {name: {} for name in config.chosen}
     for seed in config.seeds:

@@ -15,13 +15,14 @@ from finetune_config import Config as FinetuneConfig
 from finetune_data import Data, Encoder, cropped, training_rows
 from finetune_recipes import Recipe, make_optimizer
 from finetune_setup import make_encoder, make_setup
-from finetune_start import Base
+from finetune_start import Base, load_base
 
 import ldjax
 from ldjax.data.preferences import PreferenceRow
 from ldjax.data.world import World, make_world
 from ldjax.data.world_judge import Verdict, judge
 from ldjax.dynamics import LossFn
+from ldjax.models import PRESETS as MODELS
 from ldjax.probes import ProbeSet, make_observe_fn
 from ldjax.reference import add_reference
 from ldjax.sampling import generate_greedy, generate_sampled
@@ -31,6 +32,7 @@ __all__ = [
     "VERDICTS",
     "Policy",
     "Study",
+    "check_model",
     "distinct_n",
     "judged",
     "make_study",
@@ -85,6 +87,14 @@ class Policy(NamedTuple):
     params: list[Any]
     epochs: list[float]
     curves: Mapping[str, np.ndarray]
+
+
+def check_model(model: str) -> None:
+    """Refuses a `--model` that there is not, before anything is written."""
+    config = FinetuneConfig(model=model).resolved()
+    config.check()
+    if model not in MODELS:
+        load_base(config, model, shapes_only=True)
 
 
 def make_study(

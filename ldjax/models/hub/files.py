@@ -1,6 +1,7 @@
 """Where a model's files are, and its tensors: read one by one, written in shards."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,7 +106,7 @@ def download(
     import huggingface_hub.errors as errors
 
     what = f"{kind} {name!r}" + (f" at revision {revision!r}" if revision else "")
-    neither = f"{name!r} is no folder here, and "
+    neither = f"{name!r} is no folder here, and " if kind == "model" else ""
     fetch = f"hf download {name}" + " --repo-type dataset" * (kind == "dataset")
     fetch += f" --revision {revision}" if revision else ""
     try:
@@ -135,10 +136,10 @@ def download(
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{neither}the Hugging Face hub cannot be reached; nor is the {what} in "
-            "its cache on this machine. On one with a network run\n"
-            f"    {fetch} --local-dir {name.rsplit('/', 1)[-1]}\n"
-            "then copy that folder here and give its path instead of the name."
+            f"{neither}the {what} is not in this machine's cache of the Hugging Face "
+            f"hub, which cannot be reached{_why_offline()}. On a machine with a "
+            f"network run\n    {fetch} --local-dir {name.rsplit('/', 1)[-1]}\n"
+            f"then copy that folder here and give {_GIVE[kind]}."
         ) from error
     except OSError:  # a full disk, say: the hub is not at fault
         raise
@@ -147,6 +148,18 @@ def download(
             f"The {what} could not be downloaded from the Hugging Face hub: {error}. "
             "Try again: what is there already is kept."
         ) from error
+
+
+_GIVE = {
+    "model": "its path instead of the name",
+    "dataset": "the paths of its files",
+}
+
+
+def _why_offline() -> str:
+    """A reason that the user can take away."""
+    is_set = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return " (HF_HUB_OFFLINE is set)" if is_set else ""
 
 
 class TensorFiles(NamedTuple):
