@@ -44,6 +44,8 @@ class Base(NamedTuple):
 def find_start(config: Config) -> str:
     """What `ldjax.models.load` is to load; a base model is pretrained if need be."""
     if config.init is not None:
+        if not config.init.is_dir():
+            raise FileNotFoundError(f"there is no folder {config.init}")
         return str(config.init)
     return str(cached_base(config)) if config.model in PRESETS else config.model
 

@@ -202,7 +202,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, runs, cache, los
         (["--tracked", "50"], "--tracked must be at most --probe-prompts"),
         (["--batch-size", "-1"], "--batch-size must be at least 1"),
         (["--resume", "--overwrite"], "contradict"),
-        (["--init", "nowhere"], "nowhere is not a run folder"),
+        (["--init", "nowhere"], "there is no folder nowhere"),
         (["--data", "nowhere.jsonl"], "no file nowhere.jsonl"),
     ],
 )

@@ -97,7 +97,7 @@ def test_help_shows_defaults_and_units():
     [
         ({"probe_text": " "}, "--probe-text is empty"),
         ({"update_prompt": "Who?"}, "--update-prompt needs --update-text"),
-        ({"init": Path("nowhere")}, "nowhere is not a run folder"),
+        ({"model": "./nowhere"}, "There is no folder nowhere"),
         ({"update_text": " why" * 32}, "have 33 tokens but the model reads at most 32"),
         ({"learning_rate": 0.0}, "--learning-rate must be positive"),
     ],

@@ -2,3 +2,5 @@
 
 `ldjax.models.load` and `ldjax.models.save` are what users call.
 """
+
+__all__: list[str] = []
