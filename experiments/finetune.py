@@ -27,8 +27,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tyro
-from finetune_config import Config
+from finetune_config import Config, from_command_line
 from finetune_data import cropped, summed_over_sides, with_advantages
 from finetune_figures import (
     draw_by_side,
@@ -48,6 +47,7 @@ from finetune_results import (
     type_changes,
 )
 from finetune_setup import Setup, make_setup
+from finetune_start import base_of
 from finetune_watch import State, even_steps, make_observers, make_tracked_step
 
 import ldjax
@@ -117,31 +117,36 @@ def main(config: Config) -> int:
         make_optimizer(config.as_recipe()),
         setup.tracked,
         probe_batch_size=setup.memory.probes,
-        **account_options(config, setup.base),
+        **account_options(setup.base),
     )
+    initial = init(setup.base.params)
+    # The run goes on from them; a second copy would be kept for nothing.
+    setup = setup._replace(base=setup.base.without_params())
     sets = {"observed": setup.observed, "tracked": setup.tracked}
     if setup.everything is not None:
         sets["everything"] = setup.everything
     table, state = {}, None
-    try:
-        for progress in train(
-            init(setup.base.params),
-            num_steps=setup.num_steps,
+    progress_of_run = train(
+        initial,
+        num_steps=setup.num_steps,
+        step_fn=step_fn,
+        batch_fn=batch_fn,
+        save_every=config.checkpoint_every,
+        checkpoints=Checkpoints(run.path / "checkpoints"),
+        observers=make_observers(
+            watch_fn,
+            sets=sets,
             step_fn=step_fn,
             batch_fn=batch_fn,
-            save_every=config.checkpoint_every,
-            checkpoints=Checkpoints(run.path / "checkpoints"),
-            observers=make_observers(
-                watch_fn,
-                sets=sets,
-                step_fn=step_fn,
-                batch_fn=batch_fn,
-                num_steps=setup.num_steps,
-                evaluations=config.evaluations,
-                probe_batch_size=setup.memory.probes,
-                is_explained=config.one_step,
-            ),
-        ):
+            num_steps=setup.num_steps,
+            evaluations=config.evaluations,
+            probe_batch_size=setup.memory.probes,
+            is_explained=config.one_step,
+        ),
+    )
+    del initial
+    try:
+        for progress in progress_of_run:
             table, state = progress.table, progress.state
             write_table(config, run, setup, table)
     except NonFiniteError as error:
@@ -235,13 +240,13 @@ def write_adapter(run: Run, setup: Setup, state: State) -> None:
     folder, model = run.path / "adapter", setup.base.model
     shutil.rmtree(folder, ignore_errors=True)  # of the same run, which was resumed
     trained = Pretrained(model, state.params, model.config, setup.base.tokenizer)
-    save_adapters(folder, trained, base=setup.source)
+    save_adapters(folder, trained, base=base_of(setup.source))
 
 
 def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> int:
     """Write the summary and the figures, print the numbers; the exit status."""
     write_tokens(run, setup, table, state)
-    if config.lora_rank:
+    if setup.base.is_adapted:
         write_adapter(run, setup, state)
     tracked = setup.tracked.probes
     fits = fidelity(table["train"], tracked)
@@ -357,4 +362,4 @@ def _at_both_ends(setup: Setup, table: Table) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    sys.exit(main(from_command_line(Config, __doc__)))

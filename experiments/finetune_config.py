@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
 from finetune_recipes import RECIPES, OptimizerName, Recipe
 
 from ldjax.data.preferences import RESPONSE_TYPES
@@ -12,7 +13,7 @@ from ldjax.losses import LOSSES, NamedLoss, make_loss
 from ldjax.models import PRESETS as MODELS
 from ldjax.models.low_rank import Target
 
-__all__ = ["HUB_DATA", "Config"]
+__all__ = ["HUB_DATA", "PRESETS_OF_THE_PAPER", "Config", "from_command_line"]
 
 #: Anthropic's pairs, downloaded when they are asked for.
 HUB_DATA = "hh-helpful-base"
@@ -20,6 +21,9 @@ HUB_DATA = "hh-helpful-base"
 _PAPER: dict[str, Any] = {
     "data": HUB_DATA,
     "max_rows": 5000,
+    # Blank answers are the authors' too; rows that are no pair of answers are not.
+    "blank": "keep",
+    "on_bad_row": "skip",
     "recipe": "paper",
     "dtype": "bfloat16",
     # The authors' protocol of tokens, and one prompt accounted for at every update.
@@ -32,6 +36,26 @@ PRESETS_OF_THE_PAPER: dict[str, dict[str, Any]] = {
     "pythia-410m": {"model": "EleutherAI/pythia-410m", **_PAPER},
     "qwen1.5-0.5b": {"model": "Qwen/Qwen1.5-0.5B", **_PAPER},
 }
+
+
+def from_command_line(config_type: Any, description: str | None) -> Any:
+    """The settings of a command; with `--preset` its values are the defaults.
+
+    Args:
+      config_type: A dataclass with a field `preset`.
+      description: Of the command.
+    """
+    given = tyro.cli(config_type, description=description)
+    if not given.preset:
+        return given
+    names = {field.name for field in dataclasses.fields(config_type)}
+    preset = {
+        name: value
+        for name, value in PRESETS_OF_THE_PAPER[given.preset].items()
+        # Another start is given.
+        if name in names and not (name == "model" and getattr(given, "init", None))
+    }
+    return tyro.cli(config_type, description=description, default=config_type(**preset))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +101,8 @@ class Config:
     """Of the computation of updates; parameters, and all that is watched, are float32.
     (Differences of log-probs by one update are far below bfloat16's rounding.)"""
     lora_rank: int = 0
-    """Train low-rank adapters of this rank only, if not 0."""
+    """Train fresh low-rank adapters of this rank only, if not 0. A model that has
+    adapters is trained in these alone without it."""
     lora_alpha: float = 0.0
     """Adapters are multiplied by this over the rank; by default the rank, if 0."""
     lora_targets: tuple[Target, ...] = ()
@@ -86,12 +111,12 @@ class Config:
     PEFT's: qkv, or query and value."""
     preset: Literal["", "pythia-410m", "qwen1.5-0.5b"] = ""
     """A run of the paper: its model from the hub, Anthropic-HH helpful-base, its
-    optimizer, in bfloat16; fits one GPU of 80 GB. Options that are not at their
-    defaults count all the same."""
-    recipe: Literal["", "small", "slow", "plain", "paper"] = ""
+    optimizer, in bfloat16; fits one GPU of 80 GB. Sets the defaults of other options,
+    which `--help` behind it shows."""
+    recipe: Literal["small", "slow", "plain", "paper"] = "small"
     """Optimizer, rate, batch size and epochs: for small models (Adam), by plain
     gradient descent at a twentieth of that rate or at one that moves answers by nats,
-    or the paper's. By default small, with a preset paper."""
+    or the paper's."""
     optimizer: OptimizerName | None = None
     """Instead of the recipe's."""
     learning_rate: float = 0.0
@@ -123,9 +148,11 @@ class Config:
     keep: Literal["start", "end"] = "end"
     """Which part of a prompt that is cut to keep."""
     leading_space: Literal["raw", "single"] = "single"
-    """Give every response exactly one leading space, or leave them as they are."""
+    """Give every response exactly one leading space, or leave them as they are: what
+    SentencePiece tokenizers (Llama 2), which add a space themselves, need."""
     document_start: bool = True
-    """Begin prompts with the END token, as the documents of pretraining do."""
+    """Begin prompts as the documents of pretraining: with the tokenizer's start token
+    (Llama), or END where it has none."""
     checkpoint_every: int = 100
     """Updates between two checkpoints."""
     initial_from: str = ""
@@ -156,12 +183,9 @@ class Config:
 
     def resolved(self) -> "Config":
         """With every default filled in, at the size of a smoke test if it is one."""
-        if self.preset:
-            return self._with_preset().resolved()
-        recipe = RECIPES[self.recipe or "small", "dpo" if self.has_pairs else "sft"]
+        recipe = RECIPES[self.recipe, "dpo" if self.has_pairs else "sft"]
         filled = dataclasses.replace(
             self,
-            recipe=self.recipe or "small",
             model=self.model or ("toy" if self.data == "toy" else "0.4M"),
             optimizer=self.optimizer or recipe.optimizer,
             learning_rate=self.learning_rate or recipe.learning_rate,
@@ -184,17 +208,6 @@ class Config:
             checkpoint_every=2,
         )
 
-    def _with_preset(self) -> "Config":
-        """A preset's settings where none other than the default is given."""
-        defaults = Config()
-        changes = {
-            name: value
-            for name, value in PRESETS_OF_THE_PAPER[self.preset].items()
-            if getattr(self, name) == getattr(defaults, name)
-            and not (name == "model" and self.init is not None)
-        }
-        return dataclasses.replace(self, preset="", **changes)
-
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""
         try:
@@ -206,7 +219,8 @@ class Config:
         problems = {
             f"--world must be one of {', '.join(WORLDS)}": self.world not in WORLDS,
             f"--model must be one of {', '.join(MODELS)}, a folder, or the id of a "
-            f"model on the hub such as EleutherAI/pythia-410m; got {self.model}": (
+            "model on the hub such as EleutherAI/pythia-410m or openai-community/gpt2; "
+            f"got {self.model}": (
                 not is_size and not Path(self.model).is_dir() and "/" not in self.model
             ),
             "--model and --init both say where to start: give one": (
@@ -216,6 +230,9 @@ class Config:
                 self.data == HUB_DATA and is_size and self.init is None
             ),
             "--lora-rank must not be negative": self.lora_rank < 0,
+            "--lora-alpha and --lora-targets need --lora-rank": (
+                not self.lora_rank and bool(self.lora_alpha or self.lora_targets)
+            ),
             "--lora-alpha must not be negative": self.lora_alpha < 0,
             "--max-rows must not be negative": self.max_rows < 0,
             f"--target must be of {', '.join(RESPONSE_TYPES)}": (

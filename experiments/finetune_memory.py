@@ -50,15 +50,16 @@ class Plan(NamedTuple):
     def __str__(self) -> str:
         parts = ", ".join(f"{k} {human_bytes(v)}" for k, v in self.parts.items())
         return (
-            f"memory: {human_bytes(self.total)} at most ({parts}), with {self.probes} "
-            "probes at a time"
+            f"memory: {human_bytes(self.total)} at most, {_SLACK} times what is in use "
+            f"({parts}; one of the last three at a time), probes at a time: "
+            f"{self.probes}"
         )
 
 
-def account_options(config: Config, base: Base) -> dict[str, Any]:
+def account_options(base: Base) -> dict[str, Any]:
     """What `ldjax.make_step` is told of a run besides loss and optimizer."""
     options: dict[str, Any] = {"watch_fn": ldjax.linen.apply_fn(base.model)}
-    return options | ({"where": is_adapter} if config.lora_rank else {})
+    return options | ({"where": is_adapter} if base.is_adapted else {})
 
 
 def plan_memory(
@@ -105,11 +106,12 @@ def _parts(
         make_loss(config.loss, **config.coefficients),
         make_optimizer(config.as_recipe()),
         probe_batch_size=probes,
-        **account_options(config, base),
+        **account_options(base),
     )
     state = jax.eval_shape(init, base.params)
     update = _update(config, length)
     watch_fn = ldjax.linen.apply_fn(base.model)
+    model = base.model.config
 
     def observe(params: Any, new_params: Any, batch: Sequences) -> Any:
         move = jax.tree.map(jnp.subtract, new_params, params)
@@ -121,8 +123,13 @@ def _parts(
         "an update and its account": peak_bytes(
             step, state, update, _sequences(num_tracked, length)
         ),
-        "an observation": _bytes(state.params)
+        # With the state after the update that is looked at, and one half-way there.
+        "an observation": _bytes((state.params, state.params, state.opt_state))
         + peak_bytes(observe, state.params, state.params, _sequences(probes, length)),
+        # Keys and values, and the model that is sampled from, if it is another.
+        "sampling": 8
+        * (probes * max_length * model.num_layers * model.num_kv_heads * model.head_dim)
+        + bool(config.initial_from) * _bytes(state.params),
     }
 
 

@@ -27,7 +27,7 @@ from ldjax.data.world import make_world
 from ldjax.probes import Probe, ProbeSet
 from ldjax.reference import fingerprint
 
-__all__ = ["Setup", "make_encoder", "make_setup"]
+__all__ = ["Setup", "check_fits", "make_encoder", "make_setup"]
 
 _LONGEST_SAMPLE = 64
 
@@ -74,14 +74,7 @@ def make_setup(config: Config) -> Setup:
     """
     data = load_data(config)
     source = find_start(config)
-    shapes = load_base(config, source, shapes_only=True)
-    encode, max_length = make_encoder(config, shapes, data)
-    memory = plan_memory(
-        config,
-        shapes,
-        max_length=max_length,
-        num_tracked=config.tracked * len(RESPONSE_TYPES),
-    )
+    encode, max_length, memory = check_fits(config, data, source)
     base = load_base(config, source)
     train_places = choose(data.train, config.probe_prompts, config.seed)
     test_places = choose(data.test, (config.probe_prompts + 1) // 2, config.seed)
@@ -144,6 +137,25 @@ def make_setup(config: Config) -> Setup:
     )
 
 
+def check_fits(config: Config, data: Data, source: str) -> tuple[Encoder, int, Plan]:
+    """How texts are read, the longest example, and the memory that a run will take.
+
+    Raises:
+      FileNotFoundError: If there is no such model.
+      MemoryError: If the run does not fit; no weights have been read yet.
+      ValueError: If the model, or its tokenizer, cannot be read.
+    """
+    shapes = load_base(config, source, shapes_only=True)
+    encode, max_length = make_encoder(config, shapes, data)
+    memory = plan_memory(
+        config,
+        shapes,
+        max_length=max_length,
+        num_tracked=config.tracked * len(RESPONSE_TYPES),
+    )
+    return encode, max_length, memory
+
+
 def load_data(config: Config) -> Data:
     """The texts that are asked for."""
     if config.data == "toy":
@@ -153,6 +165,8 @@ def load_data(config: Config) -> Data:
     )
     train, test = Path(config.data), config.test_data
     if config.data == HUB_DATA:
+        # Rows that are left out must be the same ones whatever is trained.
+        required |= {"chosen", "rejected"}
         train, its_test = hub_data()
         test = test or its_test
     return file_data(
@@ -177,7 +191,7 @@ def make_encoder(config: Config, base: Base, data: Data) -> tuple[Encoder, int]:
         tokenizer=base.tokenizer,
         max_length=limit,
         max_prompt_length=min(config.max_prompt_length, limit // 2),
-        start_with_end=config.document_start,
+        start_document=config.document_start,
         leading_space=config.leading_space,
         keep=config.keep,
     )

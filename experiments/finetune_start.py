@@ -13,11 +13,15 @@ from finetune_config import Config
 from ldjax.data.tokenizers import Tokenizer
 from ldjax.memory import default_limit, human_bytes
 from ldjax.models import PRESETS, LowRank, Pretrained, Transformer, add_adapters, load
-from ldjax.models.hub.adapters import adapter_targets
+from ldjax.models.hub.adapters import (
+    AdapterFolder,
+    adapter_targets,
+    is_adapter_folder,
+)
 from ldjax.models.pretrained import is_run, with_adapters
 from ldjax.runs import open_run
 
-__all__ = ["Base", "cached_base", "find_regime", "find_start", "load_base"]
+__all__ = ["Base", "base_of", "cached_base", "find_regime", "find_start", "load_base"]
 
 
 class Base(NamedTuple):
@@ -34,6 +38,15 @@ class Base(NamedTuple):
     trained_model: Transformer
     params: Any
     tokenizer: Tokenizer
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether it has adapters, which then are all that is trained."""
+        return self.model.config.adapters is not None
+
+    def without_params(self) -> "Base":
+        """The same with the shapes of its parameters only."""
+        return self._replace(params=jax.eval_shape(lambda: self.params))
 
     @property
     def num_params(self) -> int:
@@ -119,7 +132,23 @@ def cached_base(config: Config) -> Path:
     return folder
 
 
+def base_of(source: str) -> str:
+    """Where the model without adapters is, as PEFT's layout has it."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    for place in (folder, folder / "adapter"):
+        if is_adapter_folder(place):
+            return AdapterFolder(place).base
+    return str(folder.resolve())
+
+
 def _adapted(config: Config, base: Pretrained, *, shapes_only: bool) -> Pretrained:
+    if (found := base.config.adapters) is not None:
+        raise ValueError(
+            f"the model has adapters of rank {found.rank} already, which are trained "
+            "without --lora-rank"
+        )
     adapters = LowRank(
         rank=config.lora_rank,
         alpha=config.lora_alpha or config.lora_rank,

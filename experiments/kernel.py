@@ -15,7 +15,7 @@ summary of a block is that of the block written out (small vocabularies); the to
 sums to the prediction.
 
     python experiments/kernel.py --out runs/kernel            (toy world)
-    python experiments/kernel.py --init runs/pipeline/sft --out runs/kernel-sft
+    python experiments/kernel.py --model runs/pipeline/sft --out runs/kernel-sft
     python experiments/kernel.py --init runs/hh --update-prompt "Who?" \
         --update-text "I." --probe-prompt "Who?" --probe-text "You."
 """
@@ -172,7 +172,7 @@ def make_text(config: Config, side: str, base: Base) -> Text:
         base.tokenizer,
         max_length=_UNLIMITED,
         max_prompt_length=1,
-        start_with_end=True,
+        start_document=True,
         leading_space="single",
     ).examples["chosen"]
     length = len(example.prompt_ids) + len(example.response_ids) - 1

@@ -180,7 +180,7 @@ def main(config: Config) -> int:
                 smoke=config.smoke,
             )
             trained = train_all(config, study, seed)
-        except NonFiniteError as error:
+        except (NonFiniteError, MemoryError) as error:
             sys.exit(f"mitigation.py: {error}")
         asked = held_out(study)[: config.judged]
         said[seed] = listen(study, trained, moments, asked, seed)

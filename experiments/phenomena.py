@@ -109,7 +109,11 @@ def main(config: Config) -> int:
         try:
             for name, outcome in study(config, seed):
                 findings[name][seed] = outcome
-        except (NonFiniteError, phenomena_on_policy.TooFewPairsError) as error:
+        except (
+            NonFiniteError,
+            MemoryError,
+            phenomena_on_policy.TooFewPairsError,
+        ) as error:
             sys.exit(f"phenomena.py: seed {seed}: {error}")
         write(run, findings)
     return report(config, run)

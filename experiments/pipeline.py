@@ -19,12 +19,13 @@ from typing import Any, Literal
 
 import finetune
 import jax
-import tyro
+from finetune_config import PRESETS_OF_THE_PAPER, from_command_line
 from finetune_config import Config as StageConfig
-from finetune_setup import load_data
+from finetune_setup import check_fits, load_data
 from finetune_start import find_start
 
 from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.models import PRESETS as MODELS
 from ldjax.runs import Run, open_run, start_run
 
 STAGES = ("sft", "dpo_after_sft", "dpo_from_base")
@@ -108,12 +109,13 @@ class Config:
     def stage(self, **changes: Any) -> StageConfig:
         """The settings of a stage."""
         names = {field.name for field in dataclasses.fields(StageConfig)}
+        preset = PRESETS_OF_THE_PAPER[self.preset] if self.preset else {}
         shared = {
             name: value
             for name, value in dataclasses.asdict(self).items()
             if name in names - {"out", "resume", "overwrite"}
         }
-        return StageConfig(**(shared | changes), resume=True)
+        return StageConfig(**(preset | shared | changes), resume=True)
 
 
 def main(config: Config) -> int:
@@ -123,7 +125,12 @@ def main(config: Config) -> int:
         stage.check()
         if config.resume and config.overwrite:
             raise ValueError("--resume and --overwrite contradict each other")
-        load_data(stage)  # a bad row is found before a base is pretrained
+        # A bad row is found before a base is pretrained, and a model that is not there
+        # or too large before anything is written.
+        data = load_data(stage)
+        if stage.model not in MODELS:
+            for loss in ("sft", "dpo"):
+                check_fits(config.stage(loss=loss).resolved(), data, stage.model)
         # The stages are functions of the same shapes, compiled once.
         jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
         run = start_run(
@@ -134,7 +141,7 @@ def main(config: Config) -> int:
             free=("out", "resume", "overwrite", "cache"),
         )
         base = find_start(config.stage().resolved())
-    except (OSError, ValueError) as mistake:
+    except (OSError, ValueError, MemoryError) as mistake:
         sys.exit(f"pipeline.py: {mistake}")
     sft, dpo_after_sft, dpo_from_base = (run.path / name for name in STAGES)
     stages = {
@@ -202,4 +209,4 @@ def _told(change: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    sys.exit(main(from_command_line(Config, __doc__)))

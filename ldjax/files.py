@@ -19,6 +19,7 @@ __all__ = [
     "Line",
     "decode_line",
     "json_object",
+    "read_json_object",
     "read_lines",
     "text_field",
     "whole_file",
@@ -140,6 +141,35 @@ def json_object(data: bytes) -> dict[str, Any]:
             f"not a JSON object but {type(content).__name__}. Write one JSON object "
             "on each line (JSON lines)."
         )
+    return content
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The one JSON object that a file is.
+
+    Args:
+      path: The file.
+
+    Returns:
+      Its fields.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: If it is damaged, or something else.
+
+    Examples:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.json"
+      >>> _ = path.write_text('{"rank": 2}')
+      >>> read_json_object(path)
+      {'rank': 2}
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not whole JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object.")
     return content
 
 

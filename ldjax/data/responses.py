@@ -119,7 +119,7 @@ def to_examples(
     *,
     max_length: int,
     max_prompt_length: int,
-    start_with_end: bool,
+    start_document: bool,
     leading_space: Literal["raw", "single"],
     keep: Literal["start", "end"] = "end",
 ) -> RowExamples:
@@ -138,9 +138,9 @@ def to_examples(
       tokenizer: Of the model.
       max_length: Of prompt and response together, in tokens.
       max_prompt_length: Of a prompt that has to be cut, in tokens.
-      start_with_end: Begin the prompt with the END token, as documents do in
-        pretraining. It counts as one of the prompt's, and is lost first when the end
-        of the prompt is kept.
+      start_document: Begin the prompt with the token that documents begin with in
+        pretraining: the tokenizer's start token, or END where it has none. It counts
+        as one of the prompt's, and is lost first when the end of the prompt is kept.
       leading_space: "raw" takes the responses as they are, as the authors do: human
         ones of Anthropic-HH begin with a space and rewritten ones do not. "single"
         begins each with exactly one, blank ones too, so that types differ by their
@@ -164,7 +164,7 @@ def to_examples(
       >>> row = PreferenceRow("Why?", {"chosen": " So.", "rejected": " "}, "a:1")
       >>> lengths = {"max_length": 5, "max_prompt_length": 2}
       >>> made = to_examples(
-      ...     row, tokenizer, **lengths, start_with_end=True, leading_space="raw"
+      ...     row, tokenizer, **lengths, start_document=True, leading_space="raw"
       ... )
       >>> made.is_prompt_cut, made.cut_types
       (True, ())
@@ -183,12 +183,12 @@ def to_examples(
                 f"{name!r}, where it would score a stop that is none. Its END must be "
                 "a token of its own, which stands for no word."
             )
-    if start_with_end:
-        prompt_ids = [end, *prompt_ids]
+    if start_document:
+        prompt_ids = [tokenizer.start_id, *prompt_ids]
     if not prompt_ids:
         raise ValueError(
             f"{row.source}: the prompt has no token to predict a response from. Give "
-            "it a text, or pass `start_with_end=True`."
+            "it a text, or pass `start_document=True`."
         )
     responses = [[*ids, end] for ids in response_ids]
     examples = truncate_examples(

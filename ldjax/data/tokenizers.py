@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ldjax.files import whole_file
+from ldjax.files import read_json_object, whole_file
 
 if TYPE_CHECKING:
     import tokenizers
@@ -36,6 +36,7 @@ class SpecialTokens(NamedTuple):
       padding: Fills a batch; never scored.
       unknown: What a word-level tokenizer makes of a word it has not seen. Byte-level
         ones have seen every byte.
+      start: Begins a document, where that is not END (Llama).
 
     Examples:
       >>> SpecialTokens()._replace(unknown="<|unknown|>").end
@@ -45,6 +46,7 @@ class SpecialTokens(NamedTuple):
     end: str = "<|endoftext|>"
     padding: str | None = "<|padding|>"
     unknown: str | None = None
+    start: str | None = None
 
 
 class Tokenizer:
@@ -58,6 +60,8 @@ class Tokenizer:
       end_id: Id of the end token.
       padding_id: Id of the padding token; that of the end token where there is none.
       unknown_id: Id of the unknown token, or None.
+      start_id: Id of the token that documents begin with; that of the end token where
+        there is no other.
       vocab_size: Number of token ids, special ones included: the model's `vocab_size`,
         which may be larger than the tokenizer's own.
 
@@ -81,7 +85,7 @@ class Tokenizer:
         inner.no_padding()
         self._inner = inner
         self.special_tokens = special_tokens
-        end, padding, unknown = (
+        end, padding, unknown, start = (
             None if token is None else _special_id(inner, token)
             for token in special_tokens
         )
@@ -89,6 +93,7 @@ class Tokenizer:
         self.end_id: int = end
         self.padding_id: int = end if padding is None else padding
         self.unknown_id: int | None = unknown
+        self.start_id: int = end if start is None else start
         # Not the number of tokens: a loaded vocabulary may have gaps.
         least = 1 + max(inner.get_vocab(with_added_tokens=True).values())
         self.vocab_size: int = least if vocab_size is None else vocab_size
@@ -256,6 +261,7 @@ def load_tokenizer(
             end=end,
             padding=usual("padding", "<|padding|>"),
             unknown=usual("unknown", "<|unknown|>"),
+            start=usual("start", ""),
         )
     try:
         return Tokenizer(inner, special_tokens, vocab_size)
@@ -264,7 +270,7 @@ def load_tokenizer(
 
 
 #: What the hub calls the fields of `SpecialTokens`.
-_FIELDS = ("eos_token", "pad_token", "unk_token")
+_FIELDS = ("eos_token", "pad_token", "unk_token", "bos_token")
 
 
 def _named_beside(file: Path) -> dict[str, str]:
@@ -274,12 +280,7 @@ def _named_beside(file: Path) -> dict[str, str]:
         beside = file.with_name(name)
         if not beside.is_file():
             continue
-        try:
-            content = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{beside} is not whole JSON: {error}.") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{beside} must hold a JSON object.")
+        content = read_json_object(beside)
         for ours, theirs in zip(SpecialTokens._fields, _FIELDS, strict=True):
             token: Any = content.get(theirs)
             token = token.get("content") if isinstance(token, dict) else token
@@ -395,7 +396,8 @@ def _special_id(inner: "tokenizers.Tokenizer", token: str) -> int:
     if found is None:
         known = [added.content for added in inner.get_added_tokens_decoder().values()]
         raise ValueError(
-            f"The tokenizer has no token {token!r}. Name its own with "
+            f"The tokenizer has no token {token!r}. Name its own in a "
+            '`tokenizer_config.json` beside it, {"eos_token": ...}, or with '
             f"`special_tokens=SpecialTokens(end=...)`: {', '.join(known) or 'none'}."
         )
     return found

@@ -50,8 +50,6 @@ def add_adapters(
       >>> sorted(add_adapters(base, adapters, key=key).params["blocks_0"]["mlp"])
       ['down', 'up', 'up_lora_a', 'up_lora_b']
     """
-    if pretrained.config.adapters is not None:
-        raise ValueError("The model has adapters already: merge them first.")
     config = dataclasses.replace(pretrained.config, adapters=adapters)
     fresh, _ = split(abstract_params(config), is_adapter)
     names = leaf_names(fresh)
@@ -107,11 +105,14 @@ def merge_adapters(pretrained: Pretrained) -> Pretrained:
     return Pretrained(Transformer(config), nested(leaves), config, pretrained.tokenizer)
 
 
-def save_adapters(folder: Path, pretrained: Pretrained, *, base: str | Path) -> None:
+def save_adapters(
+    folder: str | Path, pretrained: Pretrained, *, base: str | Path
+) -> None:
     """Write a model's adapters in PEFT's layout.
 
     `PeftModel.from_pretrained(base_model, folder)` computes the same logits, and `load`
-    reads the folder back, base model and all.
+    reads the folder back, base model and all. (PEFT cannot read a base that is a run of
+    ldjax: `save` it as a folder first.)
 
     Args:
       folder: A folder that does not exist yet, or is empty.
@@ -137,7 +138,7 @@ def save_adapters(folder: Path, pretrained: Pretrained, *, base: str | Path) -> 
       >>> sorted(file.name for file in folder.iterdir())
       ['adapter_config.json', 'adapter_model.safetensors']
     """
-    with whole_folder(folder) as partial:
+    with whole_folder(Path(folder)) as partial:
         write_adapters(partial, pretrained.params, pretrained.config, base=base)
 
 

@@ -84,12 +84,15 @@ def load(
       FileNotFoundError: There is no folder /nowhere.
     """
     dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-    folder = find_folder(source, revision=revision)
+    folder = find_folder(source, revision=revision, weights=not shapes_only)
     if is_run(folder):
         return _load_run(folder, dtypes, shapes_only)
     if is_adapter_folder(folder):
         found = AdapterFolder(folder)
-        base = load(found.base, **dtypes, shapes_only=shapes_only)
+        try:
+            base = load(found.base, **dtypes, shapes_only=shapes_only)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"The base model of {folder}: {error}") from error
         config = found.config(base.config)
         if shapes_only:
             return with_adapters(base, config.adapters)
@@ -103,11 +106,13 @@ def load(
 
 
 def save(
-    folder: Path, pretrained: Pretrained, *, max_shard_bytes: int = 5 * 10**9
+    folder: str | Path, pretrained: Pretrained, *, max_shard_bytes: int = 5 * 10**9
 ) -> None:
     """Write a model as a Hugging Face folder.
 
-    `transformers` loads it back with the same logits; so does `load`.
+    `transformers` loads it back with the same logits; so does `load`. Of the
+    tokenizer's settings the special tokens are kept that ldjax knows, and no chat
+    template.
 
     Args:
       folder: A folder that does not exist yet, or is empty.
@@ -139,7 +144,7 @@ def save(
     content = to_hub(config) | {"torch_dtype": config.param_dtype}
     if pretrained.tokenizer is not None:
         content["eos_token_id"] = pretrained.tokenizer.end_id
-    with whole_folder(folder) as partial:
+    with whole_folder(Path(folder)) as partial:
         text = json.dumps(content, indent=2) + "\n"
         (partial / "config.json").write_text(text, encoding="utf-8")
         if pretrained.tokenizer is not None:
@@ -163,7 +168,7 @@ def with_adapters(
       The model with them.
 
     Raises:
-      ValueError: If the model has not the layers they stand beside.
+      ValueError: If the model has not the layers they stand beside, or has adapters.
 
     Examples:
       >>> from ldjax.models import gpt2_config
@@ -173,6 +178,8 @@ def with_adapters(
       >>> with_adapters(base, adapters).params["blocks_0"]["mlp"]["up_lora_a"]
       {'kernel': ShapeDtypeStruct(shape=(64, 2), dtype=float32)}
     """
+    if base.config.adapters is not None:
+        raise ValueError("The model has adapters already: merge them first.")
     config = dataclasses.replace(base.config, adapters=adapters)
     if params is None:
         merged = abstract_params(config)

@@ -23,7 +23,7 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh"
 WORDS = train_word_level([" a b c d", " Q", "Q", "a"])
 END = WORDS.end_id
 LOOSE = {"max_length": 99, "max_prompt_length": 50}
-RAW = {"start_with_end": False, "leading_space": "raw"}
+RAW = {"start_document": False, "leading_space": "raw"}
 
 
 def row_of(number, chosen, rejected=" no", **others):
@@ -184,7 +184,7 @@ def test_the_leading_space_is_raw_or_single(leading_space, texts):
     raw = ["a b", " a b", "   a b", "", " ", "\n a"]
     responses = dict(zip(RESPONSE_TYPES, raw, strict=False))
     row = PreferenceRow(" prompt", responses, "a:1")
-    how = {"start_with_end": False, "leading_space": leading_space}
+    how = {"start_document": False, "leading_space": leading_space}
     made = to_examples(row, tokenizer, **LOOSE, **how)
     assert [tokenizer.decode(e.response_ids) for e in made.examples.values()] == [
         f"{text}<|endoftext|>" for text in texts
@@ -200,7 +200,7 @@ def test_a_prompt_begins_with_end_unless_its_start_is_cut(keep, num_words, expec
     tokenizer = train_bpe([], vocab_size=258)
     row = PreferenceRow("1234"[:num_words], {"chosen": "x"}, "a:1")
     lengths = {"max_length": 6, "max_prompt_length": 3}
-    how = {"start_with_end": True, "leading_space": "raw"}
+    how = {"start_document": True, "leading_space": "raw"}
     made = to_examples(row, tokenizer, **lengths, **how, keep=keep)
     prompt = tokenizer.decode(made.examples["chosen"].prompt_ids)
     assert prompt.replace("<|endoftext|>", "E") == expected
@@ -271,10 +271,10 @@ def test_a_tokenizer_that_makes_end_out_of_text_is_refused(tmp_path, prompt, nam
 def test_a_prompt_of_no_token_needs_end_before_it():
     row = row_of(3, " a")._replace(prompt="")
     with pytest.raises(
-        ValueError, match=r"a:3: the prompt has no token.*start_with_end"
+        ValueError, match=r"a:3: the prompt has no token.*start_document"
     ):
         to_examples(row, WORDS, **LOOSE, **RAW)
-    how = {"start_with_end": True, "leading_space": "raw"}
+    how = {"start_document": True, "leading_space": "raw"}
     made = to_examples(row, WORDS, **LOOSE, **how)
     assert made.examples["chosen"].prompt_ids == [END]
 

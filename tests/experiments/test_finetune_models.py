@@ -99,7 +99,12 @@ def test_adapters_of_a_folder_are_trained_alone_watched_and_loaded_back(
     ("script", "settings", "parts"),
     [
         ("finetune", {"model": "EleutherAI/pythia-410m"}, ["hf download"]),
-        ("pipeline", {"preset": "pythia-410m"}, ["hf download", "dataset"]),
+        (
+            "pipeline",
+            {"model": "EleutherAI/pythia-410m", "data": "hh-helpful-base"},
+            ["hf download", "dataset", "--data FOLDER/helpful-base/train.jsonl.gz"],
+        ),
+        ("pipeline", {"model": "EleutherAI/pythia-410m"}, ["hf download"]),
         ("kernel", {"model": "EleutherAI/pythia-70m"}, ["hf download"]),
         ("finetune", {"model": "./nowhere/model"}, ["no folder nowhere/model"]),
         ("finetune", {"model": "pythia"}, ["0.1M", "EleutherAI/pythia-410m"]),
@@ -154,7 +159,8 @@ def plan_the_papers_run(name):
             mlp_width=2816,
         ),
     }[name]
-    config = settings.Config(preset=name, loss="dpo").resolved()
+    preset = settings.PRESETS_OF_THE_PAPER[name]
+    config = settings.Config(**preset, loss="dpo").resolved()
     config.check()
     assert (config.optimizer, config.learning_rate) == ("rmsprop", 5e-7)
     assert (config.batch_size, config.clip, config.warmup_steps) == (4, 10.0, 150)
@@ -196,11 +202,24 @@ def test_fewer_probes_at_a_time_are_taken_until_it_fits_or_it_is_refused(
     assert tight.probes == 6
 
 
-def test_a_preset_yields_to_what_is_given(experiments):
-    config = experiments("finetune_config").Config(
-        preset="pythia-410m", dtype="bfloat16", max_rows=7, init=Path("runs/sft")
+def test_a_preset_sets_the_defaults_of_a_command_and_what_is_given_counts(
+    experiments, monkeypatch
+):
+    config = experiments("finetune_config")
+
+    def parsed(*args):
+        monkeypatch.setattr(sys, "argv", ["finetune.py", *args])
+        return config.from_command_line(config.Config, None)
+
+    preset = ("--preset", "pythia-410m")
+    plain, changed = parsed(*preset), parsed(*preset, "--dtype", "float32")
+    assert (plain.model, plain.dtype) == ("EleutherAI/pythia-410m", "bfloat16")
+    assert (plain.data, plain.max_rows, plain.recipe) == (
+        config.HUB_DATA,
+        5000,
+        "paper",
     )
-    resolved = config.resolved()
-    assert resolved.max_rows == 7
-    assert resolved.data == "hh-helpful-base"
-    assert resolved.model == "0.4M"  # not used: the run starts from `init`
+    assert changed.dtype == "float32"
+    assert changed.model == plain.model
+    assert parsed(*preset, "--init", "runs/sft").model == ""
+    assert parsed() == config.Config()

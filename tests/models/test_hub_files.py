@@ -243,8 +243,8 @@ def test_one_tensor_that_does_not_fit_is_named(folder, change, part):
 
 def test_of_many_names_only_some_are_said(folder):
     edit(folder, n_layer=9)
-    message = refused(folder, "missing: transformer.h.2.ln_1.weight", "and 79 more")
-    assert len(message) < 600
+    message = refused(folder, "missing: transformer.h.2.ln_1.weight", "and 74 more")
+    assert len(message) < 800  # ten names, and how many more
 
 
 def test_a_head_that_the_config_ties_away_is_not_missed_but_wanted_untied(folder):

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ldjax.files import read_json_object
 from ldjax.models.hub.config import Settings, family_of
-from ldjax.models.hub.files import TensorFiles, write_tensors
+from ldjax.models.hub.files import TensorFiles, refuse_misfits, write_tensors
 from ldjax.models.hub.parameters import abstract_params
 from ldjax.models.hub.tensors import fused_rows, leaf_names
 from ldjax.models.low_rank import LowRank, Target
@@ -104,18 +105,13 @@ class AdapterFolder:
         self._file = folder / _CONFIG
         if not self._file.is_file():
             raise FileNotFoundError(f"{folder} has no {_CONFIG}.")
-        try:
-            self._content = json.loads(self._file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{self._file} is not whole JSON: {error}.") from error
-        if not isinstance(self._content, dict):
-            raise ValueError(f"{self._file} must hold a JSON object.")
+        self._content = read_json_object(self._file)
         for name, value in _REQUIRED.items():
             found = self._content.get(name, value)
             if found != value and found:
+                only = f"only {value!r}" if value else "without"
                 raise ValueError(
-                    f"{self._file}: `{name}` is {found!r}; ldjax computes only "
-                    f"{value!r}."
+                    f"{self._file}: `{name}` is {found!r}; ldjax computes {only}."
                 )
         start = self._content.get("init_lora_weights")
         if start not in _STARTS:
@@ -160,16 +156,13 @@ class AdapterFolder:
         files = TensorFiles.of(self.folder, name=_TENSORS)
         shapes = leaf_names(abstract_params(config))
         expected = {name: (leaf, is_b) for name, leaf, is_b in _names(config)}
-        wrong = sorted({*expected} ^ {*files.shapes}) or [
-            f"{name} is {list(files.shapes[name])}"
-            for name, (leaf, _) in expected.items()
-            if files.shapes[name] != shapes[leaf].shape[::-1]
-        ]
-        if wrong:
-            raise ValueError(
-                f"The tensors in {self.folder} do not fit its {_CONFIG} and base "
-                f"model: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}."
-            )
+        refuse_misfits(
+            f"The tensors in {self.folder} do not fit its {_CONFIG} and base model",
+            found=files.shapes,
+            expected={
+                name: shapes[leaf].shape[::-1] for name, (leaf, _) in expected.items()
+            },
+        )
         files.refuse_codes(expected)
         return {
             leaf: _from_file(files.read(name), leaf, config, is_b)

@@ -1,12 +1,12 @@
 """The `config.json` of a Hugging Face folder: to a `TransformerConfig` and back."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
+from ldjax.files import read_json_object
 from ldjax.models.rotary import RotaryScaling
 from ldjax.models.transformer_config import (
     TransformerConfig,
@@ -79,12 +79,7 @@ def read_config(folder: Path) -> TransformerConfig:
         raise FileNotFoundError(
             f"{folder} has no config.json: it is no folder of a model."
         )
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not whole JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object.")
+    content = read_json_object(file)
     try:
         return from_hub(content)
     except ValueError as error:

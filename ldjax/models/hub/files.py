@@ -15,12 +15,12 @@ __all__ = ["TensorFiles", "download", "find_folder", "write_tensors"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-#: All that ldjax reads of a repository.
-_WANTED = (
+# All that ldjax reads of a repository.
+_SETTINGS = (
     *("config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "*.safetensors", "*.safetensors.index.json"),
-    *("adapter_config.json",),
+    *("special_tokens_map.json", "adapter_config.json"),
 )
+_WEIGHTS = ("model*.safetensors", _INDEX, "adapter_model.safetensors")
 _FLOATS = ("F16", "BF16", "F32", "F64")
 # Weights in pickles, which may run code when they are read.
 _PICKLES = (
@@ -33,7 +33,9 @@ _PICKLES = (
 )
 
 
-def find_folder(source: str | Path, *, revision: str | None = None) -> Path:
+def find_folder(
+    source: str | Path, *, revision: str | None = None, weights: bool = True
+) -> Path:
     """The local folder of a model, downloaded from the hub where it is not a path.
 
     Downloads are kept in the cache of `huggingface_hub` and found there without a
@@ -43,6 +45,7 @@ def find_folder(source: str | Path, *, revision: str | None = None) -> Path:
       source: A folder, or the id of a repository on the hub such as
         `"EleutherAI/pythia-410m"`.
       revision: Branch, tag or commit of the repository; by default its main branch.
+      weights: Whether the tensors are needed: they are what takes long to download.
 
     Returns:
       The folder.
@@ -70,7 +73,8 @@ def find_folder(source: str | Path, *, revision: str | None = None) -> Path:
         raise ValueError(f"{folder} is a file; give the folder that it is in.")
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"There is no folder {folder}.")
-    return download(name, patterns=_WANTED, revision=revision)
+    patterns = _SETTINGS + _WEIGHTS * weights
+    return download(name, patterns=patterns, revision=revision)
 
 
 def download(
@@ -140,6 +144,10 @@ def download(
             f"hub, which cannot be reached{_why_offline()}. On a machine with a "
             f"network run\n    {fetch} --local-dir {name.rsplit('/', 1)[-1]}\n"
             f"then copy that folder here and give {_GIVE[kind]}."
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise FileNotFoundError(
+            f"The Hugging Face hub refused the {what}: {error}. Try again later."
         ) from error
     except OSError:  # a full disk, say: the hub is not at fault
         raise
@@ -242,6 +250,45 @@ class TensorFiles(NamedTuple):
         # it is closed, and would double that of the parameters.
         with _opened(self.files[name]) as tensors:
             return tensors.get_tensor(name)
+
+
+def refuse_misfits(
+    what: str,
+    *,
+    found: Mapping[str, Sequence[int]],
+    expected: Mapping[str, Sequence[int]],
+) -> None:
+    """One error for all tensors that are missing, extra or of another shape.
+
+    Args:
+      what: Does not fit what, the beginning of the message.
+      found: Shape of each tensor in the file.
+      expected: Shape of each tensor that is wanted.
+
+    Raises:
+      ValueError: If they are not the same.
+
+    Examples:
+      >>> refuse_misfits("A does not fit B", found={"a": (2,)}, expected={"a": (3,)})
+      Traceback (most recent call last):
+        ...
+      ValueError: A does not fit B: of another shape: a is [2] instead of [3]. Is one of
+      the two from another model?
+    """
+    kinds = {
+        "missing": [name for name in expected if name not in found],
+        "not of this model": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} is {list(found[name])} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name]) != tuple(shape)
+        ],
+    }
+    problems = [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
+    if problems:
+        raise ValueError(
+            f"{what}: {'; '.join(problems)}. Is one of the two from another model?"
+        )
 
 
 def write_tensors(
@@ -349,6 +396,6 @@ def _without_weights(folder: Path, name: str, missing: list[str], listed: Any) -
     return f"{folder} has no weights: {names}."
 
 
-def _some(names: list[str], count: int = 5) -> str:
+def _some(names: Sequence[str], count: int = 10) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more

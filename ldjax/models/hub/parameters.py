@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldjax.models.hub.config import family_of
-from ldjax.models.hub.files import TensorFiles
+from ldjax.models.hub.files import TensorFiles, refuse_misfits
 from ldjax.models.hub.tensors import (
     HEADS,
     PREFIXES,
@@ -25,7 +25,6 @@ from ldjax.models.transformer_config import TransformerConfig
 
 __all__ = ["abstract_params", "packed", "read_params"]
 
-_MOST_NAMED = 5
 _EMBEDDING = "token_embedding/embedding"
 
 
@@ -131,28 +130,11 @@ def _matched(
         empty = (np.empty(shapes[leaf].shape, bool) for leaf in rule.leaves)
         matched[rule], expected[name] = name, rule.pack(*empty).shape
     known = buffers(config)
-    missing = [name for name in expected if name not in found]
-    extra = [n for n in found if n not in expected and not known.fullmatch(n)]
-    other = [
-        f"{name} is {list(found[name])} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != shape
-    ]
-    problems = [
-        f"{what}: {_some(names)}"
-        for what, names in (
-            ("missing", missing),
-            ("not of this model", extra),
-            ("of another shape", other),
-        )
-        if names
-    ]
-    if problems:
-        raise ValueError(
-            f"The tensors in {folder} do not fit its config.json. "
-            + "; ".join(problems)
-            + ". Is one of the two from another model?"
-        )
+    refuse_misfits(
+        f"The tensors in {folder} do not fit its config.json",
+        found={name: x for name, x in found.items() if not known.fullmatch(name)},
+        expected=expected,
+    )
     return matched
 
 
@@ -172,9 +154,3 @@ def _check_tied(
             f"{embedding}. If the head is its own, set the first to false; if not, "
             "take the second out of the file."
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    shown = ", ".join(names[:_MOST_NAMED])
-    return f"{shown} and {more} more" if more > 0 else shown
