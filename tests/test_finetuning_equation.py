@@ -65,7 +65,10 @@ def preconditioner(name, gradient, opt_state):
     return jax.tree.map(lambda v: factor / (jnp.sqrt(v / (1 - B2**2)) + EPS), second)
 
 
-@pytest.fixture(scope="module", params=["sft", "dpo"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("sft", marks=pytest.mark.exhaustive), "dpo"],
+)
 def setting(request):
     """`apply_fn`, parameters, loss and update."""
     model, params = make_decoder("gpt2", num_layers=1)

@@ -59,7 +59,7 @@ def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path):
         (["--loss", "sft"], "--loss sft is not a loss of pairs"),
         (["--loss", "grpo"], "--loss grpo is not a loss of pairs"),
         (["--observations", "0"], "--observations must be at least 1"),
-        (["--init", "nowhere"], "nowhere is not a run folder"),
+        (["--init", "nowhere"], "there is no folder nowhere"),
     ],
 )
 def test_a_mistake_is_one_clear_line(tmp_path, args, part):

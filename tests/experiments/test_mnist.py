@@ -47,7 +47,7 @@ def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path, model):
     assert "Traceback" not in again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_same_seed_gives_the_same_numbers(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     for out in (first, second):

@@ -87,7 +87,8 @@ def read_params(folder: Path, config: TransformerConfig) -> Any:
     for rule in sorted(named, key=lambda r: -math.prod(files.shapes[named[r]])):
         parts = rule.unpack(files.read(named[rule]))
         for leaf, part in zip(rule.leaves, parts, strict=True):
-            leaves[leaf] = jnp.asarray(part, dtype)
+            # Waits: copies that lag behind would hold what they are made from.
+            leaves[leaf] = jnp.asarray(part, dtype).block_until_ready()
     return nested(dict(sorted(leaves.items())))
 
 
