@@ -13,6 +13,7 @@ change by one step is below a tenth.
 import contextlib
 import dataclasses
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -193,8 +194,13 @@ def texts(config: Config, base: Any, count: int, rng: np.random.Generator) -> An
 
 def highest_memory() -> int:
     """The most bytes this process has held."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not `ru_maxrss`, which a process inherits from the one that started it.
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        assert found is not None
+        return 1024 * int(found[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def loading(found: dict[str, Any]) -> list[tuple[str, bool]]:
