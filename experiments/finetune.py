@@ -34,7 +34,6 @@ from finetune_figures import (
     draw_curves,
     draw_predicted_against_measured,
     draw_remainder,
-    final_parts,
 )
 from finetune_memory import account_options
 from finetune_recipes import make_optimizer
@@ -47,8 +46,15 @@ from finetune_results import (
     type_changes,
 )
 from finetune_setup import Setup, make_setup
-from finetune_start import base_of
-from finetune_watch import State, even_steps, make_observers, make_tracked_step
+from finetune_start import base_of, load_base
+from finetune_tokens import make_token_map_fn, moved_tokens, token_map_observer
+from finetune_watch import (
+    State,
+    even_steps,
+    make_observers,
+    make_tracked_step,
+    on_all_devices,
+)
 
 import ldjax
 from ldjax.checkpoints import Checkpoints, Table
@@ -56,18 +62,26 @@ from ldjax.files import whole_file
 from ldjax.losses import make_loss
 from ldjax.models import Pretrained, save_adapters
 from ldjax.reference import add_reference
+from ldjax.report import write_page
+from ldjax.report.measures import final_parts
 from ldjax.runs import Run, start_run
 from ldjax.signatures import evaluate
 from ldjax.signatures import table as signature_table
+from ldjax.sinks import make_sink
 from ldjax.training import NonFiniteError, make_batch_fn, train
 
 # What may differ when a run is resumed: where things are. The model it starts from and
 # the rows it trains on are compared by their fingerprints.
 FREE = {"out", "resume", "overwrite", "checkpoint_every", "cache", "init", "data"} | {
+    "log",
     "test_data",
     "initial_from",
     "base_model",
 }
+
+
+# Tokens of an update whose shares are computed at a time, of a small model.
+_UPDATE_TOKENS = 16
 
 
 def main(config: Config) -> int:
@@ -98,6 +112,7 @@ def main(config: Config) -> int:
             make_batch_fn(rows, batch_size=config.batch_size, seed=config.seed),
             setup.max_length,
         )
+        batch_fn, devices = on_all_devices(batch_fn, config.batch_size)
         run = start_run(
             config.out,
             all_settings(config, setup),
@@ -105,19 +120,35 @@ def main(config: Config) -> int:
             overwrite=config.overwrite,
             free=FREE,
         )
+        sinks = [make_sink(name, run) for name in config.log]
     except (OSError, ValueError, MemoryError) as mistake:
         sys.exit(f"finetune.py: {mistake}")
     setup.base.tokenizer.save(run.path)
     write_probes(run, setup)
-    print(describe(config, setup), flush=True)
+    print(devices + describe(config, setup), flush=True)
 
+    optimizer, options = make_optimizer(config.as_recipe()), account_options(setup.base)
     init, step_fn = make_tracked_step(
         apply_fn,
         loss_fn,
-        make_optimizer(config.as_recipe()),
+        optimizer,
         setup.tracked,
         probe_batch_size=setup.memory.probes,
-        **account_options(setup.base),
+        **options,
+    )
+    map_observer = token_map_observer(
+        make_token_map_fn(
+            apply_fn,
+            loss_fn,
+            optimizer,
+            batch_size=1 if setup.memory.parts else _UPDATE_TOKENS,
+            **options,
+        ),
+        setup.tracked,
+        batch_fn,
+        folder=run.path / "token_maps",
+        steps=first_steps(setup.num_steps, config.token_maps),
+        probe_batch_size=setup.memory.probes,
     )
     initial = init(setup.base.params)
     # The run goes on from them; a second copy would be kept for nothing.
@@ -142,15 +173,20 @@ def main(config: Config) -> int:
             evaluations=config.evaluations,
             probe_batch_size=setup.memory.probes,
             is_explained=config.one_step,
-        ),
+        )
+        | {"token_maps": map_observer},
     )
     del initial
     try:
         for progress in progress_of_run:
             table, state = progress.table, progress.state
             write_table(config, run, setup, table)
+            for sink in sinks:
+                sink.write(run.metrics())
     except NonFiniteError as error:
         sys.exit(f"finetune.py: {error}")
+    for sink in sinks:
+        sink.close()
     return report(config, run, setup, table, state)
 
 
@@ -219,9 +255,23 @@ def write_table(config: Config, run: Run, setup: Setup, table: Table) -> None:
     run.write_metrics(metrics_table(table, probes, examples_per_step=config.batch_size))
 
 
-def write_tokens(run: Run, setup: Setup, table: Table, state: State) -> None:
+def first_steps(num_steps: int, count: int) -> set[int]:
+    """So many updates in equal intervals, from the first one on."""
+    return {i * num_steps // count for i in range(count)}
+
+
+def write_tokens(
+    config: Config, run: Run, setup: Setup, table: Table, state: State
+) -> None:
     """`tokens.npz`: the account of every tracked token."""
     arrays: dict[str, np.ndarray] = {"step": table["tokens"]["step"]}
+    arrays |= moved_tokens(
+        ldjax.linen.apply_fn(setup.base.model),
+        load_base(config, setup.source).params,
+        state.params,
+        setup.tracked,
+        probe_batch_size=setup.memory.probes,
+    )
     for i, (places, batch) in enumerate(setup.tracked.batches):
         arrays |= {
             f"probes_{i}": places,
@@ -245,7 +295,7 @@ def write_adapter(run: Run, setup: Setup, state: State) -> None:
 
 def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> int:
     """Write the summary and the figures, print the numbers; the exit status."""
-    write_tokens(run, setup, table, state)
+    write_tokens(config, run, setup, table, state)
     if setup.base.is_adapted:
         write_adapter(run, setup, state)
     tracked = setup.tracked.probes
@@ -294,7 +344,9 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
     checks = [*identities, *claims]
     for check in checks:
         print(f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}")
+    page = write_page([run])
     print("\n".join(["", "figures:", *map(str, figures), f"run folder: {run.path}"]))
+    print(f"the report, for a browser: {page}")
     return 0 if all(check["holds"] for check in checks) else 1
 
 

@@ -12,6 +12,7 @@ from ldjax.data.world import PRESETS as WORLDS
 from ldjax.losses import LOSSES, NamedLoss, make_loss
 from ldjax.models import PRESETS as MODELS
 from ldjax.models.low_rank import Target
+from ldjax.sinks import SinkName, check_sinks
 
 __all__ = ["HUB_DATA", "PRESETS_OF_THE_PAPER", "Config", "from_command_line"]
 
@@ -138,6 +139,10 @@ class Config:
     to every observed response; three times the cost of observing."""
     tracked: int = 8
     """Observed trained prompts whose responses are accounted for at every update."""
+    token_maps: int = 2
+    """Updates, in equal intervals from the first one on, of which is recorded what each
+    of their tokens did to each tracked token; each takes a backward and a forward pass
+    for every token of its batch."""
     evaluations: int = 20
     """Observations in equal intervals, besides that at the start; 20 or more are
     recommended to judge the published signatures."""
@@ -160,6 +165,9 @@ class Config:
     none; by default the one the run starts from."""
     cache: Path = Path("runs/cache")
     """Where base models and reference log-probs are kept."""
+    log: tuple[SinkName, ...] = ()
+    """Also show the run while it goes on, in TensorBoard (`tensorboard`, files in the
+    run folder) or Weights & Biases (`wandb`; offline unless one is logged in)."""
     seed: int = 0
     """Of the toy world, the base model, the choice of probes and the order of data."""
     resume: bool = False
@@ -204,12 +212,14 @@ class Config:
             epochs=self.epochs or 0.05,
             probe_prompts=2,
             tracked=1,
+            token_maps=min(self.token_maps, 1),
             evaluations=3,
             checkpoint_every=2,
         )
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""
+        check_sinks(self.log)
         try:
             make_loss(self.loss, **self.coefficients)
         except ValueError as mistake:
@@ -248,6 +258,7 @@ class Config:
             "--epochs must be positive": not self.epochs > 0,
             "--clip must be positive": not self.clip > 0,
             "--warmup-steps must not be negative": self.warmup_steps < 0,
+            "--token-maps must not be negative": self.token_maps < 0,
             "--seed must not be negative": self.seed < 0,
             "--tracked must be at most --probe-prompts": (
                 self.tracked > self.probe_prompts

@@ -4,188 +4,38 @@ Response types come in four groups, each with a colour; within a group they diff
 shade and, where dashes do not mean "predicted", in dashes.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
 from matplotlib.colors import to_hex, to_rgb
 
 from ldjax.report.figures import COLORS, figure, scatter
+from ldjax.report.measures import (
+    GROUPS,
+    PARTS,
+    PROBE_SETS,
+    TYPES,
+    Curve,
+    accumulated_curves,
+    change_curves,
+    final_parts,
+    part_names,
+    remainder_ratio,
+    tracked_steps,
+)
 from ldjax.runs import Run
 
 __all__ = [
-    "Curve",
-    "accumulated_curves",
-    "change_curves",
     "draw_by_side",
     "draw_curves",
     "draw_predicted_against_measured",
     "draw_remainder",
-    "final_parts",
-    "part_names",
-    "remainder_ratio",
 ]
 
-GROUPS = {
-    "chosen": ("chosen", "chosen_initial", "chosen_gptsemantic", "chosen_gptformat"),
-    "rejected": ("rejected", "reject_gptsemantic", "reject_gptformat"),
-    "irrelevant": ("irr_train", "irr_test", "irr_hum"),
-    "random": ("random_permute", "random_nonhum"),
-}
-TYPES = tuple(name for types in GROUPS.values() for name in types)
-PROBE_SETS = {"train": "trained prompts", "test": "held-out prompts"}
-PARTS = {
-    "part:chosen": ("chosen side", COLORS["chosen"]),
-    "part:rejected": ("rejected side", COLORS["rejected"]),
-    "part:update": ("this step's gradient", COLORS["update"]),
-    "part:history": ("optimizer's history", COLORS["history"]),
-    "part:weight_decay": ("weight decay", COLORS["weight_decay"]),
-    "remainder": ("remainder", COLORS["remainder"]),
-}
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 _SHADES = (0.0, -0.5, 0.35, -0.75)  # towards white, or black where negative
-
-
-class Curve(NamedTuple):
-    """Numbers in the order of training.
-
-    Attributes:
-      x: Training examples seen, or updates.
-      y: The numbers.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-
-
-# What is drawn
-
-
-def change_curves(
-    metrics: pl.DataFrame, quantity: str, probe_set: str
-) -> dict[str, Curve]:
-    """Mean over the prompts of a set, since step 0, by response type.
-
-    Args:
-      metrics: Of a run.
-      quantity: Such as `log_prob`.
-      probe_set: One of `PROBE_SETS`.
-
-    Returns:
-      Curves over the training examples seen, of the types that were observed.
-    """
-    return {
-        name: Curve(
-            rows["examples"].to_numpy(), (rows["value"] - rows["value"][0]).to_numpy()
-        )
-        for name, rows in _means(metrics, quantity, probe_set).items()
-    }
-
-
-def accumulated_curves(metrics: pl.DataFrame, quantity: str) -> dict[str, Curve]:
-    """Mean over the tracked sequences, added up step by step, by response type.
-
-    Args:
-      metrics: Of a run.
-      quantity: Such as `measured`; `remainder` is measured - predicted.
-
-    Returns:
-      Curves over the updates done, from 0 before the first.
-    """
-    if quantity == "remainder":
-        predicted = accumulated_curves(metrics, "predicted")
-        return {
-            name: Curve(curve.x, curve.y - predicted[name].y)
-            for name, curve in accumulated_curves(metrics, "measured").items()
-        }
-    return {
-        name: Curve(
-            np.concatenate((rows["step"][:1], rows["step"] + 1)),
-            np.concatenate(([0.0], rows["value"].cum_sum())),
-        )
-        for name, rows in _means(metrics, quantity, "tracked").items()
-    }
-
-
-def remainder_ratio(
-    metrics: pl.DataFrame, types: Sequence[str], numerator: str = "remainder"
-) -> Curve:
-    """What first order misses at each step, as a fraction of what was measured.
-
-    This is |measured - predicted| / |measured|, with Euclidean norms over the tracked
-    sequences of some types.
-
-    Args:
-      metrics: Of a run.
-      types: The response types that count.
-      numerator: `floor` puts the size of the rounding errors there instead.
-
-    Returns:
-      A curve over the updates, without those at which nothing moved.
-    """
-    norm = lambda column: (pl.col(column) ** 2).sum().sqrt()
-    norms = (
-        _tracked(metrics)
-        .filter(pl.col("type").is_in(types))
-        .group_by("step")
-        .agg(norm(numerator).alias("numerator"), norm("measured"))
-        .filter(pl.col("measured") > 0)
-        .sort("step")
-    )
-    ratio = norms["numerator"] / norms["measured"]
-    return Curve(norms["step"].to_numpy(), ratio.to_numpy())
-
-
-def part_names(metrics: pl.DataFrame) -> list[str]:
-    """The parts that were recorded and that add up to the measured change."""
-    logged = set(metrics["quantity"].unique())
-    if {"measured", "predicted"} <= logged:
-        logged.add("remainder")
-    if "part:chosen" in logged:
-        logged.discard("part:update")  # the two sides together
-    return [name for name in PARTS if name in logged]
-
-
-def final_parts(metrics: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """The accumulated change at the end of training by part, then by response type."""
-    return {
-        part: {
-            name: float(curve.y[-1])
-            for name, curve in accumulated_curves(metrics, part).items()
-        }
-        for part in part_names(metrics)
-    }
-
-
-def _means(
-    metrics: pl.DataFrame, quantity: str, probe_set: str
-) -> dict[str, pl.DataFrame]:
-    """Mean over the prompts of a set at every step, by response type."""
-    of_set = pl.col("probe").str.starts_with(f"{probe_set}/")
-    means = (
-        metrics.filter((pl.col("quantity") == quantity) & of_set)
-        .group_by("type", "step", "examples")
-        .agg(pl.col("value").mean())
-        .sort("step")
-    )
-    by_type = means.partition_by("type", as_dict=True)
-    return {name: by_type[name,] for name in TYPES if (name,) in by_type}
-
-
-def _tracked(metrics: pl.DataFrame) -> pl.DataFrame:
-    """One row per tracked sequence and step, with a column per quantity."""
-    quantities = ("predicted", "measured", "floor")
-    of_set = pl.col("probe").str.starts_with("tracked/")
-    wide = metrics.filter(pl.col("quantity").is_in(quantities) & of_set).pivot(
-        "quantity", index=["step", "probe", "type"], values="value"
-    )
-    remainder = pl.col("measured") - pl.col("predicted")
-    return wide.with_columns(remainder.alias("remainder"))
-
-
-# How it is drawn
 
 
 def draw_curves(run: Run, baseline: Run | None = None) -> list[Path]:
@@ -199,7 +49,7 @@ def draw_curves(run: Run, baseline: Run | None = None) -> list[Path]:
       The files written.
     """
     tables = [each.metrics() for each in (run, baseline) if each is not None]
-    sets = [name for name in PROBE_SETS if _means(tables[0], "log_prob", name)]
+    sets = [name for name in PROBE_SETS if change_curves(tables[0], "log_prob", name)]
     if not sets:
         return []
     title = f"Change of the mean log-probs since the start: {run.path.name}"
@@ -235,7 +85,7 @@ def draw_predicted_against_measured(run: Run) -> list[Path]:
     if not measured:
         return []
     predicted = accumulated_curves(metrics, "predicted")
-    steps = _tracked(metrics).partition_by("type", as_dict=True)
+    steps = tracked_steps(metrics).partition_by("type", as_dict=True)
     path = run.figure_path("predicted_against_measured")
     title = f"First-order prediction and measurement: {run.path.name}"
     with figure(path, title, nrows=2, ncols=4, figsize=(16, 8)) as axes:
@@ -274,7 +124,7 @@ def draw_remainder(run: Run) -> list[Path]:
       The files written.
     """
     metrics = run.metrics()
-    if not _means(metrics, "measured", "tracked"):
+    if not accumulated_curves(metrics, "measured"):
         return []
     path = run.figure_path("remainder")
     title = f"What first order misses, step by step: {run.path.name}"
@@ -321,7 +171,7 @@ def draw_by_side(run: Run) -> list[Path]:
         for ax, name in zip(axes[0], ("chosen", "rejected"), strict=False):
             for part, curves in parts.items():
                 if name in curves:
-                    _draw_line(ax, curves[name], color=PARTS[part][1])
+                    _draw_line(ax, curves[name], color=_part_color(part))
             if name in measured:
                 _draw_line(ax, measured[name], color="black")
             _finish(ax, f"log-prob of {name} (black: measured)", "updates")
@@ -366,6 +216,10 @@ def _color(name: str) -> str:
     return "black"
 
 
+def _part_color(part: str) -> str:
+    return COLORS[part.removeprefix("part:")]
+
+
 def _place(name: str) -> int:
     return next(types.index(name) for types in GROUPS.values() if name in types)
 
@@ -389,8 +243,8 @@ def _stacked_bars(
     for part, changes in parts.items():
         heights = np.array([changes[name] for name in names])
         starts = np.where(heights > 0, tops, bottoms)
-        label, color = PARTS[part]
-        ax.bar(places, heights, 0.7, bottom=starts, color=color, label=label)
+        look = {"color": _part_color(part), "label": PARTS[part]}
+        ax.bar(places, heights, 0.7, bottom=starts, **look)
         tops, bottoms = tops + heights.clip(min=0), bottoms + heights.clip(max=0)
     ends = [measured[name].y[-1] for name in names]
     ax.plot(places, ends, "D", color="black", markersize=5, label="measured")

@@ -1,5 +1,9 @@
-"""The updates of a finetuning run, and what is observed between them."""
+"""The updates of a finetuning run, and what is observed between them.
 
+On all devices that JAX sees: parameters on each, rows divided over them.
+"""
+
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,9 +17,16 @@ import ldjax
 from ldjax.dynamics import ApplyFn, LossFn
 from ldjax.probes import ProbeSet, make_change_fn, make_observe_fn
 from ldjax.scoring import make_score_fn
+from ldjax.sharding import data_mesh, replicate, shard, shard_probes
 from ldjax.training import Observer
 
-__all__ = ["State", "even_steps", "make_observers", "make_tracked_step"]
+__all__ = [
+    "State",
+    "even_steps",
+    "make_observers",
+    "make_tracked_step",
+    "on_all_devices",
+]
 
 #: Where the order of the remainder is checked, first order leaves this share of the
 #: change; the third order then bends the ratio of 4 by about as much.
@@ -45,6 +56,31 @@ class State(NamedTuple):
     measured: tuple[Array, ...]
 
 
+def on_all_devices(
+    batch_fn: Callable[[int], Any], batch_size: int
+) -> tuple[Callable[[int], Any], str]:
+    """The batches of a run on its devices, and a line that says how they lie.
+
+    A batch whose rows cannot be divided is computed whole by every device: its loss is
+    a mean, to which no row may be added.
+
+    Args:
+      batch_fn: The batch of each step.
+      batch_size: Its rows.
+
+    Returns:
+      The same batches, and the line; empty where there is one device.
+    """
+    mesh = data_mesh()
+    if batch_size % mesh.size:
+        place = replicate
+        rows = f"all {batch_size} rows of an update (not a multiple of {mesh.size})"
+    else:
+        place, rows = shard, f"{batch_size // mesh.size} rows of an update"
+    line = f"{mesh.size} devices, on each {rows} and its share of what is watched\n"
+    return lambda step: place(batch_fn(step), mesh), line if mesh.size > 1 else ""
+
+
 def make_tracked_step(
     apply_fn: ApplyFn,
     loss_fn: LossFn,
@@ -69,18 +105,27 @@ def make_tracked_step(
       `floor` and one `part:...` for each part of the update.
     """
     init_step, step = ldjax.make_step(apply_fn, loss_fn, optimizer, **options)
-    watched = tuple(batch for _, batch in tracked.batches)
+    mesh = data_mesh()
+    watched = tuple(batch for _, batch in shard_probes(tracked, mesh).batches)
+    counts = [len(places) for places, _ in tracked.batches]
     order = np.argsort(np.concatenate([places for places, _ in tracked.batches]))
 
     def init(params: Any) -> State:
         dtype = jnp.result_type(*jax.tree.leaves(params))
-        nothing = tuple(jnp.zeros(batch.targets.shape, dtype) for batch in watched)
-        return State(*init_step(params), nothing, nothing)
+        nothing = own(tuple(jnp.zeros(w.targets.shape, dtype) for w in watched))
+        # As the updates leave it: elsewhere, the second one would be compiled anew.
+        return replicate(State(*init_step(params), nothing, nothing), mesh)
+
+    def own(batches: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Without the rows that fill up: a checkpoint fits any number of devices."""
+        return tuple(leaf[:n] for leaf, n in zip(batches, counts, strict=True))
 
     @jax.jit
     def digest(state: State, comparison: Any) -> Any:
+        predicted, measured = own(comparison.predicted), own(comparison.measured)
+
         def per_probe(batches: tuple[Array, ...]) -> Array:
-            return jnp.concatenate([leaf.sum(-1) for leaf in batches])[order]
+            return jnp.concatenate([leaf.sum(-1) for leaf in own(batches)])[order]
 
         changes = {
             "predicted": comparison.predicted,
@@ -88,8 +133,8 @@ def make_tracked_step(
             "floor": comparison.floor,
         } | {f"part:{name}": part for name, part in comparison.parts.items()}
         sums = (
-            jax.tree.map(jnp.add, state.predicted, comparison.predicted),
-            jax.tree.map(jnp.add, state.measured, comparison.measured),
+            jax.tree.map(jnp.add, state.predicted, predicted),
+            jax.tree.map(jnp.add, state.measured, measured),
         )
         return sums, {name: per_probe(change) for name, change in changes.items()}
 
@@ -145,8 +190,10 @@ def make_observers(
       start and half-way.
     """
     due = even_steps(num_steps, evaluations) | set(EARLY_STEPS)
-    observe = make_observe_fn(apply_fn, sets["observed"])
-    change_fn = make_change_fn(apply_fn, sets["observed"])
+    mesh = data_mesh()
+    observed = shard_probes(sets["observed"], mesh)
+    observe = make_observe_fn(apply_fn, observed)
+    change_fn = make_change_fn(apply_fn, observed)
     score_fn = make_score_fn(apply_fn)
 
     def one_step(state: State) -> dict[str, Any]:
@@ -157,22 +204,27 @@ def make_observers(
         changes = change_fn(state.params, following.params)
         return {f"{name}_step": change for name, change in changes.items()}
 
+    tracked = sets["tracked"]
+    in_slices = [
+        shard_probes(
+            tracked._replace(batches=(batch,)).in_slices(probe_batch_size), mesh
+        ).batches
+        for batch in tracked.batches
+    ]
+
     def tokens(state: State) -> dict[str, Any]:
-        def scores(batch: Any) -> Array:
-            starts = range(0, len(batch.targets), probe_batch_size)
-            slices = (
-                jax.tree.map(lambda leaf: leaf[i : i + probe_batch_size], batch)  # noqa: B023
-                for i in starts
+        def scores(slices: Any) -> Array:
+            return jnp.concatenate(
+                [score_fn(state.params, part)[: len(at)] for at, part in slices]
             )
-            return jnp.concatenate([score_fn(state.params, part) for part in slices])
 
         return {
-            f"log_prob_{place}": scores(batch)
-            for place, (_, batch) in enumerate(sets["tracked"].batches)
+            f"log_prob_{place}": scores(slices)
+            for place, slices in enumerate(in_slices)
         }
 
     tracked_change_fn = make_change_fn(
-        apply_fn, sets["tracked"].in_slices(probe_batch_size)
+        apply_fn, tracked._replace(batches=tuple(itertools.chain(*in_slices)))
     )
 
     def order(state: State) -> dict[str, Any]:
@@ -208,7 +260,8 @@ def make_observers(
     if is_explained:
         observers["one_step"] = Observer(one_step, due.__contains__)
     if "everything" in sets:
-        observe_all = make_observe_fn(apply_fn, sets["everything"])
+        everything = shard_probes(sets["everything"], mesh)
+        observe_all = make_observe_fn(apply_fn, everything)
         observers["everything"] = Observer(
             lambda state: observe_all(state.params), lambda step: step == 0
         )

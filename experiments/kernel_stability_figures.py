@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from finetune_figures import GROUPS
 
 from ldjax.report.figures import COLORS, figure, heat_map, scatter
+from ldjax.report.measures import GROUPS
 from ldjax.runs import Run
 
 __all__ = ["draw_figures"]

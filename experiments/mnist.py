@@ -37,6 +37,7 @@ import ldjax
 from ldjax.data import Images, as_sequences, load_digits, load_mnist
 from ldjax.models import MLP, LeNet
 from ldjax.runs import create_run
+from ldjax.sinks import SinkName, check_sinks, make_sink
 
 MODELS = {"lenet": LeNet, "mlp": MLP}
 
@@ -86,6 +87,10 @@ class Config:
     classes: tuple[int, int, int] = (4, 9, 0)
     """Class of the trained image (and of the same-class probe), of the similar and of
     the dissimilar probe."""
+    log: tuple[SinkName, ...] = ()
+    """Also show the numbers, when the run is done, in TensorBoard (`tensorboard`, files
+    in the run folder) or Weights & Biases (`wandb`; offline unless one is logged in),
+    or both."""
     overwrite: bool = False
     """Replace a run that is already in `--out`."""
     smoke: bool = False
@@ -142,8 +147,10 @@ def main(config: Config) -> int:
     config = config.resolved()
     try:
         config.check()
+        check_sinks(config.log)
         images = load_images(config)
         run = create_run(config.out, settings(config), overwrite=config.overwrite)
+        sinks = [make_sink(name, run) for name in config.log]
     except (OSError, ValueError) as mistake:
         sys.exit(f"mnist.py: {mistake}")
     model = MODELS[config.model]()
@@ -170,6 +177,9 @@ def main(config: Config) -> int:
     results.change = np.asarray(change).reshape(NUM_CLASSES, -1, NUM_CLASSES)
 
     run.write_metrics(results.rows)
+    for sink in sinks:
+        sink.write(run.metrics())
+        sink.close()
     identities = check_identities(results)
     claims = [] if config.smoke else check_claims(results, seed=config.seed)
     run.write_summary({"claims": claims, "identities": identities})

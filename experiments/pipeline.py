@@ -26,27 +26,16 @@ from finetune_start import find_start
 
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.models import PRESETS as MODELS
+from ldjax.report import write_page
+from ldjax.report.words import named, told
 from ldjax.runs import Run, open_run, start_run
+from ldjax.sinks import SinkName
 
 STAGES = ("sft", "dpo_after_sft", "dpo_from_base")
 TITLES = {
     "sft": "SFT on the chosen answers",
     "dpo_after_sft": "DPO after SFT",
     "dpo_from_base": "DPO of the base model",
-}
-MEANINGS = {
-    "chosen": "the preferred answer",
-    "chosen_initial": "the base model's own sample",
-    "chosen_gptsemantic": "the preferred answer in other words",
-    "chosen_gptformat": "its format with other facts",
-    "rejected": "the rejected answer",
-    "reject_gptsemantic": "the rejected answer in other words",
-    "reject_gptformat": "its format with other facts",
-    "irr_train": "another prompt's trained answer",
-    "irr_test": "an answer that is never trained on",
-    "irr_hum": "unrelated text",
-    "random_permute": "the preferred answer shuffled",
-    "random_nonhum": "shuffled unrelated words",
 }
 
 
@@ -89,6 +78,9 @@ class Config:
     to every observed response; three times the cost of observing."""
     tracked: int = 8
     """Prompts whose responses are accounted for at every update."""
+    token_maps: int = 2
+    """Updates of a stage of which is recorded what each of their tokens did to each
+    tracked token."""
     evaluations: int = 20
     """Observations of a stage in equal intervals, besides that at the start."""
     max_length: int = 512
@@ -97,6 +89,9 @@ class Config:
     """Of a prompt that has to be cut, in tokens."""
     cache: Path = Path("runs/cache")
     """Where base models, reference log-probs and compiled functions are kept."""
+    log: tuple[SinkName, ...] = ()
+    """Also show each stage while it goes on, in TensorBoard (`tensorboard`, files in the
+    run folder) or Weights & Biases (`wandb`; offline unless one is logged in)."""
     seed: int = 0
     """Of everything."""
     resume: bool = False
@@ -138,7 +133,7 @@ def main(config: Config) -> int:
             dataclasses.asdict(config),
             resume=config.resume,
             overwrite=config.overwrite,
-            free=("out", "resume", "overwrite", "cache"),
+            free=("out", "resume", "overwrite", "cache", "log"),
         )
         base = find_start(config.stage().resolved())
     except (OSError, ValueError, MemoryError) as mistake:
@@ -169,8 +164,10 @@ def main(config: Config) -> int:
             "base": base,
         }
     )
+    page = write_page([*runs.values()], run.path / "report.html")
     print("\n".join(["", *what_happened(runs), "", "run folders:"]))
     print("\n".join(str(stage.path) for stage in runs.values()))
+    print(f"\nthe report, for a browser: {page}")
     failed = [TITLES[name] for name, status in statuses.items() if status]
     if failed:
         print(f"\nClaims that do not hold in: {', '.join(failed)}.")
@@ -184,28 +181,17 @@ def what_happened(runs: dict[str, Run]) -> list[str]:
     for type_ in (*RESPONSE_TYPES, "argmax"):
         if type_ not in changes["sft"]:
             continue
-        told = "; ".join(
-            f"{_SHORT[name]} {_told(changes[name][type_])}" for name in STAGES
+        moves = {name: changes[name][type_] for name in STAGES}
+        stages = "; ".join(
+            f"{_SHORT[name]} "
+            + told(move["end"] - move["start"], move["highest"] - move["start"])
+            for name, move in moves.items()
         )
-        meaning = MEANINGS.get(type_, "the greedy token after each prefix, y*")
-        lines.append(f"  {type_} ({meaning}): {told}")
+        lines.append(f"  {named(type_)}: {stages}")
     return lines
 
 
 _SHORT = {"sft": "SFT", "dpo_after_sft": "then DPO", "dpo_from_base": "DPO alone"}
-
-
-def _told(change: dict[str, float]) -> str:
-    """One stage's curve in words."""
-    total = change["end"] - change["start"]
-    rise = change["highest"] - change["start"]
-    back = change["highest"] - change["end"]
-    # A peak counts as one if both its sides are a tenth of the larger move, and a nat.
-    least = max(1.0, 0.1 * max(rise, back))
-    if rise > least and back > least:
-        return f"rises by {rise:.1f}, then falls to {total:+.1f}"
-    verb = "rises by" if total > 0 else "falls by"
-    return f"{verb} {abs(total):.1f}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ really move, by how much does first-order theory say it should have, and why::
 * `preconditioner`: the diagonal `P` of a step, for the kernel `J P J^T`.
 * `jacobian`, `LinearMap`: what they are made of.
 * `Sequences`, `losses`: what is trained on and scored.
+* `Recorder`: probes in a loop of your own, for the report page.
 
 Submodules that need more than JAX and optax (`models`, `data`, `linen`, `report`,
 `runs`) are imported when they are first used.
@@ -40,6 +41,7 @@ from ldjax.log_probs import (
 )
 from ldjax.ntk import empirical_ntk
 from ldjax.preconditioner import preconditioner
+from ldjax.recorder import Recorder
 
 __all__ = [
     "AdvantagedSequences",
@@ -47,6 +49,7 @@ __all__ = [
     "FunctionMap",
     "LinearMap",
     "PendingState",
+    "Recorder",
     "ReferencedSequences",
     "Sequences",
     "StepComparison",

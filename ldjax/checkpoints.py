@@ -108,8 +108,9 @@ class Checkpoints:
         """Read the newest checkpoint.
 
         Args:
-          like: A state of the same structure. Without it tuples come back as lists and
-            named tuples as dicts.
+          like: A state of the same structure; where it lies on several devices, so
+            does the result. Without it tuples come back as lists and named tuples as
+            dicts.
 
         Returns:
           The checkpoint, bit for bit as it was saved, or None if there is none.
@@ -148,7 +149,10 @@ class Checkpoints:
                     f"The checkpoint of step {step} in {self.folder} is of another "
                     f"model, optimizer or precision: {error}"
                 ) from error
-        return Progress(step, jax.tree.map(jnp.array, state), restored["table"])
+        state = jax.tree.map(jnp.array, state)
+        if like is not None:
+            state = jax.tree.map(_placed_like, state, like)
+        return Progress(step, state, restored["table"])
 
     @contextmanager
     def _manager(self, *, is_writing: bool) -> Iterator["ocp.CheckpointManager"]:
@@ -165,6 +169,13 @@ class Checkpoints:
             yield manager
         finally:
             manager.close()
+
+
+def _placed_like(array: jax.Array, like: Any) -> jax.Array:
+    sharding = getattr(like, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return array
+    return jax.device_put(array, sharding)
 
 
 def _arranged(tree: Any, like: Any) -> Any:

@@ -71,7 +71,7 @@ def loss_with_weights(params, batch, weights, fixed):
 @pytest.mark.parametrize(
     ("optimizer", "rest"),
     [
-        (optax.sgd(RATE), set()),
+        pytest.param(optax.sgd(RATE), set(), marks=pytest.mark.exhaustive),
         pytest.param(
             optax.adamw(RATE, weight_decay=0.1),
             {"history", "weight_decay"},

@@ -35,7 +35,9 @@ def decoder(request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["jacobian", "ntk_vp"])
+@pytest.mark.parametrize(
+    "method", ["jacobian", pytest.param("ntk_vp", marks=pytest.mark.exhaustive)]
+)
 def test_adaptation_kernel_and_residual_give_the_steps_prediction(decoder, method):
     apply_fn, params, one_step = decoder
 

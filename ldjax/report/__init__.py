@@ -1,5 +1,9 @@
-"""Figures of runs, drawn from their run folders."""
+"""Figures and pages about runs, drawn from their run folders.
 
-from ldjax.report import figures
+`write_page` writes one self-contained page; `python -m ldjax.report RUN` calls it.
+`figures` is the look of figures, and draws by matplotlib.
+"""
 
-__all__ = ["figures"]
+from ldjax.report.page import write_page
+
+__all__ = ["write_page"]

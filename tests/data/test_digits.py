@@ -1,8 +1,5 @@
 """The bundled digits, the split, and images as sequences."""
 
-import subprocess
-import sys
-
 import hypothesis
 import jaxtyping
 import numpy as np
@@ -85,14 +82,3 @@ def test_sequences_refuse_labels_of_another_length(digits, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="got 4 images and 3 labels"):
         as_sequences(digits.test_images[:4], digits.test_labels[:3])
-
-
-def test_importing_ldjax_imports_no_loader():
-    code = (
-        "import sys, ldjax, ldjax.data, ldjax.models\n"
-        "print(sorted({'sklearn', 'pooch', 'scipy.stats'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"

@@ -106,6 +106,60 @@ def test_the_tokens_of_a_run_add_up_to_its_sequences(runs):
         assert total == pytest.approx(values.sum(), rel=1e-4)
 
 
+def of_each_probe(tokens, arrays, name):
+    """Sums over all axes but the first, in the order of the tracked probes."""
+    found = {}
+    for i in range(sum(key.startswith("probes_") for key in tokens)):
+        sums = arrays[name.format(i)].reshape(len(tokens[f"probes_{i}"]), -1).sum(1)
+        found |= dict(zip(tokens[f"probes_{i}"].tolist(), sums, strict=True))
+    return np.array([found[place] for place in sorted(found)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "dpo_after_sft"])
+def test_the_tokens_of_an_update_add_up_to_its_own_part(runs, stage):
+    _, out = runs
+    run = open_run(out / stage)
+    tokens = np.load(run.path / "tokens.npz")
+    (path,) = (run.path / "token_maps").glob("*.npz")
+    maps = np.load(path)
+    metrics = run.metrics()
+    for side in [name[8:] for name in maps if name.startswith("targets_")]:
+        is_side = (metrics["quantity"] == f"part:{side}") & (
+            metrics["step"] == int(path.stem)
+        )
+        part = metrics.filter(is_side)["value"].to_numpy()
+        total = of_each_probe(tokens, maps, f"map_{{}}_{side}")
+        # Float32 sums of the same terms in another order.
+        np.testing.assert_allclose(total, part, atol=1e-4 * np.abs(part).max())
+
+
+@pytest.mark.slow
+def test_the_tokens_that_gained_and_lost_are_the_extremes(runs):
+    _, out = runs
+    run = open_run(out / "sft")
+    tokens = np.load(run.path / "tokens.npz")
+    before, after = np.exp(tokens["moved_before_0"]), np.exp(tokens["moved_after_0"])
+    gain = after - before
+    mask = tokens["mask_0"]
+    up, down = np.split(gain[mask], 2, axis=-1)
+    assert (np.diff(up) <= 1e-7).all()
+    assert (np.diff(down) >= -1e-7).all()
+    # The response's own token is among them or moved less than they did.
+    log_prob = tokens["log_prob_0"][[0, -1]][:, mask]
+    own = np.exp(log_prob[1]) - np.exp(log_prob[0])
+    assert (own <= up[:, 0] + 1e-5).all()
+    assert (own >= down[:, 0] - 1e-5).all()
+
+
+@pytest.mark.slow
+def test_a_pipeline_ends_with_a_page_of_its_stages(runs):
+    result, out = runs
+    assert str(out / "report.html") in result.stdout
+    for name in ("", "sft", "dpo_after_sft", "dpo_from_base"):
+        assert (out / name / "report.html").stat().st_size < 6e6
+
+
 @pytest.mark.slow
 def test_dpo_begins_at_its_reference(runs):
     _, out = runs

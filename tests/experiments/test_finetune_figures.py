@@ -10,6 +10,13 @@ import polars as pl
 import pytest
 from matplotlib.image import imread
 
+from ldjax.report.measures import (
+    accumulated_curves,
+    change_curves,
+    final_parts,
+    part_names,
+    remainder_ratio,
+)
 from ldjax.runs import create_run
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -121,7 +128,7 @@ def lines_by_label(ax):
 def test_a_change_is_that_of_the_mean_over_the_prompts_of_a_set(
     figures, run, probe_set
 ):
-    curves = figures.change_curves(run.metrics(), "log_prob", probe_set)
+    curves = change_curves(run.metrics(), "log_prob", probe_set)
     assert tuple(curves) == TYPES
     for name in ("chosen", "irr_test"):
         means = mean_over_probes(run, "log_prob", probe_set, name)
@@ -135,12 +142,12 @@ def test_accumulated_changes_are_sums_over_steps_of_means_over_sequences(figures
     totals = {}
     for quantity in ("measured", "predicted"):
         means = mean_over_probes(run, quantity, "tracked", "rejected")
-        x, y = figures.accumulated_curves(metrics, quantity)["rejected"]
+        x, y = accumulated_curves(metrics, quantity)["rejected"]
         assert x.tolist() == list(range(NUM_STEPS + 1))
         expected = np.cumsum([0, *means.values()])
         np.testing.assert_allclose(y, expected, atol=1e-12)
         totals[quantity] = expected
-    remainder = figures.accumulated_curves(metrics, "remainder")["rejected"].y
+    remainder = accumulated_curves(metrics, "remainder")["rejected"].y
     expected = totals["measured"] - totals["predicted"]
     np.testing.assert_allclose(remainder, expected, atol=1e-12)
 
@@ -157,10 +164,10 @@ def test_a_remainder_ratio_takes_norms_over_the_sequences_of_its_types(figures, 
     assert len(columns["measured"]) == 4
     error = np.linalg.norm(columns["measured"] - columns["predicted"])
     size = np.linalg.norm(columns["measured"])
-    x, y = figures.remainder_ratio(run.metrics(), types)
+    x, y = remainder_ratio(run.metrics(), types)
     assert x.tolist() == list(range(NUM_STEPS))
     assert y[7] == pytest.approx(error / size, rel=1e-12)
-    floor = figures.remainder_ratio(run.metrics(), types, "floor").y[7]
+    floor = remainder_ratio(run.metrics(), types, "floor").y[7]
     assert floor == pytest.approx(2 * FLOOR / size, rel=1e-12)
 
 
@@ -172,7 +179,7 @@ def test_steps_at_which_nothing_moved_have_no_ratio(figures, tmp_path):
         for quantity in ("predicted", "measured")
     ]
     run.write_metrics(rows)
-    x, y = figures.remainder_ratio(run.metrics(), ("chosen",))
+    x, y = remainder_ratio(run.metrics(), ("chosen",))
     assert x.tolist() == [0, 2]
     assert y.tolist() == [0, 0]
 
@@ -184,9 +191,9 @@ def test_the_parts_of_every_type_add_up_to_its_measured_change(
     metrics = synthetic_run(tmp_path / "run", sides=sides).metrics()
     causes = ["part:chosen", "part:rejected"] if sides else ["part:update"]
     others = ["part:history", "part:weight_decay", "remainder"]
-    parts = figures.final_parts(metrics)
-    assert list(parts) == figures.part_names(metrics) == [*causes, *others]
-    measured = figures.accumulated_curves(metrics, "measured")
+    parts = final_parts(metrics)
+    assert list(parts) == part_names(metrics) == [*causes, *others]
+    measured = accumulated_curves(metrics, "measured")
     for name in TYPES:
         total = sum(changes[name] for changes in parts.values())
         assert total == pytest.approx(measured[name].y[-1], abs=1e-9)
@@ -204,8 +211,8 @@ def test_the_curves_of_a_run_and_its_baseline(figures, run, axes, tmp_path):
     for column, probe_set in enumerate(("train", "test")):
         lines = lines_by_label(panels[1, column])
         assert {"rejected", "reject_gptformat"} < lines.keys()
-        expected = figures.change_curves(run.metrics(), "log_prob", probe_set)
-        paler = figures.change_curves(baseline.metrics(), "log_prob", probe_set)
+        expected = change_curves(run.metrics(), "log_prob", probe_set)
+        paler = change_curves(baseline.metrics(), "log_prob", probe_set)
         plotted = [line.get_ydata() for line in panels[1, column].get_lines()]
         for place, curve in ((0, expected), (3, paler)):
             np.testing.assert_array_equal(plotted[place], curve["rejected"].y)
@@ -213,7 +220,7 @@ def test_the_curves_of_a_run_and_its_baseline(figures, run, axes, tmp_path):
         difference = expected["chosen"].y - expected["rejected"].y
         np.testing.assert_array_equal(margin, difference)
         squeezing = lines_by_label(panels[5, column])
-        greedy = figures.change_curves(run.metrics(), "argmax_log_prob", probe_set)
+        greedy = change_curves(run.metrics(), "argmax_log_prob", probe_set)
         np.testing.assert_array_equal(
             squeezing["greedy tokens (y*)"].get_ydata(), greedy["chosen"].y
         )
@@ -241,7 +248,7 @@ def test_points_and_sums_of_predictions_and_measurements(figures, run, axes):
         np.testing.assert_array_equal(np.sort(drawn, 0), np.sort(np.array(xy).T, 0))
         solid, dashed, *_ = sums[column].get_lines()
         for line, quantity in ((solid, "measured"), (dashed, "predicted")):
-            expected = figures.accumulated_curves(metrics, quantity)[name].y
+            expected = accumulated_curves(metrics, quantity)[name].y
             np.testing.assert_array_equal(line.get_ydata(), expected)
         assert solid.get_label() == name
         assert solid.get_linestyle() == "-"
@@ -255,7 +262,7 @@ def test_the_remainder_has_a_logarithmic_axis_and_its_floor(figures, run, axes):
     lines = lines_by_label(ax)
     groups = {"chosen", "rejected", "irrelevant", "random", "all", "rounding floor"}
     assert groups <= lines.keys()
-    ratio = figures.remainder_ratio(run.metrics(), TYPES[4:7]).y
+    ratio = remainder_ratio(run.metrics(), TYPES[4:7]).y
     raw = [line.get_ydata() for line in ax.get_lines()]
     assert any(np.array_equal(ratio, y) for y in raw)
     middle = lines["rejected"].get_ydata()[7]  # the median of two steps
@@ -275,7 +282,7 @@ def test_stacked_parts_end_at_what_was_measured(figures, run, axes):
         assert min(ends) == pytest.approx(heights.clip(max=0).sum())
     names = [label.get_text() for label in bars.get_xticklabels()]
     assert names == list(TYPES)
-    ends = figures.final_parts(run.metrics())
+    ends = final_parts(run.metrics())
     for ax, name in ((of_chosen, "chosen"), (of_rejected, "rejected")):
         shown = [line.get_ydata()[-1] for line in ax.get_lines()]
         assert shown[:5] == [ends[part][name] for part in ends]

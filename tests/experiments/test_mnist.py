@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
     assert open_run(first).metrics().equals(open_run(second).metrics())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_help_shows_defaults():
     result = run_script("--help")
     assert result.returncode == 0
@@ -72,7 +72,7 @@ def test_a_missing_data_folder_is_one_clear_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_real_images_run_too(tmp_path):
     folder = ROOT.parent / "shared" / "data" / "mnist"
     if not folder.is_dir():

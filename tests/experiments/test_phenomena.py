@@ -141,6 +141,7 @@ def test_only_what_is_asked_for_is_trained(module):
 # Hallucination
 
 
+@pytest.mark.slow
 def test_an_influence_is_a_k_g_and_all_of_them_sum_to_the_step(module, model, texts):
     influences = module("influence")
     decoder, params = model

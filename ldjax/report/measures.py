@@ -1,0 +1,232 @@
+"""The numbers that figures and pages of a finetuning run show.
+
+The paper's response types come in four groups; others follow them. `train` and `test`
+are probes observed on a schedule, `tracked` ones are predicted and measured at every
+update.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+__all__ = [
+    "GROUPS",
+    "PARTS",
+    "PROBE_SETS",
+    "TYPES",
+    "Curve",
+    "accumulated_curves",
+    "change_curves",
+    "final_parts",
+    "part_names",
+    "remainder_ratio",
+    "tracked_steps",
+]
+
+GROUPS = {
+    "chosen": ("chosen", "chosen_initial", "chosen_gptsemantic", "chosen_gptformat"),
+    "rejected": ("rejected", "reject_gptsemantic", "reject_gptformat"),
+    "irrelevant": ("irr_train", "irr_test", "irr_hum"),
+    "random": ("random_permute", "random_nonhum"),
+}
+TYPES = tuple(name for types in GROUPS.values() for name in types)
+PROBE_SETS = {"train": "trained prompts", "test": "held-out prompts"}
+PARTS = {
+    "part:chosen": "chosen side",
+    "part:rejected": "rejected side",
+    "part:update": "this step's gradient",
+    "part:history": "optimizer's history",
+    "part:weight_decay": "weight decay",
+    "remainder": "remainder",
+}
+
+
+class Curve(NamedTuple):
+    """Numbers in the order of training.
+
+    Attributes:
+      x: Training examples seen, or updates.
+      y: The numbers.
+
+    Examples:
+      >>> Curve(np.arange(2), np.zeros(2)).x.tolist()
+      [0, 1]
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+def change_curves(
+    metrics: pl.DataFrame, quantity: str, probe_set: str
+) -> dict[str, Curve]:
+    """Mean over the prompts of a set, since step 0, by response type.
+
+    Args:
+      metrics: Of a run.
+      quantity: Such as `log_prob`.
+      probe_set: One of `PROBE_SETS`.
+
+    Returns:
+      Curves over the training examples seen, of the types that were observed.
+
+    Examples:
+      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> rows = [(s, 4 * s, "train/0", "chosen", "log_prob", -9.0 + s) for s in (0, 1)]
+      >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
+      >>> change_curves(metrics, "log_prob", "train")["chosen"].y.tolist()
+      [0.0, 1.0]
+    """
+    return {
+        name: Curve(
+            rows["examples"].to_numpy(), (rows["value"] - rows["value"][0]).to_numpy()
+        )
+        for name, rows in _means(metrics, quantity, probe_set).items()
+    }
+
+
+def accumulated_curves(metrics: pl.DataFrame, quantity: str) -> dict[str, Curve]:
+    """Mean over the tracked sequences, added up step by step, by response type.
+
+    Args:
+      metrics: Of a run.
+      quantity: Such as `measured`; `remainder` is measured - predicted.
+
+    Returns:
+      Curves over the updates done, from 0 before the first.
+
+    Examples:
+      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> rows = [(s, s, "tracked/0", "chosen", "measured", 0.5) for s in (0, 1)]
+      >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
+      >>> accumulated_curves(metrics, "measured")["chosen"].y.tolist()
+      [0.0, 0.5, 1.0]
+    """
+    if quantity == "remainder":
+        predicted = accumulated_curves(metrics, "predicted")
+        return {
+            name: Curve(curve.x, curve.y - predicted[name].y)
+            for name, curve in accumulated_curves(metrics, "measured").items()
+        }
+    return {
+        name: Curve(
+            np.concatenate((rows["step"][:1], rows["step"] + 1)),
+            np.concatenate(([0.0], rows["value"].cum_sum())),
+        )
+        for name, rows in _means(metrics, quantity, "tracked").items()
+    }
+
+
+def remainder_ratio(
+    metrics: pl.DataFrame, types: Sequence[str], numerator: str = "remainder"
+) -> Curve:
+    """What first order misses at each step, as a fraction of what was measured.
+
+    This is |measured - predicted| / |measured|, with Euclidean norms over the tracked
+    sequences of some types.
+
+    Args:
+      metrics: Of a run.
+      types: The response types that count.
+      numerator: `floor` puts the size of the rounding errors there instead.
+
+    Returns:
+      A curve over the updates, without those at which nothing moved.
+
+    Examples:
+      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> numbers = {"measured": 2.0, "predicted": 1.5, "floor": 1e-6}
+      >>> rows = [(0, 0, "tracked/0", "chosen", k, v) for k, v in numbers.items()]
+      >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
+      >>> remainder_ratio(metrics, ("chosen",)).y.tolist()
+      [0.25]
+    """
+    norm = lambda column: (pl.col(column) ** 2).sum().sqrt()
+    norms = (
+        tracked_steps(metrics)
+        .filter(pl.col("type").is_in(types))
+        .group_by("step")
+        .agg(norm(numerator).alias("numerator"), norm("measured"))
+        .filter(pl.col("measured") > 0)
+        .sort("step")
+    )
+    ratio = norms["numerator"] / norms["measured"]
+    return Curve(norms["step"].to_numpy(), ratio.to_numpy())
+
+
+def tracked_steps(metrics: pl.DataFrame) -> pl.DataFrame:
+    """One row per tracked sequence and step, with a column per quantity.
+
+    Args:
+      metrics: Of a run.
+
+    Returns:
+      Columns `step`, `probe`, `type`, `predicted`, `measured`, `floor` where it was
+      recorded, and `remainder`, which is measured - predicted; in nats.
+
+    Examples:
+      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> rows = [(0, 0, "tracked/0", "chosen", "measured", 0.5)]
+      >>> rows.append((0, 0, "tracked/0", "chosen", "predicted", 0.375))
+      >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
+      >>> tracked_steps(metrics)["remainder"].to_list()
+      [0.125]
+    """
+    quantities = ("predicted", "measured", "floor")
+    of_set = pl.col("probe").str.starts_with("tracked/")
+    wide = metrics.filter(pl.col("quantity").is_in(quantities) & of_set).pivot(
+        "quantity", index=["step", "probe", "type"], values="value"
+    )
+    remainder = pl.col("measured") - pl.col("predicted")
+    return wide.with_columns(remainder.alias("remainder"))
+
+
+def part_names(metrics: pl.DataFrame) -> list[str]:
+    """The parts that were recorded and that add up to the measured change.
+
+    Examples:
+      >>> part_names(pl.DataFrame({"quantity": ["part:history", "loss"]}))
+      ['part:history']
+    """
+    logged = set(metrics["quantity"].unique())
+    if {"measured", "predicted"} <= logged:
+        logged.add("remainder")
+    if "part:chosen" in logged:
+        logged.discard("part:update")  # the two sides together
+    return [name for name in PARTS if name in logged]
+
+
+def final_parts(metrics: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """The accumulated change at the end of training by part, then by response type.
+
+    Examples:
+      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> rows = [(0, 0, "tracked/0", "chosen", "part:update", 0.5)]
+      >>> final_parts(pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row"))
+      {'part:update': {'chosen': 0.5}}
+    """
+    return {
+        part: {
+            name: float(curve.y[-1])
+            for name, curve in accumulated_curves(metrics, part).items()
+        }
+        for part in part_names(metrics)
+    }
+
+
+def _means(
+    metrics: pl.DataFrame, quantity: str, probe_set: str
+) -> dict[str, pl.DataFrame]:
+    """Mean over the prompts of a set at every step, by response type."""
+    of_set = pl.col("probe").str.starts_with(f"{probe_set}/")
+    means = (
+        metrics.filter((pl.col("quantity") == quantity) & of_set)
+        .group_by("type", "step", "examples")
+        .agg(pl.col("value").mean())
+        .sort("step")
+    )
+    by_type = means.partition_by("type", as_dict=True)
+    known = dict.fromkeys(TYPES) | dict.fromkeys(sorted(name for (name,) in by_type))
+    return {name: by_type[name,] for name in known if (name,) in by_type}

@@ -1,0 +1,60 @@
+"""Data inside a page: arrays and whole files as base64."""
+
+import base64
+import gzip
+from typing import Any
+
+import numpy as np
+
+__all__ = ["compressed", "packed", "unpacked"]
+
+
+def packed(array: Any) -> dict[str, str]:
+    """An array in the form that Plotly reads, and `numbers` of the page's script.
+
+    Args:
+      array: Numbers; whole ones become int32, others float32.
+
+    Returns:
+      `dtype`, `shape` and `bdata` (base64, little-endian).
+
+    Examples:
+      >>> packed([1, 2])
+      {'dtype': 'i4', 'shape': '2', 'bdata': 'AQAAAAIAAAA='}
+    """
+    array = np.asarray(array)
+    dtype = "i4" if np.issubdtype(array.dtype, np.integer) else "f4"
+    data = np.ascontiguousarray(array, f"<{dtype}").tobytes()
+    return {
+        "dtype": dtype,
+        "shape": ", ".join(map(str, array.shape)),
+        "bdata": base64.b64encode(data).decode(),
+    }
+
+
+def unpacked(content: dict[str, str]) -> np.ndarray:
+    """The array that was packed.
+
+    Examples:
+      >>> unpacked(packed([[0.5], [1.0]])).tolist()
+      [[0.5], [1.0]]
+    """
+    shape = tuple(int(size) for size in content["shape"].split(","))
+    data = base64.b64decode(content["bdata"])
+    return np.frombuffer(data, f"<{content['dtype']}").reshape(shape)
+
+
+def compressed(text: str) -> str:
+    """A text that may stand in a script element, whatever it holds.
+
+    Args:
+      text: Any text.
+
+    Returns:
+      Base64 of its gzipped UTF-8, the same for the same text.
+
+    Examples:
+      >>> gzip.decompress(base64.b64decode(compressed("</script>"))).decode()
+      '</script>'
+    """
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
