@@ -83,7 +83,11 @@ def setting(request):
 @pytest.fixture(
     scope="module",
     # sgd is the simplest case of the others.
-    params=[pytest.param("sgd", marks=pytest.mark.exhaustive), "rmsprop", "clip, adamw"],
+    params=[
+        pytest.param("sgd", marks=pytest.mark.exhaustive),
+        "rmsprop",
+        "clip, adamw",
+    ],
 )
 def second_step(request, setting):
     """The state before it, and `learning_rate -> (state, comparison)`."""

@@ -17,6 +17,9 @@ import pytest
 import tyro
 from killing import environment
 
+import ldjax.report.__main__
+from ldjax.runs import create_run
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    ((?:python|make) [^#\n]*?) *(?:#.*)?$", TEXT, re.MULTILINE)
@@ -51,6 +54,18 @@ def test_a_command_is_understood(monkeypatch, capsys, command):
     with pytest.raises(SystemExit, match="2"):  # so an option can be wrong
         tyro.cli(settings, args=[*args, "--no-such-option", "1"])
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "-m ldjax.report" in c])
+def test_a_page_is_written(tmp_path, monkeypatch, capsys, command):
+    args = shlex.split(command)[3:]
+    monkeypatch.chdir(tmp_path)
+    for folder in args[: args.index("--out")]:
+        run = create_run(Path(folder), {})
+        run.write_metrics([(0, 0, "train/0", "chosen", "log_prob", -9.0)])
+    assert tyro.cli(ldjax.report.__main__.main, args=args) == 0
+    assert Path(args[-1]).is_file()
+    assert args[-1] in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

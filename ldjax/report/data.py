@@ -18,7 +18,7 @@ from ldjax.report.measures import (
     part_names,
     remainder_ratio,
 )
-from ldjax.report.packing import packed
+from ldjax.report.packing import encoded, packed
 from ldjax.report.probes import probe_data
 from ldjax.report.words import MEANINGS, change_lines, headline, what_happened
 from ldjax.runs import Run
@@ -93,6 +93,7 @@ def run_data(run: Run) -> dict[str, Any]:
             "remainder": _drawn(_remainder(metrics)),
             "signatures": summary.get("signatures", {}),
             "tables": _tables(metrics, summary.get("tokens", {})),
+            "figures": [] if any(curves.values()) else _figures(run),
             "probes": probe_data(run, metrics),
             "config": config,
         }
@@ -135,7 +136,8 @@ def _drawn(lines: Mapping[str, Curve]) -> dict[str, Any]:
 
 def _remainder(metrics: pl.DataFrame) -> dict[str, Curve]:
     """Running medians of the ratio of single steps, and of the rounding floor."""
-    quantities = set(metrics["quantity"].unique())
+    tracked = metrics.filter(pl.col("probe").str.starts_with("tracked/"))
+    quantities = set(tracked["quantity"].unique())
     if not {"measured", "predicted"} <= quantities:
         return {}
     curves = {name: remainder_ratio(metrics, types) for name, types in GROUPS.items()}
@@ -143,6 +145,17 @@ def _remainder(metrics: pl.DataFrame) -> dict[str, Curve]:
     if "floor" in quantities:
         curves["rounding floor"] = remainder_ratio(metrics, TYPES, "floor")
     return {name: _smooth(curve) for name, curve in curves.items() if len(curve.y)}
+
+
+def _figures(run: Run) -> list[dict[str, str]]:
+    """The pictures of an experiment of another kind, whose numbers have no chart."""
+    return [
+        {
+            "name": path.stem.replace("_", " "),
+            "source": f"data:image/png;base64,{encoded(path.read_bytes())}",
+        }
+        for path in sorted((run.path / "figures").glob("*.png"))
+    ]
 
 
 def _smooth(curve: Curve) -> Curve:

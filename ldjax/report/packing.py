@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["compressed", "packed", "unpacked"]
+__all__ = ["compressed", "encoded", "packed", "unpacked"]
+
+
+def encoded(data: bytes) -> str:
+    """Bytes as base64.
+
+    Examples:
+      >>> encoded(b"ab")
+      'YWI='
+    """
+    return base64.b64encode(data).decode()
 
 
 def packed(array: Any) -> dict[str, str]:
@@ -28,7 +38,7 @@ def packed(array: Any) -> dict[str, str]:
     return {
         "dtype": dtype,
         "shape": ", ".join(map(str, array.shape)),
-        "bdata": base64.b64encode(data).decode(),
+        "bdata": encoded(data),
     }
 
 
@@ -57,4 +67,4 @@ def compressed(text: str) -> str:
       >>> gzip.decompress(base64.b64decode(compressed("</script>"))).decode()
       '</script>'
     """
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+    return encoded(gzip.compress(text.encode(), 6, mtime=0))

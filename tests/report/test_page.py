@@ -19,7 +19,7 @@ from ldjax.report.measures import accumulated_curves, change_curves
 from ldjax.report.packing import unpacked
 from ldjax.report.page import page
 from ldjax.report.probes import token_texts
-from ldjax.runs import create_run
+from ldjax.runs import create_run, open_run
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,42 @@ def test_a_run_of_another_kind_has_a_page(tmp_path):
     assert content["probes"] is None
     (table,) = content["tables"]
     assert unpacked(table["values"]).tolist() == [[[0, -1], [1, 0], [2, 1]]]
+
+
+def test_pictures_are_shown_where_there_are_no_curves(tmp_path):
+    picture = b"\x89PNG and so on"
+    for name, rows, shown in (
+        ("kernel", [(0, 0, "0", "0", "norm", 1.0)], 1),
+        ("sft", [(0, 0, "train/0", "chosen", "log_prob", -9.0)], 0),
+    ):
+        run = create_run(tmp_path / name, {})
+        run.write_metrics(rows)
+        run.figure_path("all_norms").write_bytes(picture)
+        figures = run_data(run)["figures"]
+        assert len(figures) == shown
+    run_figures = run_data(open_run(tmp_path / "kernel"))["figures"]
+    assert run_figures[0]["name"] == "all norms"
+    assert base64.b64decode(run_figures[0]["source"].partition(",")[2]) == picture
+
+
+def test_the_folder_of_a_pipeline_stands_for_its_stages(tmp_path, capsys):
+    create_run(tmp_path / "pipeline", {})
+    for name in ("sft", "a_dpo"):  # in this order
+        stage = create_run(tmp_path / "pipeline" / name, {})
+        stage.write_metrics([(0, 0, "train/0", "chosen", "log_prob", -9.0)])
+    assert main((tmp_path / "pipeline",)) == 0
+    text = (tmp_path / "pipeline" / "report.html").read_text(encoding="utf-8")
+    assert [run["name"] for run in content_of(text)["runs"]] == ["sft", "a_dpo"]
+    capsys.readouterr()
+
+
+def test_types_of_ones_own_have_curves(tmp_path):
+    run = create_run(tmp_path / "mine", {})
+    rows = [(s, s, "train/0", name, "log_prob", s) for s in (0, 1) for name in "ab"]
+    run.write_metrics(rows)
+    content = run_data(run)
+    assert list(content["curves"]["train"]) == ["a", "b"]
+    assert any("a ends highest" in told or "b ends" in told for told in content["told"])
 
 
 def test_long_curves_are_thinned_and_end_where_they_end(tmp_path):

@@ -627,6 +627,14 @@ function heatMap({ name, values, rows, columns }, step) {
   };
 }
 
+function figureSection() {
+  const pictures = runs.flatMap((run) => run.figures.map(({ name, source }) =>
+    element("figure", {}, element("img", { src: source, alt: ofRun(name, run) }),
+      element("figcaption", {}, ofRun(name, run)))));
+  byId("figures").hidden = !pictures.length;
+  byId("figures").append(...pictures);
+}
+
 function configurationSection() {
   const flat = (content, path = "") => Object.entries(content).flatMap(([name, value]) =>
     value !== null && typeof value === "object" && !Array.isArray(value)
@@ -651,6 +659,7 @@ causeSection();
 browserSection();
 signatureSection();
 mapSection();
+figureSection();
 configurationSection();
 contents();
 byId("status").remove();
