@@ -90,8 +90,8 @@ class Config:
     cache: Path = Path("runs/cache")
     """Where base models, reference log-probs and compiled functions are kept."""
     log: tuple[SinkName, ...] = ()
-    """Also show each stage while it goes on, in TensorBoard (`tensorboard`, files in the
-    run folder) or Weights & Biases (`wandb`; offline unless one is logged in)."""
+    """Also show each stage while it goes on, in TensorBoard (`tensorboard`, files in
+    the run folder) or Weights & Biases (`wandb`; offline unless one is logged in)."""
     seed: int = 0
     """Of everything."""
     resume: bool = False

@@ -11,6 +11,7 @@ really move, by how much does first-order theory say it should have, and why::
 * `preconditioner`: the diagonal `P` of a step, for the kernel `J P J^T`.
 * `jacobian`, `LinearMap`: what they are made of.
 * `Sequences`, `losses`: what is trained on and scored.
+* `sharding`: all of this on several devices.
 * `Recorder`: probes in a loop of your own, for the report page.
 
 Submodules that need more than JAX and optax (`models`, `data`, `linen`, `report`,
@@ -20,7 +21,7 @@ Submodules that need more than JAX and optax (`models`, `data`, `linen`, `report
 import importlib
 from typing import Any
 
-from ldjax import losses
+from ldjax import losses, sharding
 from ldjax.decompose import StepDecomposition, decompose
 from ldjax.dynamics import (
     PendingState,
@@ -65,6 +66,7 @@ __all__ = [
     "make_step",
     "preconditioner",
     "sequence_log_probs",
+    "sharding",
     "token_log_probs",
 ]
 

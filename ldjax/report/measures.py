@@ -191,7 +191,7 @@ def part_names(metrics: pl.DataFrame) -> list[str]:
       ['part:history']
     """
     logged = set(metrics["quantity"].unique())
-    if {"measured", "predicted"} <= logged:
+    if any(name in PARTS for name in logged):
         logged.add("remainder")
     if "part:chosen" in logged:
         logged.discard("part:update")  # the two sides together

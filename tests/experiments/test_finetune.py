@@ -49,7 +49,7 @@ def cache(tmp_path_factory):
 def runs(tmp_path_factory, cache):
     """A whole pipeline at tiny size: its result, and where it is."""
     out = tmp_path_factory.mktemp("pipeline") / "run"
-    args = ("--smoke", "--out", out, "--cache", cache)
+    args = ("--smoke", "--out", out, "--cache", cache, "--log", "tensorboard")
     return run_script("pipeline.py", *args, cache=cache), out
 
 
@@ -158,6 +158,13 @@ def test_a_pipeline_ends_with_a_page_of_its_stages(runs):
     assert str(out / "report.html") in result.stdout
     for name in ("", "sft", "dpo_after_sft", "dpo_from_base"):
         assert (out / name / "report.html").stat().st_size < 6e6
+
+
+@pytest.mark.slow
+def test_a_log_is_written_beside_each_stage(runs):
+    _, out = runs
+    for name in ("sft", "dpo_after_sft", "dpo_from_base"):
+        assert list((out / name / "tensorboard").glob("events.*"))
 
 
 @pytest.mark.slow
