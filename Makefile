@@ -8,7 +8,7 @@ PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 
 # constraints.txt is only made when it is missing or asked for with -B.
 .PHONY: demo test test-fast test-slow test-exhaustive lint format install \
-  install-parity clean
+  install-parity notebooks clean
 
 # uv keeps TensorFlow out (uv-overrides.txt); constraints.txt pins tested versions,
 # one set for each Python. To renew it:  make constraints.txt -B
@@ -50,6 +50,10 @@ test-slow: install
 # Every model, method and option of the kernels, and the smoke of the long experiments.
 test-exhaustive: install
 	$(PYTEST) -m exhaustive
+
+# Executes the notebooks in full and renews the figure that each keeps (20 min).
+notebooks: install
+	$(RUN) experiments/notebook_run.py
 
 lint: install
 	$(VENV)/bin/ruff check .

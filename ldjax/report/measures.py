@@ -191,7 +191,8 @@ def part_names(metrics: pl.DataFrame) -> list[str]:
       ['part:history']
     """
     logged = set(metrics["quantity"].unique())
-    if any(name in PARTS for name in logged):
+    # What is left of the measured change is a part only beside others.
+    if logged & PARTS.keys() and {"measured", "predicted"} <= logged:
         logged.add("remainder")
     if "part:chosen" in logged:
         logged.discard("part:update")  # the two sides together
