@@ -2,10 +2,10 @@
 
 A run is a folder with `config.json` (settings, seed, versions, state of the code),
 `metrics.parquet` (one long table), `summary.json` (claims and their numbers) and
-`figures/`. A finetuning run has more: the texts it watches (`probes.jsonl`), the account
-of single tokens (`tokens.npz`, `token_maps/`) and a page (`report.html`). Every file is
-written beside its place and moved there, so a run that is killed leaves whole files
-only.
+`figures/`. A finetuning run has more: the texts it watches (`probes.jsonl`), the
+account of single tokens (`tokens.npz`, `token_maps/`) and a page (`report.html`). Every
+file is written beside its place and moved there, so a run that is killed leaves whole
+files only.
 """
 
 import dataclasses
