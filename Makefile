@@ -51,7 +51,7 @@ test-slow: install
 test-exhaustive: install
 	$(PYTEST) -m exhaustive
 
-# Executes the notebooks in full and renews the figure that each keeps (20 min).
+# Executes the notebooks in full and renews the figure that each keeps (15 min).
 notebooks: install
 	$(RUN) experiments/notebook_run.py
 

@@ -37,6 +37,7 @@ from finetune_data import training_rows
 from finetune_recipes import make_optimizer
 from finetune_results import metrics_table, r_squared
 from finetune_setup import Setup, choose, make_encoder, make_setup
+from finetune_start import keep_compiled
 
 import ldjax
 from ldjax.checkpoints import Table
@@ -164,9 +165,7 @@ def main(config: Config) -> int:
             raise ValueError(f"--loss {config.loss} is not a loss of pairs")
         if config.observations < 1:
             raise ValueError("--observations must be at least 1")
-        jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
-        if config.smoke:  # compiling takes far longer than running
-            jax.config.update("jax_disable_most_optimizations", True)
+        keep_compiled(config.cache / "compiled", is_smoke=config.smoke)
         setup = make_setup(stage)
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite

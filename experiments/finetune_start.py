@@ -21,7 +21,15 @@ from ldjax.models.hub.adapters import (
 from ldjax.models.pretrained import is_run, with_adapters
 from ldjax.runs import open_run
 
-__all__ = ["Base", "base_of", "cached_base", "find_regime", "find_start", "load_base"]
+__all__ = [
+    "Base",
+    "base_of",
+    "cached_base",
+    "find_regime",
+    "find_start",
+    "keep_compiled",
+    "load_base",
+]
 
 
 class Base(NamedTuple):
@@ -52,6 +60,18 @@ class Base(NamedTuple):
     def num_params(self) -> int:
         """How many numbers its parameters are."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+
+def keep_compiled(folder: Path, *, is_smoke: bool) -> None:
+    """Keep compiled functions in a folder, unless the user's JAX keeps them already.
+
+    A smoke compiles for far longer than it runs, so it spares the optimizations.
+    """
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if is_smoke:
+        jax.config.update("jax_disable_most_optimizations", True)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def find_start(config: Config) -> str:

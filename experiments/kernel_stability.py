@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import polars as pl
 import tyro
 from finetune_config import Config as StageConfig
@@ -28,7 +27,7 @@ from finetune_data import cropped
 from finetune_recipes import make_optimizer
 from finetune_results import metrics_table
 from finetune_setup import Setup, make_setup
-from finetune_start import find_start, load_base
+from finetune_start import find_start, keep_compiled, load_base
 from kernel_stability_examples import make_update_examples
 from kernel_stability_figures import draw_figures
 from kernel_stability_measure import make_evaluate, make_measure
@@ -132,7 +131,7 @@ def main(config: Config) -> int:
     config = config.resolved()
     try:
         config.check()
-        jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
+        keep_compiled(config.cache / "compiled", is_smoke=config.smoke)
         base = find_start(config.stage("sft").resolved())
         stages = {loss: config.stage(loss, base=base).resolved() for loss in SIDES}
         load_base(stages["sft"], base, shapes_only=True)  # is there such a model?

@@ -35,6 +35,7 @@ from typing import Any, Literal
 import jax
 import tyro
 from finetune_recipes import RECIPES
+from finetune_start import keep_compiled
 from mitigation_figures import draw_figures
 from mitigation_results import (
     ARMS,
@@ -159,9 +160,7 @@ def main(config: Config) -> int:
         config.check()
         check_model(config.model)
         # The stages are functions of the same shapes, compiled once.
-        jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
-        if config.smoke:  # compiling takes far longer than running
-            jax.config.update("jax_disable_most_optimizations", True)
+        keep_compiled(config.cache / "compiled", is_smoke=config.smoke)
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )

@@ -25,7 +25,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import phenomena_fingerprint
 import phenomena_hallucination
 import phenomena_longer_sft
@@ -33,6 +32,7 @@ import phenomena_on_policy
 import phenomena_repeater
 import tyro
 from finetune_recipes import RECIPES
+from finetune_start import keep_compiled
 from phenomena_config import Config
 from phenomena_figures import draw_figures
 from phenomena_results import (
@@ -95,10 +95,7 @@ def main(config: Config) -> int:
         config.check()
         check_model(config.model)
         # The policies of all seeds are functions of the same shapes, compiled once.
-        jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
-        if config.smoke:  # compiling takes far longer than running
-            jax.config.update("jax_disable_most_optimizations", True)
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        keep_compiled(config.cache / "compiled", is_smoke=config.smoke)
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import finetune
-import jax
 from finetune_config import PRESETS_OF_THE_PAPER, from_command_line
 from finetune_config import Config as StageConfig
 from finetune_setup import check_fits, load_data
-from finetune_start import find_start
+from finetune_start import find_start, keep_compiled
 
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.models import PRESETS as MODELS
@@ -127,7 +126,7 @@ def main(config: Config) -> int:
             for loss in ("sft", "dpo"):
                 check_fits(config.stage(loss=loss).resolved(), data, stage.model)
         # The stages are functions of the same shapes, compiled once.
-        jax.config.update("jax_compilation_cache_dir", str(config.cache / "compiled"))
+        keep_compiled(config.cache / "compiled", is_smoke=config.smoke)
         run = start_run(
             config.out,
             dataclasses.asdict(config),

@@ -43,7 +43,7 @@ def base(kernel):
     return kernel.random_model(0)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # a notebook runs the same in CI
 def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path):
     out = tmp_path / "run"
     texts = ("--probe-text", PROBE, "--update-text", UPDATE)

@@ -165,7 +165,7 @@ def test_wins_and_losses_of_two_policies_add_up_to_one(policies):
     assert win_rate(ours, theirs)[0] + win_rate(theirs, ours)[0] == pytest.approx(1)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # a notebook runs the same in CI
 def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path):
     out, cache = tmp_path / "run", tmp_path / "cache"
     result = run_script("--smoke", "--out", out, "--cache", cache, cache=cache)

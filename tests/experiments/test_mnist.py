@@ -26,7 +26,8 @@ def run_script(*args):
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param("lenet", marks=pytest.mark.slow),
+        # A notebook runs the same in CI.
+        pytest.param("lenet", marks=pytest.mark.exhaustive),
         pytest.param("mlp", marks=pytest.mark.exhaustive),
     ],
 )

@@ -21,7 +21,7 @@ def run_script(*args):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # a notebook runs the same in CI
 def test_smoke_has_the_numbers_of_the_notebook(tmp_path):
     out = tmp_path / "run"
     result = run_script("--smoke", "--out", out)

@@ -1,0 +1,231 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-jupytext.text_representation
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3. What SFT and DPO do to a language model
+#
+# A model is finetuned, first to imitate preferred answers (SFT), then to prefer them
+# over rejected ones (DPO). Beside the two answers that are trained on we watch ten
+# other kinds of response to each prompt, the paper's *probing set*: paraphrases of both
+# answers, the same format with other facts, answers to other prompts, shuffled words.
+# Which ones rise with the training, which ones fall, and what moved them?
+#
+# Every observation says how likely a response is under the model: its **log-prob**, the
+# sum over its words, in **nats** (-1 makes it 2.7 times less likely). For a few tracked
+# responses *every* update is accounted for: predicted by first order, measured, and
+# split by what caused it.
+#
+# About five minutes on two CPU cores, and two more the first time, to pretrain the
+# little base model.
+
+# %% [markdown]
+# **Setup.** Inside a copy of the repository with ldjax installed, the next cell only
+# prints what it finds. Elsewhere, such as on Colab, it installs ldjax first (a minute
+# or two): upload an archive of the repository beside this notebook and name it in
+# `SOURCE`, or write the address of the git repository there. TPU, GPU and CPU run the
+# same cells; on Colab choose one by *Runtime > Change runtime type*.
+
+# %%
+SOURCE = "ldjax.zip"
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+def find() -> Path | None:
+    """The folder `experiments`, around this notebook or in what was fetched."""
+    around = (place / "experiments" for place in (Path.cwd(), *Path.cwd().parents))
+    places = (*around, *Path("ldjax-source").rglob("experiments"))
+    return next((p for p in places if (p / "notebook_start.py").is_file()), None)
+
+
+def fetch(source: str) -> Path:
+    """Unpack an archive, or clone a git repository."""
+    if Path(source).is_file():
+        shutil.unpack_archive(source, "ldjax-source")
+    elif "://" in source or "@" in source:
+        command = ["git", "clone", "--depth=1", source, "ldjax-source"]
+        subprocess.run(command, check=True)
+    else:
+        sys.exit(f"There is no {source} here: upload an archive, or set SOURCE.")
+    return find() or sys.exit(f"{source} is no copy of the repository of ldjax.")
+
+
+def install(folder: Path) -> None:
+    """By uv, which leaves out TensorFlow (a dependency's; nothing here uses it)."""
+    python = sys.executable
+    subprocess.run([python, "-m", "pip", "install", "-q", "uv"], check=True)
+    install = [python, "-m", "uv", "pip", "install", "-q", "--python", python]
+    overrides = ["--override", folder / "uv-overrides.txt"]
+    subprocess.run([*install, *overrides, folder], check=True)
+    importlib.invalidate_caches()
+
+
+EXPERIMENTS = find() or fetch(SOURCE)
+sys.path.insert(0, str(EXPERIMENTS))
+SMOKE = os.environ.get("LDJAX_SMOKE") == "1"  # everything tiny, as the tests run it
+RUNS = Path(os.environ.get("LDJAX_RUNS", EXPERIMENTS.parent / "runs"))
+# Compiled functions are kept: a second run starts sooner.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(RUNS / "cache" / "compiled"))
+try:
+    importlib.import_module("ldjax")
+except ImportError:
+    install(EXPERIMENTS.parent)
+
+import jax
+from notebook_start import describe, show
+
+# TPUs and recent GPUs multiply float32 matrices in a shorter format unless they are
+# told not to. One step moves a log-probability by a thousandth of a nat or less, which
+# would drown in that rounding.
+jax.config.update("jax_default_matmul_precision", "highest")
+print(describe())
+
+# %% [markdown]
+# ## One switch
+#
+# By default everything is on board: a toy language with questions and answers about
+# invented people, in which each kind of response is made by construction, and a small
+# decoder that is pretrained on it. With `HUB = True` it is the paper's own run instead:
+# Pythia-410M and Anthropic's helpfulness pairs, both from the Hugging Face hub, with
+# the paper's optimizer in bfloat16 (updates only; all that is watched is float32). That
+# takes an accelerator with 80 GB of memory, and hours; what does not fit is refused
+# with the numbers before anything starts.
+#
+# With several devices the update batch and the probes are spread over them.
+
+# %%
+HUB = False
+
+import dataclasses
+from typing import Any
+
+import finetune
+from finetune_config import PRESETS_OF_THE_PAPER, Config
+from finetune_start import find_start
+
+from ldjax.runs import open_run
+
+settings: dict[str, Any] = {"cache": RUNS / "cache", "smoke": SMOKE, "overwrite": True}
+if HUB:
+    settings |= PRESETS_OF_THE_PAPER["pythia-410m"]
+else:
+    settings |= {"probe_prompts": 20, "tracked": 3}
+if SMOKE:
+    settings |= {"one_step": False, "token_maps": 0}
+shared = Config(**settings)
+base = find_start(shared.resolved())
+folder = RUNS / "notebooks" / "dynamics"
+
+# %% [markdown]
+# ## SFT
+#
+# The script prints, for the tracked responses, the change over the whole run
+# (`measured`), the sum of the predictions (`predicted`) and how well single updates
+# were explained (`signs`: share of updates whose direction was right; `rest/step`: what
+# first order missed of them). Then where the changes come from, and the paper's
+# published *signatures*: does this run show what the authors' runs show? On a run this
+# small not all of them have to.
+
+# %%
+sft = dataclasses.replace(shared, out=folder / "sft", model=base)
+finetune.main(sft)
+show(open_run(sft.out).figure_path("curves"))
+
+# %% [markdown]
+# **Look at** these things:
+#
+# * the **chosen** answer rises most, by some 40 nats; on held-out prompts only half as
+#   much, which is what the *form* of an answer is worth;
+# * the **rejected** answer rises nearly as far, though nobody trained on it: it looks
+#   much like the chosen one, so the kernel between the two is large. Only then does the
+#   margin between them open, and on trained prompts alone;
+# * **irr_train**, an answer trained for *another* prompt, stays high for this prompt as
+#   well, while **irr_test**, which is never trained on, falls back. That is the paper's
+#   account of one kind of hallucination;
+# * answers in **other words** (`gptsemantic`, `gptformat`) fall: in the toy language
+#   they are another writer's style, and the model leaves it;
+# * **shuffled words** gain for a few updates, then fall.
+#
+# In the printed table the predictions of most types overshoot (`predicted` against
+# `measured`) while the signs are right in more than nine updates of ten: at the rate
+# that trains well each step is far too large for first order alone. That is a finding,
+# too; with `recipe="slow"`, plain gradient descent at a twentieth of the rate, the two
+# agree.
+#
+# ## DPO
+#
+# DPO starts from the model that SFT left, which is also its reference. It pushes the
+# log-prob of the chosen answer up and that of the rejected one down.
+
+# %%
+dpo = dataclasses.replace(
+    shared,
+    out=folder / "dpo",
+    loss="dpo",
+    model="",
+    init=sft.out,
+    initial_from=base,
+)
+finetune.main(dpo)
+run = open_run(dpo.out)
+
+# %% [markdown]
+# **Look at** the panels of the margin first: chosen minus rejected grows by some 30
+# nats, as it is meant to, but only for prompts that were trained on. Then at the two
+# themselves: the margin opens because **both fall**, the rejected answer faster.
+# Other responses of their kind (`irr_train`, `irr_test`) fall with them. What SFT had
+# pushed out of the way, other styles and shuffled words, comes back. The greedy tokens
+# y\* lose as well; in the paper's runs they *rise* while all else falls, which
+# `5_squeezing` is about.
+
+# %% tags=["reference"]
+show(run.figure_path("curves"))
+
+# %% [markdown]
+# ## Predicted and measured
+#
+# Every update of the tracked responses: top, one dot for each (on the line is perfect);
+# bottom, added up, solid measured and dashed predicted. Unlike those of SFT, these
+# updates are small enough for first order to explain them.
+
+# %%
+show(run.figure_path("predicted_against_measured"))
+
+# %% [markdown]
+# **Why does the chosen answer fall**, when half of the loss pushes it up? The chosen
+# side of the pairs lifts it by more than 100 nats over the run. The rejected side takes
+# as much away again: the two answers look alike, so what pushes one pushes the other.
+# What is left, the optimizer's memory of earlier steps decides. The bars of a response
+# sum to its measured change (the black diamond).
+
+# %%
+show(run.figure_path("by_side"))
+
+# %% [markdown]
+# ## The page
+#
+# Both runs as one self-contained page: curves with values under the pointer, every
+# watched response word by word, both runs overlaid. It needs no network. Download it
+# (on Colab: from the file browser at the left) and open it in any browser.
+
+# %%
+from IPython.display import FileLink, display
+
+from ldjax.report import write_page
+
+page = write_page([open_run(sft.out), open_run(dpo.out)], folder / "report.html")
+print(f"{page.stat().st_size / 1e6:.1f} MB")
+display(FileLink(os.path.relpath(page)))
