@@ -42,7 +42,8 @@ test: test-fast test-slow
 # Most of it is compilation: LLVM spares itself the trouble (28 % of the time). The
 # slow tests run what users run.
 test-fast: install
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not slow and not exhaustive"
+	XLA_FLAGS="$(strip $(XLA_FLAGS) $(FAST_XLA_FLAGS))" JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
+	  $(PYTEST) -m "not slow and not exhaustive"
 
 test-slow: install
 	$(PYTEST) -m "slow and not exhaustive"

@@ -2,18 +2,20 @@
 
 import os
 import signal
+import subprocess
 import time
 
+from scripts import ROOT, command, environment
 
-def environment(cache):
-    """With a compilation cache, which spares the repeats."""
-    return os.environ | (
-        {}
-        if cache is None
-        else {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+
+def start_script(script, *args, cache):
+    """An experiment that goes on while the test does."""
+    return subprocess.Popen(
+        command(script, *args),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env=environment(cache),
     )
 
 

@@ -2,19 +2,15 @@
 
 import importlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import EXPERIMENTS, run_script
 
 from ldjax.runs import METRIC_COLUMNS, open_run
 
 pytestmark = pytest.mark.slow
-
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 @pytest.fixture
@@ -38,19 +34,10 @@ def targets(script):
     return importlib.import_module("benchmark_ntk_targets")
 
 
-def run_script(*args):
-    return subprocess.run(
-        [sys.executable, str(EXPERIMENTS / "benchmark_ntk.py"), *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.exhaustive
 def test_smoke_compares_the_numbers_of_every_method(tmp_path):
     out = tmp_path / "run"
-    result = run_script("--smoke", "--out", out)
+    result = run_script("benchmark_ntk.py", "--smoke", "--out", out)
     assert result.returncode == 0, result.stderr
     run = open_run(out)
     assert tuple(run.metrics().columns) == METRIC_COLUMNS

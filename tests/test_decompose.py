@@ -92,7 +92,9 @@ def test_the_lazy_kernel_equals_brute_force(name):
     _check_lazy_kernel(name, _decomposed(name)["lazy"])
 
 
-@pytest.mark.parametrize("name", ["lenet", "tanh_mlp"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("lenet", marks=pytest.mark.exhaustive), "tanh_mlp"]
+)
 @pytest.mark.parametrize("method", ["jacobian", "ntk_vp"])
 def test_the_prediction_is_that_of_each_dense_kernel(name, method):
     case = make_case(name)
@@ -182,7 +184,9 @@ def test_the_kernel_of_a_batch_with_itself_is_symmetric_and_semidefinite(name):
     assert values.min() > -1e-12 * values.max()
 
 
-@pytest.mark.parametrize("name", ["lenet", "toy"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("lenet", marks=pytest.mark.exhaustive), "toy"]
+)
 def test_the_kernel_is_a_sum_over_parameter_leaves(name):
     case = make_case(name)
     leaves, treedef = jax.tree.flatten(case.params)

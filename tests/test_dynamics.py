@@ -206,7 +206,7 @@ def test_the_remainder_of_a_smooth_mlp_is_of_second_order(name):
     check_order("tanh_mlp", name, ORDER_RATES[name])
 
 
-@_optimizers("sgd", slow=["momentum", "rmsprop", "adam", "clip, adamw"])
+@_optimizers("sgd", slow=["clip, adamw"])
 def test_the_remainder_of_lenet_is_of_second_order(name):
     check_order("lenet", name, ORDER_RATES[name])
 
@@ -309,8 +309,11 @@ def _drop_history(reasons):
 @pytest.mark.parametrize(
     "mutation",
     [
-        _drop_bias,
-        *(pytest.param(m, marks=pytest.mark.slow) for m in (_flip, _drop_history)),
+        pytest.param(_drop_bias, marks=pytest.mark.slow),
+        *(
+            pytest.param(m, marks=pytest.mark.exhaustive)
+            for m in (_flip, _drop_history)
+        ),
     ],
 )
 def test_brute_force_catches(mutation, monkeypatch):

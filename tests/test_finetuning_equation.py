@@ -82,10 +82,10 @@ def setting(request):
 
 @pytest.fixture(
     scope="module",
-    # sgd is the simplest case of the others.
+    # The last has everything that the others have.
     params=[
         pytest.param("sgd", marks=pytest.mark.exhaustive),
-        "rmsprop",
+        pytest.param("rmsprop", marks=pytest.mark.exhaustive),
         "clip, adamw",
     ],
 )

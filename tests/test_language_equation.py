@@ -17,7 +17,13 @@ UPDATE = to_sequences([Example(random_tokens(3, 1), random_tokens(4, 2))], max_l
 PROBE = to_sequences([Example(random_tokens(2, 3), random_tokens(3, 4))], max_length=5)
 
 
-@pytest.fixture(scope="module", params=STYLES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(style, marks=[pytest.mark.exhaustive] if style == "qwen2" else [])
+        for style in STYLES
+    ],
+)
 def decoder(request):
     """`apply_fn`, parameters and `learning_rate -> comparison` of one style."""
     model, params = make_decoder(request.param, num_layers=1)

@@ -9,18 +9,15 @@ import gzip
 import importlib
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tyro
-from killing import environment
+from scripts import ROOT, run_script
 
 import ldjax.report.__main__
 from ldjax.runs import create_run
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    ((?:python|make) [^#\n]*?) *(?:#.*)?$", TEXT, re.MULTILINE)
 SCRIPTS = [c for c in COMMANDS if c.startswith("python experiments/")]
@@ -91,14 +88,7 @@ def test_a_command_runs(tmp_path, cache, command):
             args += ["--out", str(tmp_path / "run")]
         if "--smoke" not in args and not script.endswith("own_loop.py"):
             args.append("--smoke")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *args],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment(cache),
-        check=False,
-    )
+    done = run_script(ROOT / script, *args, cwd=tmp_path, cache=cache)
     if "--preset" in args:  # a model of the hub, which is not to be had here
         assert done.returncode == 1
         assert "Traceback" not in done.stderr

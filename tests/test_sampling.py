@@ -52,7 +52,14 @@ def pick_with(row_key):
     )
 
 
-@pytest.fixture(scope="module", params=STYLES)
+@pytest.fixture(
+    scope="module",
+    # Of the two with rotary positions and grouped heads one is enough here.
+    params=[
+        pytest.param(style, marks=[pytest.mark.exhaustive] if style == "qwen2" else [])
+        for style in STYLES
+    ],
+)
 def decoder(request):
     return make_decoder(request.param)
 

@@ -4,9 +4,6 @@ Run as a script, this file measures that on eight virtual devices and prints JSO
 """
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from decoders import VOCAB, make_decoder, random_tokens
-from killing import environment
+from scripts import run_script
 
 import ldjax
 from ldjax.batching import Example
@@ -31,7 +28,6 @@ from ldjax.probes import (
 from ldjax.runs import open_run
 from ldjax.sharding import data_mesh, fill_up, replicate, shard, shard_probes
 
-ROOT = Path(__file__).parents[1]
 DEVICES = 8
 STEPS = ("sft", "dpo")
 METHODS = ("ntk_vp", "factored", "structured", "structured, images")
@@ -220,21 +216,15 @@ def main():
     print(json.dumps(results | {"refusal": refusal()}))
 
 
+def virtual(num_devices) -> dict[str, Any]:
+    """The environment that shows one CPU as several devices."""
+    flag = f"--xla_force_host_platform_device_count={num_devices}"
+    return {"xla_flags": flag, "JAX_PLATFORMS": "cpu"}
+
+
 @pytest.fixture(scope="module")
 def results():
-    # Compiled with less care, in two thirds of the time.
-    flags = (
-        f"--xla_force_host_platform_device_count={DEVICES} "
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    )
-    run = subprocess.run(
-        [sys.executable, __file__],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(None) | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=ROOT,
-    )
+    run = run_script(__file__, **virtual(DEVICES))
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
@@ -295,17 +285,8 @@ def test_on_one_device_nothing_changes():
 
 
 def finetune(out, cache, num_devices):
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
-    script = ROOT / "experiments" / "finetune.py"
-    args = ["--smoke", "--out", out, "--cache", cache]
-    run = subprocess.run(
-        [sys.executable, script, *args],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(cache) | flags | {"JAX_PLATFORMS": "cpu"},
-        cwd=ROOT,
-    )
+    args = ("--smoke", "--out", out, "--cache", cache)
+    run = run_script("finetune.py", *args, cache=cache, **virtual(num_devices))
     assert run.returncode == 0, run.stderr
     return run.stdout, open_run(out).metrics()
 

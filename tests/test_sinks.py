@@ -3,16 +3,14 @@
 import importlib
 import importlib.util
 import json
-import os
 import socket
 import struct
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from scripts import run_script
 
 from ldjax.runs import METRIC_COLUMNS, create_run, open_run
 from ldjax.sinks import Sink, check_sinks, make_sink, scalars
@@ -202,18 +200,11 @@ def test_a_missing_package_is_one_message_before_the_run(name, monkeypatch, tmp_
 
 @pytest.mark.exhaustive
 def test_an_experiment_logs_where_it_is_asked_to(tmp_path):
-    script = Path(__file__).parents[1] / "experiments" / "mnist.py"
     out = tmp_path / "run"
-    args = [sys.executable, str(script), "--smoke", "--out", str(out)]
-    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    environment |= {"HTTPS_PROXY": "http://127.0.0.1:9", "HOME": str(tmp_path)}
-    done = subprocess.run(
-        [*args, "--log", "tensorboard", "wandb"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
+    args = ("--smoke", "--out", out, "--log", "tensorboard", "wandb")
+    settings: dict[str, Any] = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    settings |= {"HTTPS_PROXY": "http://127.0.0.1:9", "HOME": str(tmp_path)}
+    done = run_script("mnist.py", *args, **settings)
     assert done.returncode == 0, done.stderr
     expected = {
         (step, f"{quantity}/{probe}/{type_}"): value

@@ -140,7 +140,9 @@ def test_progress_comes_after_every_checkpoint_and_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("num_saved", [1, 2, 3])
+@pytest.mark.parametrize(
+    "num_saved", [1, pytest.param(2, marks=pytest.mark.exhaustive), 3]
+)
 def test_a_run_that_stops_and_resumes_has_the_same_bits(tmp_path, num_saved, dtype):
     *_, whole = run(dtype=dtype)
     whole = on_host(whole)

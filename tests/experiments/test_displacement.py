@@ -1,41 +1,23 @@
 """The account of a falling chosen answer: the script, and what it says of labels."""
 
 import importlib
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from killing import environment
+from scripts import EXPERIMENTS, run_script
 
 from ldjax import Sequences
 from ldjax.runs import METRIC_COLUMNS, open_run
-
-ROOT = Path(__file__).parents[2]
-
-
-def run_script(*args):
-    return subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "experiments" / "displacement.py"),
-            *map(str, args),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        env=environment(None),
-    )
 
 
 @pytest.mark.slow
 def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path):
     out = tmp_path / "run"
-    result = run_script("--smoke", "--out", out, "--cache", tmp_path / "cache")
+    result = run_script(
+        "displacement.py", "--smoke", "--out", out, "--cache", tmp_path / "cache"
+    )
     assert result.returncode == 0, result.stderr
     run = open_run(out)
     metrics = run.metrics()
@@ -63,7 +45,7 @@ def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path):
     ],
 )
 def test_a_mistake_is_one_clear_line(tmp_path, args, part):
-    result = run_script(*args, "--out", tmp_path / "run")
+    result = run_script("displacement.py", *args, "--out", tmp_path / "run")
     assert result.returncode == 1
     assert part in result.stderr
     assert "Traceback" not in result.stderr
@@ -72,7 +54,7 @@ def test_a_mistake_is_one_clear_line(tmp_path, args, part):
 
 @pytest.fixture
 def measure(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     return importlib.import_module("displacement_measure")
 
 

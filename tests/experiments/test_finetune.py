@@ -5,38 +5,20 @@ import importlib
 import json
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tyro
-from killing import environment, kill_at
+from killing import kill_at, start_script
+from scripts import EXPERIMENTS, run_script
 
 from ldjax.checkpoints import Checkpoints
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.models import load
 from ldjax.runs import METRIC_COLUMNS, open_run
 
-ROOT = Path(__file__).parents[2]
 TINY = ("--smoke", "--epochs", "0.5")  # 30 updates
-
-
-def command(script, *args):
-    return [sys.executable, str(ROOT / "experiments" / script), *map(str, args)]
-
-
-def run_script(script, *args, cache):
-    return subprocess.run(
-        command(script, *args),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        env=environment(cache),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +37,13 @@ def runs(tmp_path_factory, cache):
 
 @pytest.fixture
 def finetune(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     return importlib.import_module("finetune")
 
 
 @pytest.fixture
 def results(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     return importlib.import_module("finetune_results")
 
 
@@ -212,20 +194,19 @@ def test_the_regime_follows_from_loss_target_and_start(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "loss", [pytest.param("sft", marks=pytest.mark.exhaustive), "dpo"]
+    ("loss", "kills"),
+    [pytest.param("sft", 3, marks=pytest.mark.exhaustive), ("dpo", 1)],
 )
-def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, runs, cache, loss):
+def test_a_run_that_is_killed_ends_with_the_same_bits(
+    tmp_path, runs, cache, loss, kills
+):
     base = open_run(runs[1]).summary["base"]
     args = (*TINY, "--loss", loss, "--init", base, "--cache", tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     draw = random.Random(f"{os.environ.get('KILL_SEED', '0')} {loss}")
-    for step in sorted(draw.sample(range(2, 26), 2)):
-        process = subprocess.Popen(
-            command("finetune.py", *args, "--out", killed, "--resume"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=ROOT,
-            env=environment(cache),
+    for step in sorted(draw.sample(range(2, 26), kills)):
+        process = start_script(
+            "finetune.py", *args, "--out", killed, "--resume", cache=cache
         )
         kill_at(process, killed / "checkpoints", step, draw.uniform(0, 0.2))
     for out in (killed, whole):
@@ -414,7 +395,7 @@ def test_a_cropped_batch_keeps_every_scored_token(finetune):
     ],
 )
 def test_a_mistake_of_the_pipeline_is_one_clear_line(tmp_path, monkeypatch, args, part):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     pipeline = importlib.import_module("pipeline")
     out = tmp_path / "run"
     config = tyro.cli(pipeline.Config, args=["--out", str(out), *args])

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from scripts import EXPERIMENTS, run_script
 
 from ldjax.data.tokenizers import SpecialTokens, train_bpe
 from ldjax.data.world import make_world
@@ -28,20 +29,6 @@ from ldjax.models.hub.parameters import abstract_params
 from ldjax.partition import split
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-EXPERIMENTS = ROOT / "experiments"
-
-
-def run_script(script, *args):
-    """Without a network, whatever the machine has."""
-    return subprocess.run(
-        [sys.executable, str(EXPERIMENTS / script), *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
 
 
 @pytest.fixture
@@ -78,6 +65,7 @@ def test_adapters_of_a_folder_are_trained_alone_watched_and_loaded_back(
     result = run_script(
         *("finetune.py", "--smoke", "--model", folder, *options, "--out", out),
         *("--cache", tmp_path, "--no-one-step"),
+        HF_HUB_OFFLINE="1",  # whatever network the machine has
     )
     assert result.returncode == 0, result.stderr + result.stdout
     assert "FAILS" not in result.stdout

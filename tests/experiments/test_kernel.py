@@ -2,34 +2,22 @@
 
 import importlib
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import EXPERIMENTS, run_script
 
 from ldjax.runs import METRIC_COLUMNS, open_run
 
-ROOT = Path(__file__).parents[2]
 FIGURES = ["block_norms", "groups", "head_and_body", "pushed_tokens", "token_map"]
 PROBE, UPDATE = "why , bana dorby sells", "why , bana dorby hawks glass"
-
-
-def run_script(*args):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / "kernel.py"), *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
 def kernel():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "experiments"))
+        patch.syspath_prepend(str(EXPERIMENTS))
         yield importlib.import_module("kernel")
 
 
@@ -47,7 +35,7 @@ def base(kernel):
 def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path):
     out = tmp_path / "run"
     texts = ("--probe-text", PROBE, "--update-text", UPDATE)
-    result = run_script("--smoke", *texts, "--out", out)
+    result = run_script("kernel.py", "--smoke", *texts, "--out", out)
     assert result.returncode == 0, result.stderr
     run = open_run(out)
     assert run.config["settings"]["update_text"] == UPDATE
@@ -79,14 +67,14 @@ def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path):
         )
     assert values("group_trace_share").sum() == pytest.approx(1, rel=1e-4)
 
-    again = run_script("--smoke", *texts, "--out", out)
+    again = run_script("kernel.py", "--smoke", *texts, "--out", out)
     assert again.returncode == 1
     assert "already holds a run" in again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_help_shows_defaults_and_units():
-    result = run_script("--help")
+    result = run_script("kernel.py", "--help")
     assert result.returncode == 0
     for text in ("--update-text", "1e-05", "nats"):
         assert text in result.stdout

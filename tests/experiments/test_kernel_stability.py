@@ -1,14 +1,11 @@
 """The study of the kernel's stability: what it measures, checks and reports."""
 
 import importlib
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
-from killing import environment
+from scripts import EXPERIMENTS, run_script
 
 from ldjax.batching import Example
 from ldjax.data.preferences import RESPONSE_TYPES
@@ -17,32 +14,21 @@ from ldjax.runs import METRIC_COLUMNS, open_run
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 FIGURES = ["norms", "proxies", "stability"]
 
 
 @pytest.fixture
 def experiment(monkeypatch):
     """A module of the experiment by the end of its name."""
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     return lambda *end: importlib.import_module("_".join(("kernel_stability", *end)))
 
 
 @pytest.mark.exhaustive
 def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path):
     out = tmp_path / "run"
-    script = ROOT / "experiments" / "kernel_stability.py"
-    result = subprocess.run(
-        [
-            *(sys.executable, str(script), "--smoke"),
-            *("--out", str(out), "--cache", str(tmp_path / "cache")),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        env=environment(None),
-    )
+    args = ("--smoke", "--out", out, "--cache", tmp_path / "cache")
+    result = run_script("kernel_stability.py", *args)
     assert result.returncode == 0, result.stderr
     run = open_run(out)
     metrics = run.metrics()

@@ -2,35 +2,19 @@
 
 import importlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from killing import environment
+from scripts import EXPERIMENTS, run_script
 
 from ldjax.curves import Curves
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.runs import METRIC_COLUMNS, open_run
 
-ROOT = Path(__file__).parents[2]
-
-
-def run_script(*args, cache):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / "mitigation.py"), *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        env=environment(cache),
-    )
-
 
 def modules(name):
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "experiments"))
+        patch.syspath_prepend(str(EXPERIMENTS))
         return importlib.import_module(name)
 
 
@@ -168,7 +152,9 @@ def test_wins_and_losses_of_two_policies_add_up_to_one(policies):
 @pytest.mark.exhaustive  # a notebook runs the same in CI
 def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path):
     out, cache = tmp_path / "run", tmp_path / "cache"
-    result = run_script("--smoke", "--out", out, "--cache", cache, cache=cache)
+    result = run_script(
+        "mitigation.py", "--smoke", "--out", out, "--cache", cache, cache=cache
+    )
     assert result.returncode == 0, result.stderr
     run = open_run(out)
     assert all(check["holds"] for check in run.summary["identities"])

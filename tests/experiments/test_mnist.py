@@ -1,26 +1,13 @@
 """The MNIST experiment as its users run it."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from scripts import ROOT, run_script
 
 from ldjax.runs import METRIC_COLUMNS, open_run
 
-ROOT = Path(__file__).parents[2]
 FIGURES = ["accumulated", "four_panels", "kernel", "one_step"]
-
-
-def run_script(*args):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / "mnist.py"), *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -33,7 +20,7 @@ def run_script(*args):
 )
 def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path, model):
     out = tmp_path / "run"
-    result = run_script("--smoke", "--model", model, "--out", out)
+    result = run_script("mnist.py", "--smoke", "--model", model, "--out", out)
     assert result.returncode == 0, result.stderr
     run = open_run(out)
     assert run.config["settings"]["seed"] == 0
@@ -42,7 +29,7 @@ def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path, model):
     assert sorted(path.stem for path in (out / "figures").glob("*.png")) == FIGURES
     for name in FIGURES:
         assert str(out / "figures" / f"{name}.png") in result.stdout
-    again = run_script("--smoke", "--model", model, "--out", out)
+    again = run_script("mnist.py", "--smoke", "--model", model, "--out", out)
     assert again.returncode == 1
     assert "already holds a run" in again.stderr
     assert "Traceback" not in again.stderr
@@ -52,13 +39,16 @@ def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path, model):
 def test_the_same_seed_gives_the_same_numbers(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     for out in (first, second):
-        assert run_script("--smoke", "--model", "mlp", "--out", out).returncode == 0
+        assert (
+            run_script("mnist.py", "--smoke", "--model", "mlp", "--out", out).returncode
+            == 0
+        )
     assert open_run(first).metrics().equals(open_run(second).metrics())
 
 
 @pytest.mark.exhaustive
 def test_help_shows_defaults():
-    result = run_script("--help")
+    result = run_script("mnist.py", "--help")
     assert result.returncode == 0
     assert "--mnist-dir" in result.stdout
     assert "0.001" in result.stdout
@@ -66,7 +56,9 @@ def test_help_shows_defaults():
 
 @pytest.mark.slow
 def test_a_missing_data_folder_is_one_clear_line(tmp_path):
-    result = run_script("--mnist-dir", tmp_path / "nowhere", "--out", tmp_path / "run")
+    result = run_script(
+        "mnist.py", "--mnist-dir", tmp_path / "nowhere", "--out", tmp_path / "run"
+    )
     assert result.returncode == 1
     assert "nowhere" in result.stderr
     assert "Traceback" not in result.stderr
@@ -80,6 +72,6 @@ def test_the_real_images_run_too(tmp_path):
         assert not os.environ.get("CI"), f"{folder} must be there in CI"
         pytest.skip(f"needs the MNIST files in {folder}")
     out = tmp_path / "run"
-    result = run_script("--smoke", "--mnist-dir", folder, "--out", out)
+    result = run_script("mnist.py", "--smoke", "--mnist-dir", folder, "--out", out)
     assert result.returncode == 0, result.stderr
     assert open_run(out).config["settings"]["data"] == "MNIST"

@@ -9,16 +9,14 @@ import ast
 import base64
 import importlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import EXPERIMENTS, run_script
 
-ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "experiments" / "notebooks").glob("*.py"))
+SOURCES = sorted((EXPERIMENTS / "notebooks").glob("*.py"))
 NAMES = [path.stem for path in SOURCES]
 HIDDEN = """
 import sys
@@ -151,29 +149,16 @@ def test_what_is_not_there_is_one_clear_line(setup, tmp_path):
 
 
 def test_the_checkout_around_a_notebook_is_found(setup, monkeypatch):
-    monkeypatch.chdir(ROOT / "experiments" / "notebooks")
-    assert setup["find"]() == ROOT / "experiments"
+    monkeypatch.chdir(EXPERIMENTS / "notebooks")
+    assert setup["find"]() == EXPERIMENTS
 
 
 # Executed
 
 
-def execute(*names, out, **environment):
+def execute(*names, out, **settings):
     """In fresh kernels at tiny size; what each cell said, by notebook."""
-    script = ROOT / "experiments" / "notebook_run.py"
-    result = subprocess.run(
-        [sys.executable, script, *names, "--smoke", "--out", out],
-        capture_output=True,
-        text=True,
-        check=False,
-        # Compiling takes far longer than running.
-        env=os.environ
-        | {
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        | environment,
-    )
+    result = run_script("notebook_run.py", *names, "--smoke", "--out", out, **settings)
     assert result.returncode == 0, result.stdout + result.stderr
     return {name: said(out / f"{name}.ipynb") for name in names}
 
@@ -204,7 +189,7 @@ def test_the_equation_runs_with_neural_tangents_and_on_two_devices(tmp_path):
     told = execute(
         NAMES[0],
         out=tmp_path / "out",
-        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        xla_flags="--xla_force_host_platform_device_count=2",
     )[NAMES[0]]
     assert "CPU: 2 x cpu\n" in told
     assert "kernel methods: jacobian, ntk_vp, lazy, structured, factored\n" in told
@@ -229,7 +214,7 @@ def test_all_run_from_a_clean_kernel(tmp_path):
 )
 def test_a_mistake_is_one_clear_line(settings, message):
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "experiments"))
+        patch.syspath_prepend(str(EXPERIMENTS))
         notebook_run = importlib.import_module("notebook_run")
     with pytest.raises(SystemExit, match=message):
         notebook_run.main(notebook_run.Config(**settings))

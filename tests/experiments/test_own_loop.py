@@ -1,18 +1,15 @@
 """The example of a loop of one's own, as a reader runs it."""
 
 import ast
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from scripts import EXPERIMENTS, run_script
 
 from ldjax.runs import open_run
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "own_loop.py"
+SCRIPT = EXPERIMENTS / "own_loop.py"
 
 
 def lines_of(node):
@@ -42,14 +39,7 @@ def test_it_is_a_short_script():
 @pytest.mark.slow
 def test_a_readers_loop_records_probes_and_makes_a_report(tmp_path):
     out = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--out", str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env=os.environ,
-    )
+    done = run_script(SCRIPT, "--out", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"the report, for a browser: {out / 'report.html'}\n"
     assert "Content-Security-Policy" in (out / "report.html").read_text()

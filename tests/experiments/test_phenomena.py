@@ -2,9 +2,6 @@
 
 import functools
 import importlib
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +9,7 @@ import numpy as np
 import pytest
 import tyro
 from closeness import assert_close
-from killing import environment
+from scripts import EXPERIMENTS, run_script
 
 import ldjax
 from ldjax import Sequences
@@ -23,14 +20,13 @@ from ldjax.models import Transformer, gpt2_config
 from ldjax.probes import Probe
 from ldjax.runs import METRIC_COLUMNS, open_run
 
-ROOT = Path(__file__).parents[2]
 PHENOMENA = ["fingerprint", "hallucination", "longer_sft", "on_policy", "repeater"]
 
 
 @pytest.fixture
 def module(monkeypatch):
     """A module of the experiment by the end of its name."""
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     return lambda *end: importlib.import_module("_".join(("phenomena", *end)))
 
 
@@ -61,18 +57,8 @@ def texts():
 
 
 def run_smoke(out, cache, *args):
-    script = ROOT / "experiments" / "phenomena.py"
-    return subprocess.run(
-        [
-            *(sys.executable, str(script), "--smoke", "--out", str(out)),
-            *("--cache", str(cache), *args),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        env=environment(None),
-    )
+    args = ("--smoke", "--out", out, "--cache", cache, *args)
+    return run_script("phenomena.py", *args)
 
 
 @pytest.mark.parametrize(

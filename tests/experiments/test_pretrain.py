@@ -5,38 +5,18 @@ import importlib
 import json
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
-from killing import environment, kill_at
+from killing import kill_at, start_script
+from scripts import EXPERIMENTS, run_script
 
 from ldjax.checkpoints import Checkpoints
 from ldjax.models import load
 from ldjax.runs import METRIC_COLUMNS, open_run
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "experiments" / "pretrain.py"
-
-
-def command(*args):
-    return [sys.executable, str(SCRIPT), *map(str, args)]
-
-
-def run_script(*args, cache=None):
-    return subprocess.run(
-        command(*args),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        env=environment(cache),
-    )
 
 
 def deterministic_metrics(run):
@@ -61,12 +41,12 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory, cache):
     out = tmp_path_factory.mktemp("pretrain") / "run"
-    return run_script("--smoke", "--out", out, cache=cache), out
+    return run_script("pretrain.py", "--smoke", "--out", out, cache=cache), out
 
 
 @pytest.fixture
 def pretrain(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     return importlib.import_module("pretrain")
 
 
@@ -99,13 +79,17 @@ def test_the_pretrained_model_opens_by_one_function(smoke):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_existing_run_is_not_touched(smoke):
     _, out = smoke
     before = (out / "config.json").read_bytes()
-    assert_one_line(run_script("--smoke", "--out", out), "already holds a run")
     assert_one_line(
-        run_script("--smoke", "--out", out, "--resume", "--learning-rate", "0.1"),
+        run_script("pretrain.py", "--smoke", "--out", out), "already holds a run"
+    )
+    assert_one_line(
+        run_script(
+            "pretrain.py", "--smoke", "--out", out, "--resume", "--learning-rate", "0.1"
+        ),
         "cannot resume",
         "learning_rate was 0.001, now 0.1",
     )
@@ -116,7 +100,7 @@ def test_an_existing_run_is_not_touched(smoke):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, cache):
     out = tmp_path / "run"
     args = ("--smoke", "--out", out, "--learning-rate", "1e30")
-    result = run_script(*args, cache=cache)
+    result = run_script("pretrain.py", *args, cache=cache)
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 1
     assert len(lines) == 1
@@ -151,12 +135,14 @@ def test_a_bad_line_of_the_text_is_named(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"prompt": "a"}\n{"chosen": "b"}\n')
     args = ("--text", file, "--field", "prompt", "--out", tmp_path / "run")
-    assert_one_line(run_script(*args), "a.jsonl:2: no field 'prompt'; it has chosen")
+    assert_one_line(
+        run_script("pretrain.py", *args), "a.jsonl:2: no field 'prompt'; it has chosen"
+    )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_help_shows_defaults():
-    result = run_script("--help")
+    result = run_script("pretrain.py", "--help")
     assert result.returncode == 0
     assert "--weight-decay" in result.stdout
     assert "(default: 128)" in result.stdout
@@ -169,7 +155,7 @@ def test_text_of_ones_own_and_a_tokenizer_of_ones_own(tmp_path, smoke, cache):
     rows = [{"prompt": f"Is {i} more than {i // 2}? “Yes.”"} for i in range(60)]
     file.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     args = ("--text", file, "--field", "prompt", "--tokenizer", base, "--smoke")
-    result = run_script(*args, "--out", tmp_path / "run", cache=cache)
+    result = run_script("pretrain.py", *args, "--out", tmp_path / "run", cache=cache)
     assert result.returncode == 0, result.stderr
     made, used = (
         (path / "tokenizer.json").read_bytes() for path in (tmp_path / "run", base)
@@ -188,21 +174,17 @@ def test_a_run_killed_five_times_ends_with_the_same_bits(tmp_path, cache):
     draw = random.Random(os.environ.get("KILL_SEED", "0"))
     steps = sorted(draw.sample(range(0, STEPS - 40), DRAWS))
     for step in steps:
-        process = subprocess.Popen(
-            command(*args, "--out", killed, "--resume"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=ROOT,
-            env=environment(cache),
+        process = start_script(
+            "pretrain.py", *args, "--out", killed, "--resume", cache=cache
         )
         kill_at(process, killed / "checkpoints", step, draw.uniform(0, 0.2))
     end = Checkpoints(killed / "checkpoints").newest_step()
     assert end is not None
     assert steps[-1] <= end < STEPS
-    resumed = run_script(*args, "--out", killed, "--resume", cache=cache)
+    resumed = run_script("pretrain.py", *args, "--out", killed, "--resume", cache=cache)
     assert resumed.returncode == 0, resumed.stderr
     # Without the cache: compiled anew, it must still be the same program.
-    assert run_script(*args, "--out", whole).returncode == 0
+    assert run_script("pretrain.py", *args, "--out", whole).returncode == 0
 
     found, wanted = (
         Checkpoints(out / "checkpoints").restore() for out in (killed, whole)

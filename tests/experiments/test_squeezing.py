@@ -1,30 +1,15 @@
 """The squeezing experiment as its users run it."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from scripts import run_script
 
 from ldjax.runs import open_run
-
-ROOT = Path(__file__).parents[2]
-
-
-def run_script(*args):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / "squeezing.py"), *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
 
 
 @pytest.mark.exhaustive  # a notebook runs the same in CI
 def test_smoke_has_the_numbers_of_the_notebook(tmp_path):
     out = tmp_path / "run"
-    result = run_script("--smoke", "--out", out)
+    result = run_script("squeezing.py", "--smoke", "--out", out)
     assert result.returncode == 0, result.stderr
     run = open_run(out)
     assert [claim["holds"] for claim in run.summary["claims"]] == 5 * [True]
@@ -35,9 +20,9 @@ def test_smoke_has_the_numbers_of_the_notebook(tmp_path):
         assert str(out / "figures" / f"{name}.png") in result.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_bad_option_is_one_clear_line(tmp_path):
-    result = run_script("--points", "1", "--out", tmp_path / "run")
+    result = run_script("squeezing.py", "--points", "1", "--out", tmp_path / "run")
     assert result.returncode == 1
     assert "--points must be at least 2, got 1" in result.stderr
     assert "Traceback" not in result.stderr
