@@ -105,15 +105,19 @@ def test_the_tokens_of_an_update_add_up_to_its_own_part(runs, stage):
     tokens = np.load(run.path / "tokens.npz")
     (path,) = (run.path / "token_maps").glob("*.npz")
     maps = np.load(path)
-    metrics = run.metrics()
+    metrics = run.metrics().filter(step=int(path.stem))
+    parts, sums = [], []
     for side in [name[8:] for name in maps if name.startswith("targets_")]:
-        is_side = (metrics["quantity"] == f"part:{side}") & (
-            metrics["step"] == int(path.stem)
-        )
-        part = metrics.filter(is_side)["value"].to_numpy()
-        total = of_each_probe(tokens, maps, f"map_{{}}_{side}")
-        # Float32 sums of the same terms in another order.
-        np.testing.assert_allclose(total, part, atol=1e-4 * np.abs(part).max())
+        part = metrics.filter(quantity=f"part:{side}")["value"].to_numpy()
+        parts.append(part.astype(float))
+        sums.append(of_each_probe(tokens, maps, f"map_{{}}_{side}").astype(float))
+    largest = np.abs(parts).max()
+    # Float32 sums of the same terms in another order.
+    np.testing.assert_allclose(sum(sums), sum(parts), rtol=0, atol=1e-5 * largest)
+    # Adam's first step divides by |g|. Where the gradients of a pair cancel to their
+    # rounding, so is what one side does; only what both do is not (seen: 9e-4, 7e-7).
+    each = 1e-5 if len(parts) == 1 else 1e-2
+    np.testing.assert_allclose(sums, parts, rtol=0, atol=each * largest)
 
 
 @pytest.mark.slow
