@@ -35,7 +35,7 @@ from finetune_figures import (
     draw_predicted_against_measured,
     draw_remainder,
 )
-from finetune_memory import account_options
+from finetune_memory import account_options, map_sizes
 from finetune_recipes import make_optimizer
 from finetune_results import (
     check_claims,
@@ -78,10 +78,6 @@ FREE = {"out", "resume", "overwrite", "checkpoint_every", "cache", "init", "data
     "initial_from",
     "base_model",
 }
-
-
-# Tokens of an update whose shares are computed at a time, of a small model.
-_UPDATE_TOKENS = 16
 
 
 def main(config: Config) -> int:
@@ -141,7 +137,7 @@ def main(config: Config) -> int:
             apply_fn,
             loss_fn,
             optimizer,
-            batch_size=1 if setup.memory.parts else _UPDATE_TOKENS,
+            **map_sizes(setup.memory),
             **options,
         ),
         setup.tracked,

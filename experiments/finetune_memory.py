@@ -15,7 +15,7 @@ from ldjax.losses import make_loss
 from ldjax.memory import default_limit, human_bytes, peak_bytes
 from ldjax.models import is_adapter
 
-__all__ = ["MOST_PROBES", "Plan", "account_options", "plan_memory"]
+__all__ = ["MOST_PROBES", "Plan", "account_options", "map_sizes", "plan_memory"]
 
 #: Probes at a time where memory is no matter.
 MOST_PROBES = 96
@@ -95,6 +95,13 @@ def plan_memory(
                 "(--lora-rank), or an --optimizer without moments (sgd)"
             )
         probes //= 2
+
+
+def map_sizes(plan: Plan) -> dict[str, int]:
+    """How a token map is computed: one token at a time where memory matters."""
+    if plan.parts:
+        return {"batch_size": 1, "kept_bytes": 0}
+    return {"batch_size": 64, "kept_bytes": min(2**30, default_limit() // 8)}
 
 
 def _parts(

@@ -5,7 +5,7 @@ watched one: what the probe browser of its page shows.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,18 @@ def make_token_map_fn(
     watch_fn: ApplyFn,
     where: Any = None,
     batch_size: int,
+    kept_bytes: int,
 ) -> Callable[[Any, Any, Sequence[Any]], dict[str, list[np.ndarray]]]:
     r"""A function to what each token of an update does to each watched token.
 
     .. math:: T_{m,l} = -\nabla_\theta \log\pi(y_m) \cdot P J_l^\top G_l
 
-    One backward pass through its own row for each token `l` of the update, and one
-    forward-mode pass through the probes; as `StepDecomposition.token_map`, which knows
-    no rows and does each pass through all of them.
+    One backward pass through its own row for each token `l` of the update, which says
+    how it moves the parameters. Then one through its own row for each watched token
+    `m`, for all moves that are kept; or, where fewer are kept than a row has tokens,
+    one forward-mode pass through the probes for each move. (As
+    `StepDecomposition.token_map`, which knows no rows and does each pass through all of
+    them.)
 
     Args:
       apply_fn: `(params, sequences) -> logits` of what is trained.
@@ -95,7 +99,9 @@ def make_token_map_fn(
       optimizer: An optax transformation that acts element by element.
       watch_fn: `(params, sequences) -> logits` of what is watched.
       where: Which parameters are trained; by default all.
-      batch_size: Tokens of the update at a time.
+      batch_size: Tokens that are differentiated at a time, each a copy of the
+        parameters.
+      kept_bytes: For the moves that are kept; at least `batch_size` of them are.
 
     Returns:
       `(state, update, probes) -> maps`: by side of the update, for each batch of probes
@@ -135,35 +141,69 @@ def make_token_map_fn(
 
         return jax.vmap(move)(rows, places)
 
-    @jax.jit
-    def effects(params: Any, moves: Any, probe: Any) -> Any:
-        def log_probs_of(p: Any) -> Any:
-            with jax.default_matmul_precision("highest"):
-                logits = watch_fn(p, probe)
-            return token_log_probs(logits, probe.targets, probe.mask)
+    def log_probs_of(params: Any, probe: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            logits = watch_fn(params, probe)
+        return token_log_probs(logits, probe.targets, probe.mask)
 
-        pushforward = lambda move: jax.jvp(log_probs_of, (params,), (move,))[1]
-        return jax.vmap(pushforward)(moves)
+    @jax.jit
+    def along(params: Any, moved: Any, probe: Any) -> Any:
+        """What the moves do to a batch of probes, `[probe, pos, token]`."""
+        of_params = functools.partial(log_probs_of, probe=probe)
+        pushforward = lambda move: jax.jvp(of_params, (params,), (move,))[1]
+        return jax.vmap(pushforward, out_axes=-1)(moved)
+
+    @jax.jit
+    def against(params: Any, moved: Any, probe: Any, rows: Any, places: Any) -> Any:
+        """What the moves do to single tokens of a batch of probes, `[m, token]`."""
+
+        def slope(row: Any, place: Any) -> Any:
+            example = jax.tree.map(lambda leaf: leaf[row][None], probe)
+            return jax.grad(lambda p: log_probs_of(p, example)[0, place])(params)
+
+        with jax.default_matmul_precision("highest"):
+            products = jax.tree.map(
+                lambda a, b: a.reshape(len(a), -1) @ b.reshape(len(b), -1).T,
+                jax.vmap(slope)(rows, places),
+                moved,
+            )
+        return sum(jax.tree.leaves(products))
+
+    def effects(params: Any, moved: Any, probe: Any) -> np.ndarray:
+        mask = np.asarray(probe.mask)
+        num = len(jax.tree.leaves(moved)[0])
+        if num < mask.shape[1]:
+            return np.asarray(along(params, moved, probe))
+        shares = np.zeros((*mask.shape, num))
+        for rows, places in _tokens(mask, batch_size):
+            shares[rows, places] = against(params, moved, probe, rows, places)
+        return shares
 
     def token_map(state: Any, update: Any, probes: Sequence[Any]) -> dict[str, Any]:
         P, residual = terms(state, update)
-        maps = {}
-        for (name, side), G in zip(
-            _sides(update).items(), _sides(residual).values(), strict=True
-        ):
-            mask = np.asarray(side.mask)
-            maps[name] = [np.zeros((*p.targets.shape, *mask.shape)) for p in probes]
-            # Always so many tokens, for one program: the last ones again and again.
-            tokens = np.argwhere(mask)
-            for start in range(0, len(tokens), batch_size):
-                chunk = tokens[
-                    np.minimum(start + np.arange(batch_size), len(tokens) - 1)
-                ]
-                rows, places = chunk.T
-                moved = moves(state.params, P, side, G, rows, places)
-                for of_probe, probe in zip(maps[name], probes, strict=True):
-                    shares = np.asarray(effects(state.params, moved, probe))
-                    of_probe[:, :, rows, places] = np.moveaxis(shares, 0, -1)
+        sides, G = _sides(update), _sides(residual)
+        bytes_of_one = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+        size = max(1, kept_bytes // (batch_size * bytes_of_one))
+        batches = [
+            (name, tokens)
+            for name, side in sides.items()
+            for tokens in _tokens(np.asarray(side.mask), batch_size)
+        ]
+        maps = {
+            name: [np.zeros((*p.mask.shape, *side.mask.shape)) for p in probes]
+            for name, side in sides.items()
+        }
+        for start in range(0, len(batches), size):
+            those = batches[start : start + size]
+            each = [moves(state.params, P, sides[n], G[n], *of_n) for n, of_n in those]
+            moved = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each)
+            del each  # as large as all of `moved`
+            for i, probe in enumerate(probes):
+                shares = effects(state.params, moved, probe)
+                for (name, (rows, places)), share in zip(
+                    those, np.split(shares, len(those), axis=-1), strict=True
+                ):
+                    maps[name][i][:, :, rows, places] = share
         return maps
 
     return token_map
@@ -219,6 +259,16 @@ def token_map_observer(
         return {}
 
     return Observer(observe, steps.__contains__)
+
+
+def _tokens(mask: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Rows and places of the tokens that count, always so many at a time.
+
+    So there is one program; the last token comes again and again.
+    """
+    tokens = np.argwhere(mask)
+    for start in range(0, len(tokens), size):
+        yield tokens[np.minimum(start + np.arange(size), len(tokens) - 1)].T
 
 
 def _slices(batch: Any, size: int) -> list[Any]:

@@ -3,6 +3,7 @@
 On all devices that JAX sees: parameters on each, rows divided over them.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -234,6 +235,7 @@ def make_observers(
             return {}
         following, _ = step_fn(state, batch_fn(step))
 
+        @functools.cache
         def remainder(scale: float) -> tuple[float, float]:
             params = jax.tree.map(
                 lambda old, new: old + scale * (new - old),
