@@ -46,7 +46,7 @@ from finetune_results import (
     type_changes,
 )
 from finetune_setup import Setup, make_setup
-from finetune_start import base_of, load_base
+from finetune_start import base_of, keep_compiled, load_base
 from finetune_tokens import make_token_map_fn, moved_tokens, token_map_observer
 from finetune_watch import (
     State,
@@ -410,4 +410,6 @@ def _at_both_ends(setup: Setup, table: Table) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(from_command_line(Config, __doc__)))
+    told = from_command_line(Config, __doc__)
+    keep_compiled(told.cache / "compiled", is_smoke=told.smoke)
+    sys.exit(main(told))

@@ -141,8 +141,8 @@ class Config:
     """Observed trained prompts whose responses are accounted for at every update."""
     token_maps: int = 2
     """Updates, in equal intervals from the first one on, of which is recorded what each
-    of their tokens did to each tracked token; each takes a backward and a forward pass
-    for every token of its batch."""
+    of their tokens did to each tracked token; each takes a backward pass for every
+    token of its batch and for every tracked one."""
     evaluations: int = 20
     """Observations in equal intervals, besides that at the start; 20 or more are
     recommended to judge the published signatures."""

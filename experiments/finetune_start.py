@@ -65,13 +65,14 @@ class Base(NamedTuple):
 def keep_compiled(folder: Path, *, is_smoke: bool) -> None:
     """Keep compiled functions in a folder, unless the user's JAX keeps them already.
 
+    Also those that take less than a second, since the next run has a hundred of them.
     A smoke compiles for far longer than it runs, so it spares the optimizations.
     """
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if is_smoke:
         jax.config.update("jax_disable_most_optimizations", True)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def find_start(config: Config) -> str:

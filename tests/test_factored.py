@@ -37,7 +37,8 @@ FAST = "tied"
 REFUSED = ("capped", "tied capped")
 # LeNet is in test_structured; as a head an MLP is as good, and faster.
 names = [name for name in [*HEADS, *DECODERS] if name != "lenet"]
-LONG = ("gpt2 tied", "gpt2 untied", "llama pair", "llama remat", "qwen2 padded")
+LONG = ("gpt2 tied", "gpt2 untied", "llama pair", "llama remat")
+LONG += ("neox padded", "qwen2 padded")
 saved = [
     pytest.param(name, marks=pytest.mark.exhaustive) if name in LONG else name
     for name in names

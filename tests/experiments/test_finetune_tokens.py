@@ -9,6 +9,7 @@ import optax
 import pytest
 from closeness import assert_close
 from decoders import make_decoder, random_tokens
+from jax.flatten_util import ravel_pytree
 from scripts import EXPERIMENTS
 
 import ldjax
@@ -59,7 +60,7 @@ def case(request):
 def expected(case):
     """`-A P J^T G` by brute force: one matrix of each."""
     apply_fn, params, loss_fn, update = case
-    flat, unflatten = jax.flatten_util.ravel_pytree(params)
+    flat, unflatten = ravel_pytree(params)
 
     def logits_of(x):
         is_side = lambda leaf: hasattr(leaf, "targets")
