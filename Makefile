@@ -35,7 +35,7 @@ install-parity: install
 demo: install
 	$(RUN) experiments/mnist.py --out runs/digits --overwrite
 	$(RUN) experiments/pipeline.py --out runs/pipeline --overwrite \
-	  --probe-prompts 20 --tracked 3 --token-maps 1
+	  --probe-prompts 20 --tracked 2 --token-maps 1
 
 test: test-fast test-slow
 
