@@ -108,7 +108,7 @@ def make_token_map_fn(
       `[probe, pos, row, update_pos]` in nats. Summed over the update these are the own
       part of the step's prediction, `-A K_P G`. (At Adam's first step `P` is
       `1 / |g|`: where the gradients of the two sides of a pair cancel, what a token of
-      one side does is known to about 1e-3 in float32; their sum to 1e-6.)
+      one side does is known to about 1e-3 in float32; their sum to 1e-5.)
     """
 
     @jax.jit

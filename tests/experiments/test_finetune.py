@@ -112,11 +112,12 @@ def test_the_tokens_of_an_update_add_up_to_its_own_part(runs, stage):
         parts.append(part.astype(float))
         sums.append(of_each_probe(tokens, maps, f"map_{{}}_{side}").astype(float))
     largest = np.abs(parts).max()
-    # Float32 sums of the same terms in another order.
-    np.testing.assert_allclose(sum(sums), sum(parts), rtol=0, atol=1e-5 * largest)
+    # A float32 product of 5e4 entries is known to sqrt(5e4) 6e-8 = 1.3e-5 of the
+    # product of norms, of which the largest may be a quarter (seen: 1.5e-5).
+    np.testing.assert_allclose(sum(sums), sum(parts), rtol=0, atol=5e-5 * largest)
     # Adam's first step divides by |g|. Where the gradients of a pair cancel to their
-    # rounding, so is what one side does; only what both do is not (seen: 9e-4, 7e-7).
-    each = 1e-5 if len(parts) == 1 else 1e-2
+    # rounding, so is what one side does; only what both do is not (seen: 9e-4, 4e-6).
+    each = 5e-5 if len(parts) == 1 else 1e-2
     np.testing.assert_allclose(sums, parts, rtol=0, atol=each * largest)
 
 
