@@ -52,7 +52,7 @@ test-slow: install
 test-exhaustive: install
 	$(PYTEST) -m exhaustive
 
-# Executes the notebooks in full and renews the figure that each keeps (15 min).
+# Executes the notebooks in full and renews the figure of each (31 min, busy CPU).
 notebooks: install
 	$(RUN) experiments/notebook_run.py
 

@@ -410,6 +410,7 @@ def _at_both_ends(setup: Setup, table: Table) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
+    # Not in `main`: those who call it have settings of JAX of their own.
     told = from_command_line(Config, __doc__)
     keep_compiled(told.cache / "compiled", is_smoke=told.smoke)
     sys.exit(main(told))

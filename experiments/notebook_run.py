@@ -5,7 +5,7 @@ cells and one output, that of the cell tagged `reference`. Jupytext keeps the tw
 step (`jupytext --sync experiments/notebooks/*.py` after a change of words); after a
 change of code that figure is made anew by executing the notebook in full:
 
-    python experiments/notebook_run.py                       (all of them; ~15 min)
+    python experiments/notebook_run.py               (all of them; 31 min on a busy CPU)
     python experiments/notebook_run.py 1_equation
     python experiments/notebook_run.py --smoke --out DIR     (tiny; executed copies)
 """
