@@ -2,10 +2,12 @@
 
 `Account` is what both forms of `ldjax.dynamics` are made of: it takes the optimizer
 step and keeps the directions in parameter space it consists of (`train`), follows each
-direction to the watched log-probs (`explain`), and evaluates them (`watch`).
+direction to the watched log-probs (`explain`), evaluates them (`watch`), and says what
+their differences cannot resolve (`resolve`).
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from ldjax import _resolution
 from ldjax.log_probs import (
     Sequences,
     is_sequences,
@@ -21,6 +24,14 @@ from ldjax.log_probs import (
 )
 from ldjax.partition import merge, split
 from ldjax.update_parts import frozen_update
+
+#: Parts of a step that are no side of its update.
+REST = frozenset({"history", "weight_decay", "rounding"})
+
+#: Updates between two measurements of the rounding noise.
+NOISE_EVERY = 64
+#: It is measured on this share of the probes, and on no fewer than so many.
+NOISE_SHARE, NOISE_ROWS = 8, 8
 
 Params = Any
 # A `Sequences`, or a pytree of them such as {"chosen": ..., "rejected": ...}.
@@ -39,6 +50,8 @@ class StepState(NamedTuple):
       opt_state: State of the optimizer.
       step: Number of steps taken.
       loss: Loss of the last step at its own start, in nats; NaN before the first.
+      noise: Rounding noise of the watched log-probs, in the units of
+        `StepComparison.floor`; measured anew every 64 steps, and where it is NaN.
 
     Examples:
       >>> from ldjax import make_step
@@ -52,14 +65,27 @@ class StepState(NamedTuple):
     opt_state: Any
     step: Int[Array, ""]
     loss: Float[Array, ""]
+    noise: Any = jnp.nan
+
+
+class Observed(NamedTuple):
+    """Watched log-probs, and what bounds their rounding.
+
+    Attributes:
+      log_probs: `[probe, pos]`, or with all labels a last axis more.
+      unit: Likewise; see `ldjax._resolution.unit`.
+    """
+
+    log_probs: Any
+    unit: Any
 
 
 class Reasons(NamedTuple):
     """Why the parameters moved: directions in parameter space.
 
-    `total` is the update that was applied, `parts` what it is the sum of; a part with
-    one direction for each of `count` examples is in `by_example`, as `(direction_of,
-    count)`.
+    `total` is new minus old parameters, as they are stored; `parts` is what the update
+    is the sum of, before it was added and rounded; a part with one direction for each
+    of `count` examples is in `by_example`, as `(direction_of, count)`.
     """
 
     total: Params
@@ -99,10 +125,12 @@ class Account(NamedTuple):
         """The state before the first step."""
         # A weakly typed parameter would change its type, and compile anew, in step 2.
         params = jax.tree.map(lambda p: jnp.asarray(p, jnp.result_type(p)), params)
-        loss = jnp.full((), jnp.nan, jnp.result_type(*jax.tree.leaves(params)))
         trained, _ = self._split(params)
+        _require_floating(trained)
+        unknown = jnp.full((), jnp.nan, jnp.result_type(*jax.tree.leaves(trained)))
         return StepState(
-            params, self.optimizer.init(trained), jnp.zeros((), jnp.int32), loss
+            *(params, self.optimizer.init(trained), jnp.zeros((), jnp.int32)),
+            *(unknown, unknown.astype(jnp.float32)),
         )
 
     def _split(self, params: Params) -> tuple[Params, Callable[[Params], Params]]:
@@ -124,6 +152,10 @@ class Account(NamedTuple):
         def apply_fn(params: Params, sequences: Sequences) -> Array:
             return self.apply_fn(whole(params), sequences)
 
+        def loss_of(params: Params) -> Array:
+            logits = [_logits(apply_fn, params, side) for side in sides.values()]
+            return self.loss_fn(_like(update, logits), update)
+
         sides = _sides(update)
         logits, pullbacks = {}, {}
         for name, side in sides.items():
@@ -137,69 +169,118 @@ class Account(NamedTuple):
         gradients = {name: pullbacks[name](residuals[name])[0] for name in sides}
         gradient = jax.tree.map(lambda *leaves: sum(leaves), *gradients.values())
 
-        updates, new_opt_state = optimizer.update(
-            gradient, opt_state, params, value=loss
+        offered = {"value": loss, "grad": gradient, "value_fn": loss_of}
+        offered |= {"obj_fn": loss_of, "grad_fn": lambda p, _: jax.grad(loss_of)(p)}
+        (updates, new_opt_state), extra_args = _updated(
+            optimizer, gradient, opt_state, params, offered
         )
-        new_state = StepState(
-            whole(optax.apply_updates(params, updates)),
-            new_opt_state,
-            state.step + 1,
-            loss.astype(state.loss.dtype),
+        # What is stored is what is read below: without the barrier XLA may keep the
+        # sum as it was before it was rounded to the parameters' dtype.
+        stored = jax.lax.optimization_barrier(optax.apply_updates(params, updates))
+        new_state = state._replace(
+            params=whole(stored),
+            opt_state=new_opt_state,
+            step=state.step + 1,
+            loss=loss.astype(state.loss.dtype),
         )
-        total = jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params)
+        total = jax.tree.map(_difference, stored, params)
         if self.parts is None:
             return new_state, Reasons(total, {}, {})
 
-        own, rest = frozen_update(optimizer, gradient, opt_state, params, value=loss)
+        own, rest = frozen_update(optimizer, gradient, opt_state, params, **extra_args)
+        rest = {name: _directions(part, params) for name, part in rest.items()}
         if self.parts == "example":
             by_example = {
                 name: _by_example(apply_fn, params, side, residuals[name], own)
                 for name, side in sides.items()
             }
             return new_state, Reasons(total, rest, by_example)
-        if len(sides) == 1 and not rest:  # one part: the whole update
-            return new_state, Reasons(total, dict.fromkeys(sides, total), {})
-        by_side = {name: own(gradients[name]) for name in sides}
+        by_side = {name: _directions(own(gradients[name]), params) for name in sides}
         return new_state, Reasons(total, by_side | rest, {})
 
     def explain(
         self, params: Params, reasons: Reasons, probe: Batch
-    ) -> tuple[Any, Any, dict[str, Any]]:
-        """Watched log-probs, and their derivative along every direction."""
+    ) -> tuple[Observed, Any, dict[str, Any]]:
+        """What is watched, and its derivative along every direction.
+
+        The part `"rounding"` is what the others leave of the derivative along the
+        parameters' own change.
+        """
         params, whole = self._split(params)
 
-        def of_chunk(chunk: Sequences) -> tuple[Array, Array, dict[str, Array]]:
-            def log_probs_fn(p: Params) -> Array:
-                return self._watch_chunk(whole(p), chunk)
+        def of_chunk(chunk: Sequences) -> tuple[Any, Array, dict[str, Array]]:
+            def watch_fn(p: Params) -> tuple[Array, Array]:
+                observed = self._watch_chunk(whole(p), chunk)
+                return observed.log_probs, observed.unit
 
             directions = {"": reasons.total} | reasons.parts
-            log_probs, changes = _derivatives(log_probs_fn, params, directions)
+            *observed, changes = _derivatives(watch_fn, params, directions)
+            by_example = {}
             if reasons.by_example:
-                changes |= _derivatives_by_example(
-                    log_probs_fn, params, reasons.by_example
+                by_example = _derivatives_by_example(
+                    lambda p: watch_fn(p)[0], params, reasons.by_example
                 )
-            return log_probs, changes.pop(""), changes
+            predicted = changes.pop("")
+            if self.parts is not None:
+                explained = [*changes.values()]
+                explained += [part.sum(1) for part in by_example.values()]
+                changes["rounding"] = predicted - sum(explained)
+            return tuple(observed), predicted, changes | by_example
 
-        old, predicted, by_part = self._over_probes(of_chunk, probe)
+        observed, predicted, by_part = self._over_probes(of_chunk, probe)
         for name in reasons.by_example:  # the probe's axis came first, for the chunks
             by_part[name] = jax.tree.map(
                 lambda leaf: jnp.moveaxis(leaf, 1, 0), by_part[name]
             )
-        return old, predicted, by_part
+        return Observed(*observed), predicted, by_part
 
     def watch(self, params: Params, probe: Batch) -> Any:
         """Watched log-probs."""
-        return self._over_probes(lambda chunk: self._watch_chunk(params, chunk), probe)
+        return self._over_probes(
+            lambda chunk: self._watch_chunk(params, chunk).log_probs, probe
+        )
 
-    def _watch_chunk(self, params: Params, chunk: Sequences) -> Array:
+    def resolve(self, state: StepState, probe: Batch) -> Array:
+        """The rounding noise: what the state knows, or measured anew."""
+        rows = jax.tree.map(
+            lambda side: Sequences(*(_spread_rows(leaf) for leaf in side[:3])),
+            *(probe,),
+            is_leaf=is_sequences,
+        )
+
+        def at(params: Params) -> tuple[Any, Any]:
+            return self._over_probes(
+                lambda chunk: tuple(self._watch_chunk(params, chunk)), rows
+            )
+
+        def measured() -> Array:
+            eps = _resolution.compute_eps(at, state.params)
+            log_probs, units = at(state.params)
+            others, _ = at(_resolution.perturbed(state.params, eps))
+            found = jax.tree.map(_resolution.noise, log_probs, others, units)
+            noise = jnp.max(jnp.stack(jax.tree.leaves(found)))
+            return noise.astype(jnp.float32)
+
+        known = jnp.asarray(state.noise, jnp.float32)
+        is_due = jnp.isnan(known) | (state.step % NOISE_EVERY == 0)
+        return jax.lax.cond(is_due, measured, lambda: known)
+
+    def _watch_chunk(self, params: Params, chunk: Sequences) -> Observed:
         with jax.default_matmul_precision("highest"):
             logits = _logits(self.watch_fn or self.apply_fn, params, chunk)
         full_vocab = self.full_vocab
         if full_vocab is None:
             full_vocab = jnp.issubdtype(chunk.tokens.dtype, jnp.floating)
+        mask = chunk.mask
+        largest = jnp.abs(jax.lax.stop_gradient(logits)).max(-1)
         if full_vocab:
-            return jnp.where(chunk.mask[..., None], log_softmax(logits), 0)
-        return token_log_probs(logits, chunk.targets, chunk.mask)
+            log_probs = jnp.where(mask[..., None], log_softmax(logits), 0)
+            mask, largest = mask[..., None], largest[..., None]
+        else:
+            log_probs = token_log_probs(logits, chunk.targets, mask)
+        constant = jax.lax.stop_gradient(log_probs)
+        unit = _resolution.unit(constant, jnp.where(mask, largest, 0))
+        return Observed(log_probs, unit)
 
     def _over_probes(self, fn: Callable[[Sequences], Any], probe: Batch) -> Any:
         """`fn` on every side of the probe, `probe_batch_size` examples at a time."""
@@ -208,6 +289,62 @@ class Account(NamedTuple):
             for side in _sides(probe).values()
         ]
         return jax.tree.map(lambda *leaves: _like(probe, leaves), *results)
+
+
+def _require_floating(params: Params) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"The parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, which no "
+                "gradient moves. Close it over in `apply_fn`, or leave it out of what "
+                "is trained with `where=`."
+            )
+
+
+def _updated(
+    optimizer: optax.GradientTransformationExtraArgs,
+    gradient: Params,
+    opt_state: Any,
+    params: Params,
+    offered: Mapping[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """What the optimizer returns, and the extra arguments that it takes.
+
+    optax has no way to ask a chain which ones its members take, so it is tried.
+    """
+    offered = dict(offered)
+    while True:
+        try:
+            return optimizer.update(gradient, opt_state, params, **offered), offered
+        except TypeError as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown and offered.pop(unknown[1], None) is not None:
+                continue
+            if missing := re.search(r"missing \d+ required.*argument", str(error)):
+                raise TypeError(
+                    f"This optimizer's update is {error.args[0][missing.start() :]}; "
+                    "of those, ldjax passes `value`, `grad`, `value_fn`, `grad_fn` and "
+                    "`obj_fn`. Bind it, as in "
+                    "`optax.GradientTransformation(tx.init, "
+                    "functools.partial(tx.update, NAME=...))`."
+                ) from error
+            raise
+
+
+def _difference(new: Array, old: Array) -> Array:
+    """In a precision in which it is exact, or next to it."""
+    wide = jnp.promote_types(old.dtype, jnp.float32)
+    return (new.astype(wide) - old.astype(wide)).astype(old.dtype)
+
+
+def _directions(updates: Params, params: Params) -> Params:
+    return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params)
+
+
+def _spread_rows(leaf: Array) -> Array:
+    """Some rows, evenly spread."""
+    count = leaf.shape[0]
+    return leaf[:: max(1, count // max(NOISE_ROWS, count // NOISE_SHARE))]
 
 
 def _by_example(
@@ -225,25 +362,30 @@ def _by_example(
             (side, residual),
         )
         _, pullback = jax.vjp(lambda p: apply_fn(p, example), params)
-        return own(pullback(cotangent)[0])
+        return _directions(own(pullback(cotangent)[0]), params)
 
     return direction_of, side.targets.shape[0]
 
 
 def _derivatives(
-    fn: Callable[[Params], Array], at: Params, directions: dict[str, Params]
-) -> tuple[Array, dict[str, Array]]:
-    """`fn(at)` and its derivative along each direction, computed together."""
-    distinct = list({id(d): d for d in directions.values()}.values())
-    if len(distinct) == 1:
-        value, tangent = jax.jvp(fn, (at,), (distinct[0],))
-        return value, {name: tangent for name in directions}  # noqa: C420
+    fn: Callable[[Params], tuple[Array, Array]],
+    at: Params,
+    directions: dict[str, Params],
+) -> tuple[Array, Array, dict[str, Array]]:
+    """`fn(at)`, and the derivative of its first value along each direction, at once."""
+
+    def along(direction: Params) -> tuple[Array, Array, Array]:
+        value, tangent, constant = jax.jvp(fn, (at,), (direction,), has_aux=True)
+        return value, constant, tangent
+
+    if len(directions) == 1:
+        ((name, direction),) = directions.items()
+        value, constant, tangent = along(direction)
+        return value, constant, {name: tangent}
     # One pass for all directions takes half the time of one pass for each.
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions.values())
-    value, tangents = jax.vmap(
-        lambda direction: jax.jvp(fn, (at,), (direction,)), out_axes=(None, 0)
-    )(stacked)
-    return value, dict(zip(directions, tangents, strict=True))
+    value, constant, tangents = jax.vmap(along, out_axes=(None, None, 0))(stacked)
+    return value, constant, dict(zip(directions, tangents, strict=True))
 
 
 def _derivatives_by_example(
@@ -304,7 +446,7 @@ def _sides(batch: Batch) -> dict[str, Sequences]:
         )
         for path, leaf in leaves
     }
-    if taken := sides.keys() & {"history", "weight_decay"}:
+    if taken := sides.keys() & REST:
         raise ValueError(
             f"A side cannot be called {sorted(taken)}: the parts of an update that are "
             "not its gradient have these names. Rename the key."

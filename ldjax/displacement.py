@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from ldjax._account import REST
 from ldjax.dynamics import ApplyFn
 from ldjax.log_probs import Sequences, sequence_log_probs
 
@@ -118,14 +119,13 @@ def split_by_origin(
 
     Args:
       parts: Of a comparison of `make_step(..., parts="example")`: `[example, probe,
-        ...]` for each side of the update, `[probe, ...]` for the history and the weight
-        decay.
+        ...]` for each side of the update, `[probe, ...]` for what is no side of it,
+        such as the history and the weight decay.
       is_own: Whether an example of the update is the probe's own pair.
 
     Returns:
       `"own SIDE"` for each side, `"others"` (the sides of all other examples), and the
-      history and the weight decay as they were; all `[probe, ...]`. They sum to what
-      the parts sum to.
+      rest as it was; all `[probe, ...]`. They sum to what the parts sum to.
 
     Raises:
       ValueError: If the parts are not by example.
@@ -136,7 +136,7 @@ def split_by_origin(
       >>> {name: float(change[0]) for name, change in split.items()}
       {'own chosen': 2.0, 'others': 1.0, 'history': 0.5}
     """
-    rest = {k: v for k, v in parts.items() if k in ("history", "weight_decay")}
+    rest = {k: v for k, v in parts.items() if k in REST}
     sides = {k: v for k, v in parts.items() if k not in rest}
     own, others = {}, []
     for name, change in sides.items():

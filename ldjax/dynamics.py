@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ldjax import _resolution
 from ldjax._account import (
     Account,
     ApplyFn,
     Batch,
     LossFn,
+    Observed,
     Optimizer,
     Params,
     StepState,
@@ -42,15 +44,23 @@ class StepComparison(NamedTuple):
     positions are zero. Sum over `pos` for a sequence. Positive means "went up".
 
     Attributes:
-      predicted: First order: the derivative along the update that was applied.
+      predicted: First order: the derivative along the change of the parameters, new
+        minus old, as they are stored.
       measured: New minus old log-prob, from two forward passes.
       remainder: `measured - predicted`, :math:`O(\eta^2)`.
       parts: A dict of contributions that sum to `predicted`: one for each side of the
-        update (`"update"`, or its keys such as `"chosen"` and `"rejected"`), and
-        `"history"` and `"weight_decay"` where the optimizer has them. With
-        `parts="example"` the sides have a leading axis over the update's examples.
-        Empty with `parts=None`.
+        update (`"update"`, or its keys such as `"chosen"` and `"rejected"`),
+        `"history"`, `"weight_decay"` and what else the optimizer has, and
+        `"rounding"`: what is left of the change of the parameters, which is what
+        storing them in their precision did to the update (in bfloat16 a small one is
+        swallowed, and this part is minus the others). With `parts="example"` the sides
+        have a leading axis over the update's examples. Empty with `parts=None`.
       floor: The rounding floor: changes below it are not resolved by this precision.
+        :math:`4\,\epsilon\,(1 + |\log\pi| + \max_v|z_v|)(1 + n)`, with the noise `n`
+        measured: how far the log-probs move, in these units, when the parameters are
+        rounded anew in the last place of the precision that the model computes in
+        (the largest of some 8 probes or an eighth of them, every 64 steps). It is a
+        bound as far as these speak for the others.
 
     Examples:
       The share of the measured change that first order leaves unexplained:
@@ -75,7 +85,7 @@ class PendingState(NamedTuple):
     Attributes:
       now: The training state.
       probe: The fixed probe set.
-      log_probs: Watched log-probs at the start of the last step.
+      observed: Watched log-probs at the start of the last step, and their rounding.
       predicted: What that step was predicted to change.
       parts: Its parts.
 
@@ -87,7 +97,7 @@ class PendingState(NamedTuple):
 
     now: StepState
     probe: Batch
-    log_probs: Any
+    observed: Observed
     predicted: Any
     parts: dict[str, Any]
 
@@ -176,7 +186,10 @@ def make_step(
         new_state, reasons = account.train(state, update)
         old, predicted, by_part = account.explain(state.params, reasons, probe)
         new = account.watch(new_state.params, probe)
-        return new_state, _compare(probe, old, new, predicted, by_part)
+        new_state = new_state._replace(noise=account.resolve(state, probe))
+        return new_state, _compare(
+            *(probe, old, new), predicted, by_part, new_state.noise
+        )
 
     return account.init, step
 
@@ -256,40 +269,41 @@ def make_pending_step(
             state.now.params, reasons, state.probe
         )
         before = _compare(
-            state.probe, state.log_probs, old, state.predicted, state.parts
+            *(state.probe, state.observed, old.log_probs, state.predicted),
+            *(state.parts, state.now.noise),
         )
+        now = now._replace(noise=account.resolve(state.now, state.probe))
         return PendingState(now, state.probe, old, predicted, by_part), before
 
     @jax.jit
     def finish(state: PendingState) -> StepComparison:
         new = account.watch(state.now.params, state.probe)
-        return _compare(state.probe, state.log_probs, new, state.predicted, state.parts)
+        return _compare(
+            *(state.probe, state.observed, new, state.predicted),
+            *(state.parts, state.now.noise),
+        )
 
     return init, step, finish
 
 
 def _compare(
-    probe: Batch, old: Any, new: Any, predicted: Any, parts: dict[str, Any]
+    probe: Batch,
+    old: Observed,
+    new: Any,
+    predicted: Any,
+    parts: dict[str, Any],
+    noise: Array,
 ) -> StepComparison:
-    measured = jax.tree.map(jnp.subtract, new, old)
+    measured = jax.tree.map(jnp.subtract, new, old.log_probs)
+
+    def floor(side: Any, unit: Array) -> Array:
+        mask = side.mask if side.mask.ndim == unit.ndim else side.mask[..., None]
+        return jnp.where(mask, _resolution.floor(unit, noise.astype(unit.dtype)), 0)
+
     return StepComparison(
         predicted=predicted,
         measured=measured,
         remainder=jax.tree.map(jnp.subtract, measured, predicted),
         parts=parts,
-        floor=jax.tree.map(
-            lambda side, values: _rounding_floor(side.mask, values),
-            *(probe, old),
-            is_leaf=is_sequences,
-        ),
+        floor=jax.tree.map(floor, probe, old.unit, is_leaf=is_sequences),
     )
-
-
-def _rounding_floor(mask: Array, log_probs: Array) -> Array:
-    """What a difference of two evaluations of a log-prob cannot resolve."""
-    # A log-prob is a difference of numbers of order max(1, |log p|), each rounded by
-    # the matmuls before it: a few units in the last place.
-    eps = jnp.finfo(log_probs.dtype).eps
-    floor = 8 * eps * jnp.maximum(1, jnp.abs(log_probs))
-    mask = mask if mask.ndim == floor.ndim else mask[..., None]
-    return jnp.where(mask, floor, 0)

@@ -107,7 +107,7 @@ def test_each_part_is_what_is_lost_without_it(optimizer, rest):
             assert_close(found[f"own {side}"][i].sum(-1), lost, rtol=1e-10)
         assert_close(found["others"][i].sum(-1), change(removed)[i], rtol=1e-10)
     assert_close(sum(found.values()), comparison.predicted, rtol=1e-10)
-    assert found.keys() == {"own chosen", "own rejected", "others"} | rest
+    assert found.keys() == {"own chosen", "own rejected", "others", "rounding"} | rest
 
 
 def log_prob(params, sequences, row):

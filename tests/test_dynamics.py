@@ -12,7 +12,7 @@ import references
 from cases import make_case
 from closeness import assert_close
 from numpy_optimizers import Adam, RmsProp, Sgd
-from references import flat, sides, unflat
+from references import exact_parts, flat, sides, unflat
 
 from ldjax import _account, losses, make_step
 
@@ -89,7 +89,7 @@ def check_against_brute_force(case_name, name, *, parts="side", num_steps=3):
         expected = _brute_force(case, params, split, new_params)
         close(sides(comparison.predicted), expected["predicted"])
         close(sides(comparison.measured), expected["measured"])
-        found = {name: sides(part) for name, part in comparison.parts.items()}
+        found = {name: sides(part) for name, part in exact_parts(comparison).items()}
         close(found, expected["sides" if parts == "side" else "examples"])
         check_sums(comparison, case)
     close(flat(state.params), theta)
@@ -100,7 +100,7 @@ def check_sums(comparison, case):
     comparison = jax.tree.map(np.asarray, comparison)
     rank = jax.tree.leaves(comparison.predicted)[0].ndim
     total = jax.tree.map(np.zeros_like, comparison.predicted)
-    for part in comparison.parts.values():
+    for part in exact_parts(comparison).values():
         whole = jax.tree.map(lambda x: x if x.ndim == rank else x.sum(axis=0), part)
         total = jax.tree.map(np.add, total, whole)
     assert_close(total, comparison.predicted, rtol=1e-12)

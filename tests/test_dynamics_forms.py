@@ -12,6 +12,7 @@ import optax
 import pytest
 from cases import apply_toy, images, make_case, sentences, toy_params
 from closeness import assert_close
+from references import exact, exact_parts
 
 from ldjax import Sequences, losses, make_pending_step, make_step
 
@@ -66,7 +67,7 @@ def test_the_pending_form_is_the_immediate_form_one_call_later(name):
     for now, later in zip(expected, [*found[1:], finish(state)], strict=True):
         assert_close(later, now, terms=100, scale=1.0)
         assert_close(later.predicted, now.predicted, rtol=1e-12)
-        assert_close(later.parts, now.parts, rtol=1e-12)
+        assert_close(exact_parts(later), exact_parts(now), rtol=1e-12)
     assert_close(state.now, final, rtol=1e-12)
 
 
@@ -83,7 +84,8 @@ def _chunked(parts, size):
 def test_the_size_of_the_probe_batches_changes_nothing(parts, size):
     _, expected = _chunked(parts, None)
     _, found = _chunked(parts, size)
-    assert_close(found, expected, rtol=1e-12)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(exact(one), exact(other), rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -92,8 +94,9 @@ def test_the_size_of_the_probe_batches_changes_nothing_for_pairs(parts):
     case = make_case("pair")
     probe = {"chosen": sentences(12, 5, 4), "rejected": sentences(13, 2, 3)}
     options = {"case": case, "probe": probe, "parts": parts}
-    _, expected = _run(**options)
-    assert_close(_run(**options, probe_batch_size=3)[1], expected, rtol=1e-12)
+    _, [expected] = _run(**options)
+    _, [found] = _run(**options, probe_batch_size=3)
+    assert_close(exact(found), exact(expected), rtol=1e-12)
 
 
 def test_a_dict_of_probes_is_each_of_them():
@@ -104,8 +107,8 @@ def test_a_dict_of_probes_is_each_of_them():
     for name in ("predicted", "measured", "remainder", "floor"):
         field = take(getattr(together, name))
         assert_close(field, getattr(alone, name), rtol=1e-12)
-    parts = {name: take(part) for name, part in together.parts.items()}
-    assert_close(parts, alone.parts, rtol=1e-12)
+    parts = {name: take(part) for name, part in exact_parts(together).items()}
+    assert_close(parts, exact_parts(alone), rtol=1e-12)
 
 
 def test_the_full_vocabulary_holds_the_targets():
@@ -120,7 +123,8 @@ def test_the_full_vocabulary_holds_the_targets():
         0,
     )
     assert_close(pick(labels.predicted), targets.predicted, rtol=1e-12)
-    assert_close(pick(labels.floor), targets.floor, rtol=1e-12)
+    # The noise is that of all that is watched.
+    assert (targets.floor <= pick(labels.floor)).all()
 
 
 @pytest.mark.slow
@@ -140,9 +144,10 @@ def test_inner_steps_of_an_accumulation_change_nothing():
     optimizer = optax.MultiSteps(MOMENTUM, 3).gradient_transformation()
     _, comparisons = _run(optimizer, num_steps=6)
     for index, comparison in enumerate(comparisons):
-        moved = [comparison.predicted, comparison.measured, *comparison.parts.values()]
+        parts = exact_parts(comparison).values()
+        moved = [comparison.predicted, comparison.measured, *parts]
         assert all(bool(x.any()) == (index % 3 == 2) for x in moved), index
-        total = sum(comparison.parts.values(), jnp.zeros_like(comparison.predicted))
+        total = sum(parts, jnp.zeros_like(comparison.predicted))
         assert_close(total, comparison.predicted, rtol=1e-12)
 
 
