@@ -20,26 +20,20 @@ class Case:
     """A decoder in float32, one update of it, and the same in float64."""
 
     def __init__(self, config, *, layers, width, scale=1.0, shift=0.0, dtype=None):
-        config = dataclasses.replace(
-            config(
-                vocab_size=VOCAB, width=width, mlp_width=4 * width, max_positions=32
-            ),
-            num_layers=layers,
-            dtype=dtype,
-        )
-        narrow = ldjax.linen.apply_fn(Transformer(config))
-        exact = ldjax.linen.apply_fn(
-            Transformer(dataclasses.replace(config, dtype=None))
-        )
+        size = {"vocab_size": VOCAB, "width": width, "mlp_width": 4 * width}
+        config = config(**size, num_layers=layers, max_positions=32)
+        narrow = Transformer(dataclasses.replace(config, dtype=dtype))
         self.shift = shift
-        self.apply_fn = functools.partial(self.shifted, narrow)
-        self.exact_fn = functools.partial(self.shifted, exact)
-        rng = np.random.default_rng(0)
-        ids = rng.integers(VOCAB, size=(2, 16, LENGTH))
-        self.batch = Sequences(*jnp.asarray(ids), jnp.ones(ids.shape[1:], bool))
-        params = Transformer(config).init(jax.random.key(0), self.batch.tokens)
+        self.apply_fn = functools.partial(self.shifted, ldjax.linen.apply_fn(narrow))
+        exact_fn = ldjax.linen.apply_fn(Transformer(config))
+        self.exact_fn = functools.partial(self.shifted, exact_fn)
+        ids = jnp.asarray(
+            np.random.default_rng(0).integers(VOCAB, size=(2, 16, LENGTH))
+        )
+        self.batch = Sequences(ids[0], ids[1], jnp.ones((16, LENGTH), bool))
+        params = narrow.init(jax.random.key(0), ids[0])["params"]
         self.params = jax.tree.map(
-            lambda p: p * jnp.float32(scale) if p.ndim > 1 else p, params["params"]
+            lambda p: p * jnp.float32(scale) if p.ndim > 1 else p, params
         )
 
     def shifted(self, apply_fn, params, batch):
@@ -74,17 +68,17 @@ CASES = {
     "computed in bfloat16": {"layers": 2, "width": 32, "dtype": "bfloat16"},
     "computed in float16": {"layers": 2, "width": 32, "dtype": "float16"},
 }
-IN_CI = ("2 layers", "logits around -100", "8 layers, large weights")
-IN_CI += ("computed in bfloat16",)
+CI = ("logits around -100", "8 layers, large weights", "computed in bfloat16")
 
 
-@pytest.mark.parametrize("config", [gpt2_config, llama_config])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(gpt2_config, marks=pytest.mark.exhaustive), llama_config],
+)
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            n, marks=pytest.mark.slow if n in IN_CI else pytest.mark.exhaustive
-        )
+        pytest.param(n, marks=getattr(pytest.mark, "slow" if n in CI else "exhaustive"))
         for n in CASES
     ],
 )
