@@ -45,6 +45,7 @@ class State(NamedTuple):
       opt_state: Likewise.
       step: Likewise.
       loss: Likewise.
+      noise: Likewise.
       predicted: Predicted change of each tracked token, added up over the updates.
       measured: Likewise, measured.
     """
@@ -53,6 +54,7 @@ class State(NamedTuple):
     opt_state: Any
     step: Array
     loss: Array
+    noise: Array
     predicted: tuple[Array, ...]
     measured: tuple[Array, ...]
 
@@ -146,7 +148,7 @@ def make_tracked_step(
     def tracked_step(state: State, batch: Any) -> tuple[State, dict[str, Array]]:
         if last[0] is not state:
             last[:] = None, None  # the state before is let go first
-            training, comparison = step(ldjax.StepState(*state[:4]), batch, watched)
+            training, comparison = step(ldjax.StepState(*state[:5]), batch, watched)
             sums, changes = digest(state, comparison)
             metrics = {"loss": training.loss, **changes}
             last[:] = state, (State(*training, *sums), metrics)

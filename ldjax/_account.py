@@ -317,8 +317,9 @@ def _updated(
         try:
             return optimizer.update(gradient, opt_state, params, **offered), offered
         except TypeError as error:
-            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if unknown and offered.pop(unknown[1], None) is not None:
+            unwanted = set(re.findall(r"'(\w+)'", str(error))) & offered.keys()
+            if "nexpected keyword argument" in str(error) and unwanted:
+                offered = {k: v for k, v in offered.items() if k not in unwanted}
                 continue
             if missing := re.search(r"missing \d+ required.*argument", str(error)):
                 raise TypeError(
