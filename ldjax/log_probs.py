@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "ReferencedSequences",
     "Sequences",
     "adaptation_matrix",
+    "check_sequences",
     "is_sequences",
     "log_softmax",
     "sequence_log_probs",
@@ -116,6 +119,135 @@ def is_sequences(node: Any) -> bool:
       {'chosen': (1, 1)}
     """
     return isinstance(node, Sequences | ReferencedSequences | AdvantagedSequences)
+
+
+def check_sequences(
+    sequences: Any,
+    *,
+    vocab_size: int | None = None,
+    num_labels: int | None = None,
+    name: str = "sequences",
+) -> None:
+    """Refuses what would be scored wrongly without a word: ids, labels, types, shapes.
+
+    JAX has no errors for an index out of range: a label of -100 under a true mask would
+    read the hundredth logit from the end, an id beyond a table NaN. Values are read on
+    the host, so this stands before a compiled function; what is traced or lies on
+    other hosts is taken as it is.
+
+    Args:
+      sequences: `Sequences`, or a pytree of them such as a pair; other leaves are not
+        looked at.
+      vocab_size: Token ids must be below it; by default only negative ones are refused.
+      num_labels: Targets must be below it where the mask is true; `vocab_size` by
+        default. It is another number for a classifier of texts.
+      name: What the messages call them.
+
+    Raises:
+      TypeError: If a field is not an array, or if it has another type than integers
+        (`targets`), booleans (`mask`), integers or floats (`tokens`), floats
+        (`reference`, `advantages`, `old_log_probs`).
+      ValueError: If shapes do not fit (`[batch, pos]` for targets and mask; the same
+        for token ids, unless one label stands for all of them), or if an id or a
+        target is out of its range. The message names the first position.
+
+    Examples:
+      >>> answer = Sequences(*jnp.zeros((2, 1, 3), int), jnp.ones((1, 3), bool))
+      >>> check_sequences(answer, vocab_size=4)
+      >>> check_sequences({"chosen": answer._replace(targets=answer.targets - 100)})
+      Traceback (most recent call last):
+        ...
+      ValueError: `sequences['chosen'].targets` is -100 at [0, 0], where ...
+    """
+    num_labels = vocab_size if num_labels is None else num_labels
+    leaves = jax.tree_util.tree_leaves_with_path(sequences, is_leaf=is_sequences)
+    for path, leaf in leaves:
+        if is_sequences(leaf):
+            where = name + jax.tree_util.keystr(path)
+            _check_static(leaf, where)
+            _check_values(leaf, where, vocab_size, num_labels)
+
+
+# What each field holds: NumPy's kinds of numbers, in words, and its axes.
+_FIELDS = {
+    "tokens": ((np.integer, np.floating), "token ids (integers) or images (floats)", 0),
+    "targets": ((np.integer,), "integers", 2),
+    "mask": ((np.bool_,), "booleans", 2),
+    "reference": ((np.floating,), "floats", 1),
+    "advantages": ((np.floating,), "floats", 2),
+    "old_log_probs": ((np.floating,), "floats", 2),
+}
+
+
+def _check_static(sequences: Any, name: str) -> None:
+    """Types and shapes; of what is traced `vmap` may have taken an axis."""
+    fields = sequences._asdict()
+    if any(isinstance(leaf, Tracer) for leaf in fields.values()):
+        return
+    for field, array in fields.items():
+        kinds, words, _ = _FIELDS[field]
+        if not hasattr(array, "dtype"):
+            raise TypeError(
+                f"`{name}.{field}` must be an array, got {type(array).__name__}."
+            )
+        if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+            raise TypeError(f"`{name}.{field}` must be {words}, got {array.dtype}.")
+    shape = sequences.mask.shape
+    if len(shape) != 2:
+        raise ValueError(
+            f"`{name}.mask` must be [batch, pos], got the shape {shape}; one sequence "
+            "is a batch of one."
+        )
+    for field, array in fields.items():
+        if (axes := _FIELDS[field][2]) and array.shape != shape[:axes]:
+            raise ValueError(
+                f"`{name}.{field}` must have the shape {shape[:axes]} to go with a "
+                f"mask of {shape}, got {array.shape}."
+            )
+    tokens = sequences.tokens
+    if tokens.shape[:1] != shape[:1]:
+        raise ValueError(
+            f"`{name}.tokens` must have {shape[0]} rows as the mask has, got the shape "
+            f"{tokens.shape}."
+        )
+    is_text = jnp.issubdtype(tokens.dtype, np.integer) and len(tokens.shape) == 2
+    if is_text and shape[1] not in (1, tokens.shape[1]):
+        raise ValueError(
+            f"`{name}.tokens` have the shape {tokens.shape} and the targets {shape}: "
+            "each position has one target, the token after it; mask those that have "
+            "none."
+        )
+
+
+def _check_values(
+    sequences: Any, name: str, vocab_size: int | None, num_labels: int | None
+) -> None:
+    """Ranges of ids and targets, where the numbers can be seen."""
+    if not all(map(_is_here, sequences[:3])):
+        return
+    tokens, targets, mask = map(np.asarray, sequences[:3])
+    if jnp.issubdtype(tokens.dtype, np.integer):
+        _check_range(tokens, f"`{name}.tokens`", vocab_size, "which is no token id")
+    scored = np.where(mask, targets, 0)
+    no_label = "where the mask is true; set the mask to false where nothing is scored"
+    _check_range(scored, f"`{name}.targets`", num_labels, no_label)
+
+
+def _check_range(values: np.ndarray, name: str, size: int | None, hint: str) -> None:
+    wrong = values < 0 if size is None else (values < 0) | (values >= size)
+    if wrong.any():
+        first = tuple(map(int, np.argwhere(wrong)[0]))
+        allowed = "at least 0" if size is None else f"in [0, {size})"
+        raise ValueError(
+            f"{name} is {values[first]} at {list(first)}, {hint}. It must be {allowed}."
+        )
+
+
+def _is_here(array: Any) -> bool:
+    """Whether the numbers can be read on this host."""
+    if isinstance(array, jax.Array):
+        return not isinstance(array, Tracer) and array.is_fully_addressable
+    return isinstance(array, np.ndarray)
 
 
 def log_softmax(logits: Any) -> Any:
