@@ -65,8 +65,8 @@ def log_ratios(log_probs: LogProbs, label: Labels, strength: Strength) -> LogPro
       >>> log_ratios(log_probs, jnp.array(2), 1.0).round(2)
       Array([ 0.17, -0.33, -1.43], dtype=...)
     """
-    push = _push(log_probs, label, strength)
-    return push - _log_mean_exp(log_probs, push)
+    push = _push(log_probs, label, _strengths(log_probs, strength))
+    return push - _log_mean_exp(log_probs, push)[..., None]
 
 
 def threshold(
@@ -77,12 +77,14 @@ def threshold(
     .. math:: \tau(s) = \frac{1}{s} \log \sum_j p_j\, e^{s (p_j - [j = y])},
               \qquad \tau(0) = \|p\|_2^2 - p_y
 
-    For `s > 0`, a label other than `y` rises if and only if :math:`p_i > \tau`.
+    For `s > 0`, a label other than `y` rises if and only if :math:`p_i > \tau`. At
+    small strengths the mean is next to 1, and its logarithm is taken of the difference,
+    :math:`\log(1 + \sum_j p_j (e^{s (p_j - [j = y])} - 1))`.
 
     Args:
       log_probs: As in `log_ratios`.
       label: As in `log_ratios`.
-      strength: As in `log_ratios`, not 0 (see `small_step_threshold`).
+      strength: As in `log_ratios`; at 0 the limit, `small_step_threshold`.
 
     Returns:
       One threshold for each distribution.
@@ -92,8 +94,12 @@ def threshold(
       >>> threshold(log_probs, jnp.array(2), 1.0).round(2)
       Array(0.53, dtype=...)
     """
-    push = _push(log_probs, label, strength)
-    return _log_mean_exp(log_probs, push)[..., 0] / strength
+    strengths = _strengths(log_probs, strength)
+    # Smaller ones times probabilities underflow; the limit is off by less than that.
+    is_step = abs(strengths) > jnp.finfo(log_probs.dtype).tiny ** 0.5
+    some = jnp.where(is_step, strengths, 1)
+    border = _log_mean_exp(log_probs, _push(log_probs, label, some)) / some
+    return jnp.where(is_step, border, small_step_threshold(log_probs, label))
 
 
 def small_step_threshold(log_probs: LogProbs, label: Labels) -> Float[Array, "*batch"]:
@@ -111,9 +117,7 @@ def small_step_threshold(log_probs: LogProbs, label: Labels) -> Float[Array, "*b
       >>> small_step_threshold(log_probs, jnp.array(2)).round(2)
       Array(0.44, dtype=...)
     """
-    probs = jnp.exp(log_probs)
-    pushed = jnp.take_along_axis(probs, label[..., None], axis=-1)[..., 0]
-    return (probs**2).sum(axis=-1) - pushed
+    return (jnp.exp(log_probs) * _slopes(log_probs, label)).sum(axis=-1)
 
 
 def rising_labels(
@@ -141,14 +145,7 @@ def rising_labels(
       >>> rising_labels(jnp.log(jnp.array([0.3, 0.3, 0.4])), jnp.array(2))
       Array([ True,  True, False], dtype=bool)
     """
-    strength = jnp.broadcast_to(jnp.asarray(strength), label.shape)
-    is_step = strength != 0
-    some = jnp.where(is_step, strength, 1)
-    border = jnp.where(
-        is_step,
-        threshold(log_probs, label, some),
-        small_step_threshold(log_probs, label),
-    )
+    border = threshold(log_probs, label, strength)
     is_pushed = jax.nn.one_hot(label, log_probs.shape[-1], dtype=bool)
     border = jnp.broadcast_to(border[..., None], log_probs.shape)
     return (jnp.exp(log_probs) > border) & ~is_pushed
@@ -195,7 +192,9 @@ def mass_share(
       >>> mass_share(before, after, jnp.array(0)).round(2)
       Array(0.75, dtype=...)
     """
-    moved = jnp.exp(after) - jnp.exp(before)
+    # Of the change of the log-prob: that of the probability may be lost in its size.
+    change = jnp.where(after == before, 0, after - before)
+    moved = jnp.exp(before) * jnp.expm1(change)
     received = jnp.take_along_axis(moved, label[..., None], axis=-1)[..., 0]
     return jnp.maximum(received, 0) / jnp.maximum(-moved, 0).sum(axis=-1)
 
@@ -231,13 +230,30 @@ def first_order_change(kernel: LinearMap, probe_logits: Any, residual: Any) -> A
     return -(jacobian(log_softmax, probe_logits) @ kernel @ residual)
 
 
-def _push(log_probs: Array, label: Array, strength: Strength) -> Array:
+def _slopes(log_probs: Array, label: Array) -> Array:
+    """`p - e_y`, that of `y` from the other labels: next to 1 a difference is noise."""
+    probs = jnp.exp(log_probs)
+    is_pushed = jax.nn.one_hot(label, log_probs.shape[-1], dtype=bool)
+    others = jnp.where(is_pushed, 0, probs).sum(axis=-1, keepdims=True)
+    return jnp.where(is_pushed, -others, probs)
+
+
+def _strengths(log_probs: Array, strength: Strength) -> Array:
+    """One for each distribution."""
+    strength = jnp.asarray(strength, log_probs.dtype)
+    return jnp.broadcast_to(strength, log_probs.shape[:-1])
+
+
+def _push(log_probs: Array, label: Array, strengths: Array) -> Array:
     """`s (p - e_y)`, what a step adds to the logits."""
-    onehot = jax.nn.one_hot(label, log_probs.shape[-1], dtype=log_probs.dtype)
-    strength = jnp.broadcast_to(jnp.asarray(strength), label.shape)[..., None]
-    push = jnp.exp(log_probs) - onehot
-    return jnp.broadcast_to(strength, push.shape) * push
+    slopes = _slopes(log_probs, label)
+    return jnp.broadcast_to(strengths[..., None], slopes.shape) * slopes
 
 
 def _log_mean_exp(log_probs: Array, push: Array) -> Array:
-    return jax.nn.logsumexp(log_probs + push, axis=-1, keepdims=True)
+    """`log sum p exp(push)`; small pushes keep their digits, large ones their size."""
+    is_small = abs(push).max(axis=-1) < 1
+    small = jnp.where(is_small[..., None], push, 0)
+    gain = (jnp.exp(log_probs) * jnp.expm1(small)).sum(axis=-1)
+    large = jax.nn.logsumexp(log_probs + push, axis=-1)
+    return jnp.where(is_small, jnp.log1p(gain), large)

@@ -22,7 +22,7 @@ from ldjax import (
     sequence_log_probs,
     token_log_probs,
 )
-from ldjax.log_probs import check_sequences
+from ldjax.log_probs import check_sequences, token_log_odds
 
 draws = st.tuples(st.integers(0, 2**16), st.sampled_from([(1, 1, 2), (2, 3, 5)]))
 
@@ -195,6 +195,64 @@ def test_huge_logits_do_not_overflow():
     logits = jnp.array([[1000.0, 0.0], [-1e30, 1e30]])
     scored = token_log_probs(logits, jnp.array([1, 1]), jnp.array([True, True]))
     assert_close(scored, np.array([-1000.0, 0.0]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_next_to_certainty_log_prob_odds_and_gradient_keep_their_digits(dtype):
+    """A lead of 17.5 nats over seven equal labels, of 20 over 49, of 60 over 3."""
+    for lead, others in ((17.5, 7), (20.0, 49), (60.0, 3)):
+        logits = jnp.zeros((1, others + 1), dtype).at[0, 2].set(lead)
+        target, mask = jnp.array([2]), jnp.array([True])
+        rest = others * np.exp(-lead)
+        odds = token_log_odds(logits, target, mask)
+        assert_close(odds[0], np.asarray(-np.log(rest), dtype))
+        value, gradient = _sum_and_gradient(logits, target, mask)
+        # The exponential of the lead has an error of the lead's last place.
+        assert_close(value, np.asarray(-np.log1p(rest), dtype), terms=9)
+        expected = np.full((1, others + 1), -np.exp(-lead) / (1 + rest), dtype)
+        expected[0, 2] = rest / (1 + rest)
+        assert_close(gradient, expected, terms=9)
+
+
+def test_log_odds_are_zero_where_masked_and_infinite_without_a_rival():
+    logits = jnp.array([[0.0, 2.0], [0.0, -jnp.inf], [-jnp.inf, 0.0], [jnp.nan, 0.0]])
+    targets, mask = jnp.array([1, 0, 0, -100]), jnp.array([True, True, True, False])
+    odds = token_log_odds(logits, targets, mask)
+    np.testing.assert_array_equal(odds, [2.0, np.inf, -np.inf, 0.0])
+    found = token_log_probs(logits, targets, mask)
+    np.testing.assert_array_equal(found[1:], [0.0, -np.inf, 0.0])
+    _, gradient = _sum_and_gradient(logits, targets, mask)
+    assert_close(gradient[1:], np.array([[0, 0], [1.0, -1.0], [0, 0]]))
+    alone = jnp.zeros((1, 1))  # a vocabulary of one label
+    assert token_log_probs(alone, jnp.array([0]), jnp.array([True])) == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_logits_in_half_precision_are_scored_in_single(dtype):
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(3 * rng.normal(size=(40, 9)), dtype)
+    targets, mask = jnp.asarray(rng.integers(9, size=40)), jnp.ones(40, bool)
+    found = sequence_log_probs(logits, targets, mask)
+    expected = sequence_log_probs(logits.astype(jnp.float32), targets, mask)
+    assert found.dtype == jnp.float32
+    assert found == expected
+
+
+@pytest.mark.parametrize("label", [-100, -1, 3, 7])
+def test_a_label_that_is_none_is_refused_or_loud(label):
+    """It used to be the label counted from the end, or one of NaN with no gradient."""
+    logits = jnp.zeros((2, 3))
+    targets, mask = jnp.array([1, label]), jnp.array([True, True])
+    message = rf"`targets` is {label} at \[1\], where the mask is true; set the mask"
+    for function in (token_log_probs, token_log_odds, sequence_log_probs):
+        with pytest.raises(ValueError, match=message):
+            function(logits, targets, mask)
+        with pytest.raises(ValueError, match=message):  # known while it is compiled
+            jax.jit(lambda z, f=function: f(z, targets, mask))(logits)
+    value, gradient = _sum_and_gradient(logits, targets, mask)
+    assert np.isnan(value)
+    assert np.isnan(gradient[1]).all()
+    assert np.isfinite(gradient[0]).all()
 
 
 def test_works_under_jit_vmap_grad_and_strict_promotion():

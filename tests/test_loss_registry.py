@@ -141,7 +141,26 @@ def test_the_first_move_on_the_toy_data_has_the_expected_signs(name, toy):
 def test_coefficients_and_defaults():
     assert losses.LOSSES["cdpo"].coefficients == {"beta": 0.1, "label_smoothing": 0.1}
     assert losses.LOSSES["sft"].coefficients == {}
+    # A command line gives numbers; a reduction is a word.
+    assert losses.LOSSES["kto"].coefficients == {
+        "beta": 0.1,
+        "desirable": 1.0,
+        "undesirable": 1.0,
+    }
+    assert losses.LOSSES["kto"].options["reduction"] == "pairs"
     assert losses.make_loss("sft") is losses.sft
+
+
+def test_a_reduction_passes_by_name():
+    logits = {side: jnp.zeros((2, 2, 3)) for side in SIDES}
+    mask = jnp.array([[True, True], [True, False]])
+    zeros = jnp.zeros((2, 2), int)
+    answer = ReferencedSequences(zeros, zeros, mask, jnp.zeros(2))
+    pair = {"chosen": answer, "rejected": answer}
+    for name, word in (("kto", "responses"), ("rpo", "tokens"), ("orpo", "tokens")):
+        make = getattr(losses, name)
+        found = losses.make_loss(name, reduction=word)(logits, pair)
+        assert found == make(reduction=word)(logits, pair)
 
 
 def test_without_a_reference_both_responses_are_taken_to_be_equally_likely():
@@ -160,6 +179,12 @@ def test_without_a_reference_both_responses_are_taken_to_be_equally_likely():
         ("sft", {"beta": 0.1}, "'sft' has no coefficient 'beta'; it has none"),
         ("rpo", {"gamma": 0.1}, "no coefficient 'gamma'; it has alpha, beta"),
         ("ipo", {"beta": -1.0}, "`beta` must be positive"),
+        (
+            "kto",
+            {"reduction": "sum"},
+            "`reduction` must be 'pairs' or 'responses', got",
+        ),
+        ("ipo", {"reduction": "tokens"}, "'ipo' has no coefficient 'reduction'"),
     ],
 )
 def test_mistakes_are_named(name, coefficients, message):

@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 import references
 from cases import BETA, VOCAB, make_dpo, sentences
-from closeness import assert_close
+from closeness import assert_close, rounding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldjax import ReferencedSequences, Sequences, losses, sequence_log_probs
+from ldjax import (
+    AdvantagedSequences,
+    ReferencedSequences,
+    Sequences,
+    losses,
+    sequence_log_probs,
+)
 
 draws = st.tuples(st.integers(0, 2**16), st.sampled_from([(1, 2), (3, 4)]))
 
@@ -140,6 +146,68 @@ def test_vmap_of_single_sequences_is_the_batch():
     logits, batch = _draw((0, (3, 4)))
     by_sequence = jax.vmap(losses.sft)(logits, batch)
     assert_close(by_sequence.mean(), losses.sft(logits, batch), terms=24)
+
+
+NAMES = [n for n in losses.LOSSES if n not in ("sigmoid", "spin")]  # they are DPO
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_without_a_scored_token_is_an_empty_response(name):
+    """It counts in the mean as a row, has no gradient and harms no other."""
+    loss, rng = losses.LOSSES[name], np.random.default_rng(0)
+
+    def side(mask):
+        answer = Sequences(jnp.zeros((2, 3), int), jnp.ones((2, 3), int), mask)
+        if loss.trains_on == "samples":
+            return AdvantagedSequences(
+                *answer, *jnp.asarray(rng.normal(size=(2, 2, 3)))
+            )
+        if loss.has_reference:
+            return ReferencedSequences(*answer, jnp.array([-4.0, 0.0]))
+        return answer
+
+    masks = jnp.array([[True, True, False], [False] * 3])
+    logits, batch = jnp.asarray(rng.normal(size=(2, 3, VOCAB))), side(masks)
+    if loss.trains_on == "pairs":
+        logits = {"chosen": logits, "rejected": logits[::-1]}
+        batch = {"chosen": batch, "rejected": side(masks)}
+    loss_fn = losses.make_loss(name)
+    value, gradient = jax.value_and_grad(loss_fn)(logits, batch)
+    assert np.isfinite(value)
+    first, one = jax.tree.map(lambda x: x[:1], (logits, batch))
+    expected = jax.grad(loss_fn)(first, one)
+    if name == "kto":  # whose reference point is of the whole batch
+        expected = jax.tree.map(lambda x: x[:1] * 2, gradient)
+    assert_close(jax.tree.map(lambda x: 2 * x[:1], gradient), expected, terms=24)
+    assert not any(np.asarray(x)[1].any() for x in jax.tree.leaves(gradient))
+    nothing = jax.tree.map(lambda x: x[1:], (logits, batch))
+    value, gradient = jax.value_and_grad(loss_fn)(*nothing)
+    assert np.isfinite(value)
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_hand_computed_ends(dtype):
+    """Leads over equal labels: one position, in single precision as in double."""
+    one = jnp.zeros((1, 1), int)
+    answer = Sequences(one, one, jnp.ones((1, 1), bool))
+
+    def ahead(lead, others):
+        return jnp.asarray(lead * np.eye(1, others + 1)[None], dtype)
+
+    # 20 nats over 49 labels: -log(1 - p) = log(1 + e^20 / 49)
+    value = jax.jit(losses.unlikelihood)(ahead(20.0, 49), answer)
+    assert_close(value, np.asarray(np.log1p(np.exp(20.0) / 49), dtype))
+    # 17.5 nats over seven: -log p = 7 e^-17.5, and the other side's odds are 1 / 7
+    z = {"chosen": ahead(17.5, 7), "rejected": ahead(0.0, 7)}
+    pair = {"chosen": answer, "rejected": answer}
+    value, gradient = jax.jit(jax.value_and_grad(losses.orpo(1.0)))(z, pair)
+    rest = np.exp(-17.5)
+    # Left out are the next terms, of the order of 7 e^-17.5, and 18 last places.
+    rtol = max(rounding(dtype, terms=9), 20 * rest)
+    assert_close(value, np.asarray(8 * rest, dtype), rtol=rtol)
+    found = gradient["chosen"][0, 0, 0]
+    assert_close(found, np.asarray(-8 * rest, dtype), rtol=rtol)
 
 
 def _pair(seed, num=3):

@@ -7,7 +7,7 @@ import optax
 import pytest
 import references
 from cases import VOCAB, sentences
-from closeness import assert_close
+from closeness import assert_close, rounding
 
 from ldjax import AdvantagedSequences, Sequences, losses, make_step
 
@@ -95,6 +95,30 @@ def test_on_its_own_samples_grpo_is_reinforce_by_length():
         for loss, samples in ((losses.grpo(), batch), (losses.reinforce, by_length))
     )
     assert_close(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ratios_that_no_float_holds_have_the_gradient_of_the_largest(dtype):
+    """A token the drawing policy all but excluded, with each sign of its advantage."""
+    # Uniform over four labels, far above what the old policy gave to the token.
+    old = jnp.full((3, 1), -1e3, dtype)
+    token, advantages = jnp.zeros((3, 1), int), jnp.array([[1.0], [0.0], [-1.0]], dtype)
+    batch = AdvantagedSequences(token, token, token == 0, advantages, old)
+    logits = jnp.zeros((3, 1, 4), dtype)
+    most = float(jnp.finfo(dtype).max) / 1e7
+    of_loss = jax.jit(jax.value_and_grad(losses.grpo()))
+    for of_row, value, push in ((0, -1.2, 0.0), (1, 0.0, 0.0), (2, most, -most)):
+        one = jax.tree.map(lambda x, i=of_row: x[i : i + 1], (logits, batch))
+        found, gradient = of_loss(*one)
+        # The largest ratio is the exponential of its logarithm.
+        rtol = rounding(dtype) * np.log(most)
+        assert_close(found, np.asarray(value, dtype), rtol=rtol)
+        expected = push * np.array([[[-0.75, 0.25, 0.25, 0.25]]], dtype)
+        assert_close(gradient, expected, rtol=rtol)
+    excluded = batch._replace(old_log_probs=jnp.full((3, 1), -jnp.inf, dtype))
+    found, gradient = of_loss(logits, excluded)
+    assert_close(found, np.asarray((most - 1.2) / 3, dtype), rtol=rtol)
+    assert np.isfinite(gradient).all()
 
 
 def test_an_impossible_clip_is_refused():

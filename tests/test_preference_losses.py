@@ -1,5 +1,6 @@
 """The family of losses: hand values, closed-form residuals, and one step of each."""
 
+import functools
 from typing import Any
 
 import jax
@@ -264,6 +265,118 @@ def test_slic_has_an_anchor_of_its_own():
         logits["anchor"], Sequences(*batch["anchor"][:3])
     )
     assert_close(residual["anchor"], expected, rtol=1e-12)
+
+
+def test_the_anchor_of_slic_has_a_mean_of_its_own():
+    logits, batch, _ = drawn(4)
+    few = jax.tree.map(lambda x: x[:2], (logits["rejected"], batch["rejected"]))
+    with_anchor = logits | {"anchor": few[0]}, batch | {"anchor": few[1]}
+    found = losses.slic(1.0, 0.5)(*with_anchor)
+    anchor = losses.sft(few[0], Sequences(*few[1][:3]))
+    expected = losses.slic(1.0, 0.0)(logits, batch) + 0.5 * anchor
+    assert_close(found, expected, rtol=1e-13)
+
+
+def as_trl_has_them(logits, batch):
+    """Log-probs of every token and what TRL masks with, `[row, pos]` of each side."""
+    found = {}
+    for side, z in jax.tree.map(np.asarray, logits).items():
+        targets, mask = np.asarray(batch[side].targets), np.asarray(batch[side].mask)
+        labels = np.where(mask, targets, 0)[..., None]
+        picked = np.take_along_axis(references.log_softmax(z), labels, -1)[..., 0]
+        found[side] = picked, mask
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_kto_is_trls_with_its_reduction_and_its_mismatched_responses(seed):
+    """`KTOTrainer.kto_loss` and its mean, written down from TRL."""
+    logits, batch, _ = drawn(seed)
+    logits = logits | {"mismatched": jnp.roll(logits["rejected"], 1, axis=0)}
+    batch = batch | {"mismatched": batch["rejected"]}
+    ratios = {
+        side: (picked * mask).sum(-1) - np.asarray(batch[side].reference)
+        for side, (picked, mask) in as_trl_has_them(logits, batch).items()
+    }
+    for shift in (0.0, 5.0):  # the clamp of the reference point binds or does not
+        moved = batch["mismatched"]
+        moved = moved._replace(reference=moved.reference - shift)
+        kl = max((ratios["mismatched"] + shift).mean(), 0)
+        chosen_losses = 1 - sigmoid(0.3 * (ratios["chosen"] - kl))
+        rejected_losses = 1 - sigmoid(0.3 * (kl - ratios["rejected"]))
+        trl = np.nanmean(np.concatenate([1.5 * chosen_losses, 0.5 * rejected_losses]))
+        all_sides = batch | {"mismatched": moved}
+        make = functools.partial(losses.kto, 0.3, desirable=1.5, undesirable=0.5)
+        found = make(reduction="responses")(logits, all_sides)
+        assert_close(found, trl, rtol=1e-12)
+        by_pairs = make()
+        assert_close(by_pairs(logits, all_sides), 2 * trl, rtol=1e-12)
+        gradient = jax.grad(by_pairs)(logits, all_sides)
+        assert not np.asarray(gradient["mismatched"]).any()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_one_mean_over_all_chosen_tokens_is_trls(seed):
+    """RPO and, for rows without a prompt, ORPO: lengths differ, so the means do."""
+    logits, batch, _ = drawn(seed)
+    tokens = as_trl_has_them(logits, batch)
+    picked, mask = tokens["chosen"]
+    assert len({int(n) for n in mask.sum(-1)}) > 1
+    nll = -picked[mask].mean()
+    found = losses.rpo(0.5, 0.3, reduction="tokens")(logits, batch)
+    assert_close(found, losses.dpo(0.3)(logits, batch) + 0.5 * nll, rtol=1e-12)
+    # `ORPOTrainer.odds_ratio_loss`, log-probs averaged by response
+    chosen, rejected = ((p * m).sum(-1) / m.sum(-1) for p, m in tokens.values())
+    log_odds = (chosen - rejected) - (
+        np.log1p(-np.exp(chosen)) - np.log1p(-np.exp(rejected))
+    )
+    trl = nll - (0.3 * np.log(sigmoid(log_odds))).mean()
+    found = losses.orpo(0.3, reduction="tokens")(logits, batch)
+    assert_close(found, trl, rtol=1e-12)
+    assert abs(losses.orpo(0.3)(logits, batch) - trl) > 1e-3
+
+
+@pytest.mark.parametrize("make", [losses.orpo, losses.rpo, losses.kto])
+def test_the_words_of_a_reduction(make):
+    with pytest.raises(
+        ValueError, match=r"`reduction` must be '.*' or '.*', got 'sum'"
+    ):
+        make(reduction="sum")
+
+
+IMPOSSIBLE = ["dpo", "hinge", "simpo", "orpo", "kto", "gated_dpo", "slic"]
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_an_impossible_rejected_response_is_no_reason_for_nan(name):
+    """A logit of minus infinity: the margin is infinite and there is nothing to do."""
+    _, batch, _ = drawn(0)
+    logits, _, _ = drawn(0)
+    side = batch["rejected"]
+    at = tuple(np.argwhere(np.asarray(side.mask))[0])
+    rejected = logits["rejected"].at[(*at, int(side.targets[at]))].set(-jnp.inf)
+    found, gradient = jax.value_and_grad(FAMILY[name][0])(
+        logits | {"rejected": rejected}, batch
+    )
+    assert np.isfinite(found)
+    assert all(np.isfinite(x).all() for x in gradient.values())
+    assert not np.asarray(gradient["rejected"])[at[0]].any()
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_response_without_a_rival_has_no_gradient(name):
+    """All other labels at minus infinity: the chosen response is certain, exactly."""
+    logits, batch, _ = drawn(0)
+    targets = np.where(batch["chosen"].mask, batch["chosen"].targets, 0)
+    is_target = jax.nn.one_hot(targets[0], VOCAB, dtype=bool)
+    certain = jnp.where(is_target, logits["chosen"][0], -jnp.inf)
+    chosen = logits["chosen"].at[0].set(certain)
+    found, gradient = jax.value_and_grad(FAMILY[name][0])(
+        logits | {"chosen": chosen}, batch
+    )
+    assert np.isfinite(found)
+    assert all(np.isfinite(x).all() for x in gradient.values())
+    assert not np.asarray(gradient["chosen"])[0].any()
 
 
 def test_a_closed_gate_leaves_the_rejected_response_alone():

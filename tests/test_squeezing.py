@@ -1,12 +1,13 @@
 """The squeezing effect: Lemma 1 and each claim of the paper, over drawn cases."""
 
 import functools
+from decimal import Decimal, localcontext
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closeness import assert_close
+from closeness import assert_close, rounding
 
 from ldjax import jacobian, squeezing
 
@@ -138,6 +139,59 @@ def test_the_threshold_of_small_steps_is_its_limit_to_first_order():
     assert clear.sum() > 1000
     np.testing.assert_allclose(gaps[0][clear] / gaps[1][clear], 2, atol=0.01)
     np.testing.assert_allclose(gaps[1][clear], variance[clear] / 2e3, rtol=0.01)
+
+
+def _exact_threshold(*arguments):
+    with localcontext(prec=90):
+        return _in_decimals(*arguments)
+
+
+def _in_decimals(log_probs, label, strength):
+    """In decimals: `log1p(sum p expm1(s (p - e_y))) / s`, `p` as it is given."""
+    p = [Decimal(float(x)).exp() for x in log_probs]
+    zero = Decimal(0)
+    others = sum((x for i, x in enumerate(p) if i != label), zero)
+    slopes = [-others if i == label else x for i, x in enumerate(p)]
+    if strength == 0:
+        return float(sum(a * b for a, b in zip(p, slopes, strict=True)))
+    s = Decimal(float(strength))
+    mean = sum((a * (s * b).exp() for a, b in zip(p, slopes, strict=True)), zero)
+    return float((mean - (sum(p) - 1)).ln() / s)  # `p` sums to 1 up to its rounding
+
+
+@pytest.mark.parametrize("lead", [-3.0, 8.0, 25.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_threshold_holds_its_digits_at_every_strength(dtype, lead):
+    """A thousand labels; strengths of real steps are 1e-5, the pushed label may be
+    certain, and nothing overflows."""
+    vocab, label = 1000, 5
+    logits = 2 * np.random.default_rng(0).normal(size=vocab)
+    logits[label] += lead
+    log_probs = jax.nn.log_softmax(jnp.asarray(logits)).astype(dtype)
+    wide = np.asarray(log_probs, np.float64)
+    strengths = [0.0, 1e-30, 1e-8, 1e-5, 1e-4, 1e-3, 0.1, 1.0, 10.0, 1e3, 1e5]
+    # Each log-prob is the exponent of a probability, known to its last place.
+    rtol = rounding(dtype) * abs(wide).max()
+    for strength in strengths:
+        expected = _exact_threshold(wide, label, strength)
+        found = squeezing.threshold(log_probs, jnp.asarray(label), strength)
+        assert_close(found, np.asarray(expected, dtype), rtol=rtol)
+        rising = squeezing.rising_labels(log_probs, jnp.asarray(label), strength)
+        margin = np.exp(wide) - expected
+        clear = (abs(margin) > rtol * abs(expected)) & (np.arange(vocab) != label)
+        assert clear.sum() > vocab - 10
+        np.testing.assert_array_equal(np.asarray(rising)[clear], (margin > 0)[clear])
+
+
+def test_the_share_of_a_small_move_is_that_of_the_log_probs():
+    """Where single precision cannot tell the probabilities apart."""
+    before = jnp.log(jnp.array([0.5, 0.3, 0.2], jnp.float32))
+    after = before + jnp.array([3e-7, -4e-7, 0], jnp.float32)
+    moved = np.exp(np.float64(before)) * np.expm1(np.float64(after) - before)
+    for label in range(2):
+        found = squeezing.mass_share(before, after, jnp.array(label))
+        expected = max(moved[label], 0) / np.maximum(-moved, 0).sum()
+        assert_close(found, np.float32(expected))
 
 
 def test_the_rising_labels_of_small_steps_are_those_of_the_slope():

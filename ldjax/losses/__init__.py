@@ -6,22 +6,11 @@ A loss takes the logits first and the batch they belong to second;
 factor of the learning rate.
 """
 
+from ldjax.losses._pairs import log_ratio_margin, log_ratios
 from ldjax.losses.likelihood import gradient_ascent, sft, unlikelihood
 from ldjax.losses.policy_gradient import grpo, reinforce
-from ldjax.losses.preference import (
-    dpo,
-    gated_dpo,
-    hinge,
-    ipo,
-    kto,
-    log_ratio_margin,
-    log_ratios,
-    orpo,
-    rpo,
-    simpo,
-    slic,
-    sppo,
-)
+from ldjax.losses.preference import dpo, gated_dpo, hinge, ipo, kto, rpo, sppo
+from ldjax.losses.reference_free import orpo, simpo, slic
 from ldjax.losses.registry import LOSSES, NamedLoss, make_loss
 
 __all__ = [

@@ -1,9 +1,10 @@
 """Losses of one response: raise or lower its likelihood."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldjax.log_probs import Sequences, sequence_log_probs, token_log_probs
+from ldjax.log_probs import Sequences, sequence_log_probs, token_log_odds
 
 __all__ = ["gradient_ascent", "sft", "unlikelihood"]
 
@@ -17,7 +18,8 @@ def sft(logits: Logits, batch: Sequences) -> Float[Array, ""]:
                   \log \pi(y_{bl} \mid \chi_b)_l
 
     For images (one position) this is the usual mean cross-entropy. Its residual is
-    :math:`G_{bl} = \mathrm{mask}_{bl} (\pi_{bl} - e_{y_{bl}}) / B`.
+    :math:`G_{bl} = \mathrm{mask}_{bl} (\pi_{bl} - e_{y_{bl}}) / B`. (TRL's is a mean
+    over all scored tokens of the batch.)
 
     Args:
       logits: Unnormalised log-probabilities, in nats. Without batch axes the mean is
@@ -74,7 +76,8 @@ def unlikelihood(logits: Logits, batch: Sequences) -> Float[Array, ""]:
               G = -\mathrm{mask}\,\frac{\pi_y}{1 - \pi_y} (\pi - e_y) / B
 
     Unlike `gradient_ascent` it stops where a token is improbable already, so it does
-    not push in a valley.
+    not push in a valley. From a certain token it is as steep as that is certain:
+    the push tends to 1 and the loss to the lead of its logit.
 
     Args:
       logits: As in `sft`.
@@ -93,8 +96,6 @@ def unlikelihood(logits: Logits, batch: Sequences) -> Float[Array, ""]:
       >>> unlikelihood(jnp.zeros((1, 1, 2)), image)  # log 2
       Array(0.693..., dtype=...)
     """
-    log_probs = token_log_probs(logits, batch.targets, batch.mask)
-    # Not scored: probability one half, whose gradient is finite, counted as nothing.
-    safe = jnp.where(batch.mask, log_probs, -jnp.log(2.0).astype(log_probs.dtype))
-    losses = jnp.where(batch.mask, -jnp.log(-jnp.expm1(safe)), 0)
+    log_odds = token_log_odds(logits, batch.targets, batch.mask)
+    losses = jnp.where(batch.mask, jax.nn.softplus(log_odds), 0)
     return losses.sum(axis=-1).mean()

@@ -7,18 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from ldjax.losses.likelihood import gradient_ascent, sft, unlikelihood
 from ldjax.losses.policy_gradient import grpo, reinforce
-from ldjax.losses.preference import (
-    dpo,
-    gated_dpo,
-    hinge,
-    ipo,
-    kto,
-    orpo,
-    rpo,
-    simpo,
-    slic,
-    sppo,
-)
+from ldjax.losses.preference import dpo, gated_dpo, hinge, ipo, kto, rpo, sppo
+from ldjax.losses.reference_free import orpo, simpo, slic
 
 __all__ = ["LOSSES", "NamedLoss", "make_loss"]
 
@@ -27,7 +17,8 @@ class NamedLoss(NamedTuple):
     """A loss and what it is trained on.
 
     Attributes:
-      make: From coefficients, by keyword, to `loss_fn(logits, batch) -> scalar`.
+      make: From coefficients and a reduction where it has one, by keyword, to
+        `loss_fn(logits, batch) -> scalar`.
       trains_on: `"responses"` (`Sequences`), `"pairs"` (a dict of a `"chosen"` and a
         `"rejected"` side) or `"samples"` (`AdvantagedSequences`).
       has_reference: Whether the sides of a pair must be `ReferencedSequences`.
@@ -43,7 +34,12 @@ class NamedLoss(NamedTuple):
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """The coefficients and their defaults."""
+        """The coefficients, which are numbers, and their defaults."""
+        return {k: v for k, v in self.options.items() if not isinstance(v, str)}
+
+    @property
+    def options(self) -> dict[str, float | str]:
+        """The coefficients, and the `reduction` where there is one."""
         parameters = inspect.signature(self.make).parameters
         return {name: p.default for name, p in parameters.items()}
 
@@ -86,12 +82,13 @@ LOSSES: Mapping[str, NamedLoss] = MappingProxyType(
 )
 
 
-def make_loss(name: str, **coefficients: float) -> Callable[..., Any]:
+def make_loss(name: str, **options: float | str) -> Callable[..., Any]:
     """A loss by its name.
 
     Args:
       name: One of `LOSSES`.
-      **coefficients: Of that loss, instead of its defaults.
+      **options: Coefficients of that loss, and its `reduction` where it has one,
+        instead of its defaults.
 
     Returns:
       `loss_fn(logits, batch) -> scalar` in nats.
@@ -110,10 +107,10 @@ def make_loss(name: str, **coefficients: float) -> Callable[..., Any]:
     """
     if name not in LOSSES:
         raise ValueError(f"there is no loss {name!r}; there are {', '.join(LOSSES)}.")
-    known = LOSSES[name].coefficients
-    if unknown := sorted(coefficients.keys() - known.keys()):
+    known = LOSSES[name].options
+    if unknown := sorted(options.keys() - known.keys()):
         raise ValueError(
             f"the loss {name!r} has no coefficient {unknown[0]!r}; it has "
             f"{', '.join(known) or 'none'}."
         )
-    return LOSSES[name].make(**coefficients)
+    return LOSSES[name].make(**options)
