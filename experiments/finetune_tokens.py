@@ -54,7 +54,9 @@ def moved_tokens(
     @jax.jit
     def moved(before: Any, after: Any, batch: Any) -> dict[str, Any]:
         old, new = (jax.nn.log_softmax(apply_fn(p, batch)) for p in (before, after))
-        gain = jnp.exp(new) - jnp.exp(old)
+        # Not a difference of probabilities, in which a small move of a likely token
+        # is lost.
+        gain = jnp.exp(old) * jnp.expm1(new - old)
         top = min(TOP, gain.shape[-1])
         ids = jnp.concatenate(
             [jax.lax.top_k(sign * gain, top)[1] for sign in (1, -1)], axis=-1

@@ -245,6 +245,11 @@ def sequence_quantities(
     def mean(values: Array) -> Array:
         return values.sum(axis=-1) / count
 
+    # |p|^2 - p_y; of a likely token from the other labels, not a difference of ones.
+    is_likely = tokens.energy < 0.5
+    from_others = tokens.residual_square - tokens.energy
+    from_own = tokens.prob_norm**2 - jnp.exp(tokens.log_prob)
+    thresholds = jnp.where(is_likely, from_others, from_own)
     return {
         "log_prob": tokens.log_prob.sum(axis=-1),
         "argmax_log_prob": tokens.argmax_log_prob.sum(axis=-1),
@@ -256,9 +261,7 @@ def sequence_quantities(
         "residual_norm": jnp.sqrt(mean(tokens.residual_square)),
         "energy": mean(tokens.energy),
         "entropy": mean(tokens.entropy),
-        "squeezing_threshold": mean(
-            jnp.where(mask, tokens.prob_norm**2 - (1 - tokens.energy), 0)
-        ),
+        "squeezing_threshold": mean(jnp.where(mask, thresholds, 0)),
     }
 
 

@@ -95,7 +95,8 @@ def lower_bound_kernel(
         pytree (of both sides of a pair, say).
 
     Returns:
-      One number per response, in the unit of :math:`\eta^2 \|K\|_F^2`.
+      One number per response, in the unit of :math:`\eta^2 \|K\|_F^2`; 0 where
+      nothing changed, also where nothing is watched or learned.
 
     References:
       Ren & Sutherland 2025, equation 26, where `G` is that of the updated example.
@@ -111,7 +112,7 @@ def lower_bound_kernel(
     """
     square = (jnp.where(mask[..., None], change, 0) ** 2).sum(axis=(-2, -1))
     scale = adaptation_norm(logits, mask) * optax.tree.norm(residual)
-    return square / scale**2
+    return jnp.where(square == 0, 0, square / jnp.where(scale == 0, 1, scale) ** 2)
 
 
 def sign_delta(
@@ -129,7 +130,7 @@ def sign_delta(
       mask: True where a position is scored.
 
     Returns:
-      One mean per response, in nats.
+      One mean per response, in nats; 0 where no position is scored.
 
     References:
       Ren & Sutherland 2025, appendix C.2.
@@ -139,8 +140,7 @@ def sign_delta(
       >>> sign_delta(jnp.array([[[0.3, -0.1, -0.5]]]), mask).round(4)
       Array([-0.1], dtype=...)
     """
-    total = jnp.where(mask[..., None], change, 0).sum(axis=(-2, -1))
-    return total / (mask.sum(axis=-1) * change.shape[-1])
+    return _mean(change.mean(axis=-1), mask)
 
 
 def published_adaptation_norm(
@@ -288,5 +288,6 @@ def _published_scale(
 
 
 def _mean(values: Array, mask: Array) -> Array:
-    """Mean over the scored tokens."""
-    return jnp.where(mask, values, 0).sum(axis=-1) / mask.sum(axis=-1)
+    """Mean over the scored tokens; 0 where there is none."""
+    count = jnp.maximum(mask.sum(axis=-1), 1)
+    return jnp.where(mask, values, 0).sum(axis=-1) / count

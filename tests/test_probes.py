@@ -72,6 +72,26 @@ def test_near_certainty_everything_is_finite_and_right(dtype):
     np.testing.assert_allclose(found.residual_square, [[0, 2]], atol=1e-30)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_squeezing_threshold_of_a_certain_token_is_not_a_difference_of_ones(dtype):
+    """With `q` left to the other labels it is `(1 + 1 / (V - 1)) q^2 - q`."""
+    mask = jnp.ones((1, 1), bool)
+    for target, lead in ((1, 25.0), (1, 3.0), (0, 25.0)):
+        logits = jnp.zeros((1, 1, VOCAB), dtype).at[0, 0, 1].set(lead)
+        tokens = token_quantities(logits, jnp.full((1, 1), target), mask)
+        found = sequence_quantities(tokens, mask, vocab_size=VOCAB)
+        wide = np.eye(VOCAB)[1] * lead
+        p = np.exp(wide - wide.max()) / np.exp(wide - wide.max()).sum()
+        q = np.delete(p, target).sum()
+        others = (np.delete(p, target) ** 2).sum()
+        expected = others - (1 - q) * q if target else (p**2).sum() - p[0]
+        # The exponential of the lead has an error of the lead's last place.
+        rtol = 8 * lead * float(jnp.finfo(dtype).eps)
+        assert float(found["squeezing_threshold"][0]) == pytest.approx(
+            expected, rel=rtol, abs=0
+        )
+
+
 def test_a_small_residual_is_not_lost_in_a_difference_of_ones():
     logits = jnp.zeros((1, 1, 3), "float32").at[..., 0].set(12.0)
     mask = jnp.ones((1, 1), bool)

@@ -113,6 +113,19 @@ def test_masked_positions_count_for_nothing():
         assert float(sign[b]) == pytest.approx(scored.mean(), rel=1e-12)
 
 
+def test_a_response_without_a_scored_token_bounds_nothing():
+    logits, batch = draw(5)
+    nothing = jnp.zeros_like(batch.mask)
+    change = 0.1 * jnp.where(jnp.isfinite(logits), logits, 0)
+    assert not lower_bound_kernel(change, logits, nothing, residual=jnp.ones(3)).any()
+    assert not sign_delta(change, nothing).any()
+    assert np.isfinite(published_adaptation_norm(logits, nothing)).all()
+    assert not published_residual_norm(logits, batch.targets, nothing).any()
+    # Nor does one that nothing was learned from.
+    lbk = lower_bound_kernel(0 * change, logits, batch.mask, residual=jnp.zeros(3))
+    assert not lbk.any()
+
+
 def test_the_published_norms_are_means_of_norms():
     logits, batch = draw(3)
     a_norm = published_adaptation_norm(logits, batch.mask)
