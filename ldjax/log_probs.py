@@ -35,11 +35,14 @@ class Sequences(NamedTuple):
     A batch of language is `tokens[B, T]` with `targets[B, T]`, the token that
     position `t` has to predict (`tokens` shifted by one), and `mask[B, T]`, true
     where a response token is scored. An image is one position: `tokens` is the
-    image, `targets[B, 1]` its label, `mask[B, 1]` all true.
+    image, `targets[B, 1]` its label, `mask[B, 1]` all true. A row whose mask is all
+    false is an empty response, of log-prob 0 and without a gradient; it fills up a
+    batch, and every mean over the batch counts it.
 
     Attributes:
       tokens: Model input, `[batch, ...]`: token ids (integers) or images (floats).
-      targets: Label of each position, `[batch, pos]`, integers.
+      targets: Label of each position, `[batch, pos]`, integers; where the mask is
+        false any number may stand (such as -100), elsewhere only a label.
       mask: Which positions are scored, `[batch, pos]`, booleans.
 
     Examples:
@@ -267,6 +270,10 @@ def log_softmax(logits: Any) -> Any:
 
     .. math:: \log \pi_v = z_v - \log \sum_w e^{z_w}
 
+    It knows no mask: what is computed at a position that is not scored is for the
+    caller to leave out. One number next to 0 is off by the rounding of one, which
+    `token_log_probs` is not.
+
     Args:
       logits: Pytree of `[..., vocab]` arrays, in nats.
 
@@ -349,7 +356,8 @@ def token_log_odds(
     _require_labels(targets, mask, logits.shape[-1])
     # Masked logits are replaced first: a NaN there would otherwise come back through
     # the gradient, multiplied by zero.
-    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    is_half = jnp.finfo(logits.dtype).bits < 32
+    wide = jnp.float32 if is_half else logits.dtype
     logits = jnp.where(mask[..., None], logits, 0).astype(wide)
     targets = jnp.where(mask, targets, 0)
     is_target = jax.nn.one_hot(targets, logits.shape[-1], dtype=bool)

@@ -128,7 +128,8 @@ def _check(name, dtype, case):
     lead, shift = case
     logits, batch = _drawn(name, lead, shift, dtype)
     value, residual, pushes = _exact(name, logits, batch, dtype)
-    found, grads = _compiled(name)(logits, batch)
+    with jax.numpy_dtype_promotion("strict"):
+        found, grads = _compiled(name)(logits, batch)
     wide = jnp.finfo(jnp.promote_types(dtype, jnp.float32))
     assert found.dtype == wide.dtype
     floats = [x for x in jax.tree.leaves((logits, batch)) if x.dtype.kind != "i"]

@@ -3,7 +3,9 @@
 A loss takes the logits first and the batch they belong to second;
 `functools.partial(loss, batch=batch)` is the one-argument form that
 `ldjax.decompose` takes. The reduction is part of each definition, because it is a
-factor of the learning rate.
+factor of the learning rate. A row without a scored token is an empty response: its
+log-prob is 0, as a sum and as a mean, it gets no gradient, and the mean over the batch
+counts it, so rows that only fill up a batch make its gradient smaller.
 """
 
 from ldjax.losses._pairs import log_ratio_margin, log_ratios

@@ -102,15 +102,19 @@ def log_ratio(logits: PairLogits, batch: Pair, side: str) -> Array:
 def mean_log_probs(logits: PairLogits, batch: Pair) -> dict[str, Array]:
     """Of both responses per scored token; 0 where there is none."""
     sums = log_probs(logits, batch)
-    counts = {side: batch[side].mask.sum(axis=-1) for side in SIDES}
-    return {side: sums[side] / jnp.maximum(counts[side], 1) for side in SIDES}
+    return {side: per_token(sums[side], batch[side].mask.sum(-1)) for side in SIDES}
+
+
+def per_token(total: Array, count: Array) -> Array:
+    """A sum over tokens by their number; 0 where there is none."""
+    return total / jnp.maximum(count, 1).astype(total.dtype)
 
 
 def mean_likelihood(logits: PairLogits, batch: Pair, reduction: str) -> Array:
     """Log-prob of the chosen responses per token, each a mean or all of them one."""
     if reduction == "tokens":
         total = log_prob(logits, batch, "chosen").sum()
-        return total / jnp.maximum(batch["chosen"].mask.sum(), 1)
+        return per_token(total, batch["chosen"].mask.sum())
     return mean_log_probs(logits, batch)["chosen"].mean()
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ldjax.log_probs import AdvantagedSequences, token_log_probs
+from ldjax.losses._pairs import per_token
 
 __all__ = ["grpo", "reinforce"]
 
@@ -99,8 +100,8 @@ def grpo(
             jnp.maximum(ratio, 1 - epsilon),
             jnp.minimum(ratio, 1 + epsilon),
         )
-        counts = jnp.maximum(batch.mask.sum(axis=-1), 1)
-        return -((clipped * advantages).sum(axis=-1) / counts).mean()
+        gains = (clipped * advantages).sum(axis=-1)
+        return -per_token(gains, batch.mask.sum(axis=-1)).mean()
 
     return loss_fn
 
