@@ -2,34 +2,39 @@ r"""Proof, for a given model, that taps account for its parameters.
 
 The factorisation of `_taps.py` holds for a plain layer. Whether it holds for *this*
 model (a wrapper may rewrite the matrix, a subclass may do more, a parameter may be
-read elsewhere) is found out once per model and shapes, on drawn parameters: for a
-random cotangent, `sum_s x[s] (outer) g[s]` must equal the gradient that autodiff gives,
-leaf by leaf, to rounding. A leaf that fails is differentiated plainly and named in a
-warning.
+read elsewhere) is read off the program that the model traces to, for every kernel anew:
+
+* A leaf may enter the logits through calls of its layer only, as `x W` (or `b`) with
+  nothing but fixed numbers beside it, `x` what the layer reads (`_terms`). This looks
+  at no parameter and no token, so it holds for all of them, traced ones too.
+* What is left to be compared are those fixed numbers: at drawn whole `x`, `W` and `b`,
+  in float32, a call must give `x W + b` (`_evaluate`).
+
+A leaf that fails is differentiated plainly and named in a warning. A head is the last
+layer if the logits are made of its outputs alone, by fixed numbers, and those are one
+multiple.
 """
 
-import functools
+import hashlib
+import math
 import warnings
+from collections import Counter
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ldjax._spaces import struct_of
-from ldjax.linen import apply_module
+from ldjax.ntk.linen._claims import Claim, is_one, ratios, whole_numbers
+from ldjax.ntk.linen._flat import Flat, flatten
 from ldjax.ntk.linen._layers import Attend, Embed
-from ldjax.ntk.linen._side import Side, TappedLayer
-from ldjax.ntk.linen._taps import Example, Site, find_sites
-
-Path = tuple[str, ...]
-
-# Two honest computations of a gradient differ by rounding; a layer that does something
-# else differs by its own size. Relative to the sum of the terms' sizes, 2000 units in
-# the last place are far above the former and, at drawn parameters, below the latter.
-_UNITS = 2000
+from ldjax.ntk.linen._pieces import cut
+from ldjax.ntk.linen._taps import Example, Site, find_sites, run
+from ldjax.ntk.linen._terms import ROWS, Call, Path, Term, Terms, Walk
+from ldjax.ntk.subset import leaf_paths
 
 
 class Head(NamedTuple):
@@ -67,258 +72,230 @@ class Certified(NamedTuple):
     head: Head | str
 
 
-def certify(module: nn.Module, params: Any, examples: Example) -> Certified:
-    """The certificate of a model on examples of these shapes, made once.
+class Use(NamedTuple):
+    """One call of a layer in a program.
+
+    Attributes:
+      site: The layer.
+      tap: The number of its tap.
+      reads: Of what it reads.
+    """
+
+    site: Site
+    tap: int
+    reads: int
+
+    @property
+    def allowed(self) -> Terms:
+        """What the outputs may be made of."""
+        layer, path = self.site.layer, self.site.path
+        kernel, *bias = ((*path, name) for name in layer.leaves)
+        terms: list[set[Any]] = [{leaf} for leaf in bias]
+        if not isinstance(layer, Embed):
+            terms.append({kernel, self.reads})
+        elif layer.is_plain:
+            # Of a single row Flax makes copies, whatever the ids.
+            terms.append({kernel} if layer.num_rows == 1 else {kernel, ROWS})
+        return frozenset(map(Term, terms))
+
+
+class Traced(NamedTuple):
+    """A model with taps as a program.
+
+    Attributes:
+      name: Of its module.
+      sites: Its layers.
+      program: `leaves, taps, example -> logits, what each call reads`.
+      paths: Of all leaves of the parameters.
+      text: What tells one program from another.
+    """
+
+    name: str
+    sites: tuple[Site, ...]
+    program: Flat
+    paths: tuple[Path, ...]
+    text: str
+
+    @property
+    def leaves(self) -> dict[Path, int]:
+        """Numbers of the leaves of all sites."""
+        numbers = dict(zip(self.paths, self.program.inputs, strict=False))
+        own = (path for site in self.sites for path in site.leaf_paths)
+        return {path: numbers[path] for path in own}
+
+    @property
+    def uses(self) -> list[Use]:
+        """Every call of every layer."""
+        sites = [site for site in self.sites for _ in site.calls]
+        taps = self.program.inputs[len(self.paths) :]
+        reads = self.program.outputs[1:]
+        return [Use(*use) for use in zip(sites, taps, reads, strict=False)]
+
+
+def trace(module: nn.Module, params: Any, example: Example) -> Traced:
+    """The program of a model on one example of these shapes.
 
     Args:
       module: The model.
       params: Its parameters; only shapes and dtypes matter.
-      examples: Stacked. Tokens that are known are used, tokens that are being traced
-        are drawn.
+      example: Likewise.
 
     Raises:
-      ValueError: If an example's logits depend on the others of its batch.
+      ValueError: If the logits are no function of parameters and inputs alone.
+    """
+    params, example = struct_of((params, example._replace(positions=None)))
+    sites = find_sites(module, params, example)
+    keys = [key for site in sites for key in site.calls]
+    shapes = [shape for site in sites for shape in site.shapes]
+
+    def traced(params: Any, taps: list[Any], example: Example) -> Any:
+        given = dict(zip(keys, taps, strict=True))
+        logits, inputs = run(module, params, given, example)
+        return logits, [inputs[key] for key in keys]
+
+    closed = jax.make_jaxpr(traced)(params, shapes, example)
+    program, paths = flatten(closed), tuple(leaf_paths(params))
+    layers = [(type(s.layer), sorted(vars(s.layer).items())) for s in sites]
+    digest = hashlib.sha256(f"{closed} {paths} {keys} {layers}".encode())
+    for array in program.constants.values():
+        digest.update(np.asarray(array).tobytes())
+    return Traced(
+        type(module).__name__,
+        sites,
+        program,
+        paths,
+        digest.hexdigest(),
+    )
+
+
+def certify(model: Traced) -> Certified:
+    """The certificate of a model; made once for each program.
+
+    Args:
+      model: From `trace`.
 
     Warns:
       UserWarning: Once, with the names of leaves that look tappable and are not.
     """
-    # Two examples, whatever the batch: one certificate for both sides of a kernel.
-    pair = jax.tree.map(_first_and_last, examples)
-    structs = jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), (params, pair))
-    shapes, treedef = jax.tree.flatten(structs)
-    key = (module, tuple(shapes), treedef)
-    try:
-        if key in _certificates:
-            return _certificates[key]
-    except TypeError:  # a module with an unhashable attribute
-        key = None
-    certified = _certify(module, params, _drawn_examples(pair))
-    if key is not None:
-        _certificates[key] = certified
-    return certified
-
-
-_certificates: dict[Any, Certified] = {}
-_named: set[tuple[Any, ...]] = set()
-
-
-class _Numbers(NamedTuple):
-    """What a model computes of one example at drawn parameters.
-
-    Attributes:
-      logits: `[pos, vocab]`.
-      in_batch: The same, of the example in a batch of two.
-      cotangent: Of the logits.
-      gradients: Its gradient by all parameters.
-      rows: And by each site's taps.
-      inputs: Each site's `rows_in`.
-      params: The parameters.
-    """
-
-    logits: Any
-    in_batch: Any
-    cotangent: Any
-    gradients: Any
-    rows: tuple[Any, ...]
-    inputs: tuple[Any, ...]
-    params: Any
-
-
-def _certify(module: nn.Module, params: Any, pair: Example) -> Certified:
-    first = jax.tree.map(lambda array: array[0], pair)
-    sites = find_sites(module, params, first)
-    # Compiled ahead and given concrete arrays, so that it runs also while somebody's
-    # `jit` is being traced.
-    arguments = struct_of((params, pair))
-    compute = (
-        jax.jit(functools.partial(_compute, module, sites)).lower(*arguments).compile()
-    )
-    draws = [
-        jax.tree.map(np.asarray, compute(_drawn_params(params, seed), pair))
-        for seed in range(2)
-    ]
-    if _error(draws[0].in_batch, draws[0].logits) > _UNITS:
-        raise ValueError(
-            f"An example's logits under {type(module).__name__} depend on the other "
-            "examples of its batch, so no kernel between examples exists. Take out "
-            "what mixes them (batch statistics, for one)."
-        )
-    by_leaf: dict[Path, list[int]] = {}
-    for i, site in enumerate(sites):
-        for name in site.layer.leaves:
-            by_leaf.setdefault((*site.path, name), []).append(i)
-    with jax.ensure_compile_time_eval():  # for `kernel_rows`
-        holds = {p: _holds(sites, p, users, draws[0]) for p, users in by_leaf.items()}
-    failed = sorted("/".join(path) for path, held in holds.items() if not held)
-    if failed and (type(module), *failed) not in _named:
-        _named.add((type(module), *failed))
+    if model.text not in _certificates:
+        _certificates[model.text] = _certify(model)
+    certified, failed = _certificates[model.text]
+    if failed and (model.name, *failed) not in _named:
+        _named.add((model.name, *failed))
         warnings.warn(
-            f"{type(module).__name__}: {', '.join(failed)} of a layer that looks "
+            f"{model.name}: {', '.join(failed)} of a layer that looks "
             "linear does not act as its matrix (or bias) alone; differentiated "
             "plainly: exact, only slower.",
             stacklevel=2,
         )
-    certified = [path for path in by_leaf if holds[path]]
-    with jax.ensure_compile_time_eval():
-        head = _head(module, sites, frozenset(certified), first, draws)
-    return Certified(
-        sites,
-        frozenset(path for path in certified if len(by_leaf[path]) == 1),
-        frozenset(path for path in certified if len(by_leaf[path]) > 1),
-        head,
-    )
+    return certified
 
 
-def _compute(
-    module: nn.Module, sites: tuple[Site, ...], params: Any, pair: Example
-) -> _Numbers:
-    side = Side(
-        module,
-        params,
-        pair,
-        tuple(TappedLayer(site, True, True) for site in sites),
-        tuple(range(len(jax.tree.leaves(params)))),
-        (),
-        lambda logits, inputs, example: logits,
-    )
-    logits, pull, inputs = side.vjp(side.first)
-    cotangent = jnp.asarray(
-        np.random.default_rng(0).standard_normal(logits.shape), logits.dtype
-    )
-    signal = pull(cotangent)
-    gradients = jax.tree.structure(params).unflatten(signal.plain)
-    with jax.default_matmul_precision("highest"):
-        in_batch = apply_module(module, {"params": params}, *pair)[0][0]
-    return _Numbers(logits, in_batch, cotangent, gradients, signal.rows, inputs, params)
+_certificates: dict[str, tuple[Certified, list[str]]] = {}
+_named: set[tuple[str, ...]] = set()
 
 
-def _error(found: Any, expected: Any, size: float = 0.0) -> float:
-    """The difference, in units in the last place of the largest number."""
-    unit = jnp.finfo(expected.dtype).eps * max(size, float(np.abs(expected).max()))
-    difference = float(np.abs(found - expected).max())
-    return difference / float(max(unit, jnp.finfo(expected.dtype).tiny))
-
-
-def _holds(
-    sites: tuple[Site, ...], path: Path, users: list[int], draw: _Numbers
-) -> bool:
-    """Whether the sites' outer products make up the gradient of a leaf."""
-    pieces = [
-        _leaf_terms(sites[i], path[-1], draw.inputs[i], draw.rows[i]) for i in users
+def _certify(model: Traced) -> tuple[Certified, list[str]]:
+    calls = {use.tap: Call(use.reads, use.allowed) for use in model.uses}
+    walk = Walk(model.program, {n: path for path, n in model.leaves.items()}, calls)
+    lost = set(walk.lost)
+    claims = [
+        (path, _leaf_claim(model, walk, use, path))
+        for use in model.uses
+        for path in use.site.leaf_paths
+        if path not in lost
     ]
-    site = sites[users[0]]
-    gradient = site.leaf(draw.gradients, path[-1])
-    if not isinstance(site.layer, Attend | Embed):
-        is_bias = path[-1] == "bias"
-        rows = site.layer.bias_rows if is_bias else site.layer.kernel_rows
-        gradient = np.asarray(rows(jnp.asarray(gradient)))
-    size = float(sum(size for _, size in pieces))
-    return _error(sum(piece for piece, _ in pieces), gradient, size) <= _UNITS
+    found = ratios([claim for _, claim in claims])
+    for (path, _), ratio in zip(claims, found, strict=True):
+        if not is_one(ratio):
+            lost.add(path)
+    held = model.leaves.keys() - lost
+    users = Counter(path for site in model.sites for path in site.leaf_paths)
+    certified = Certified(
+        model.sites,
+        frozenset(path for path in held if users[path] == 1),
+        frozenset(path for path in held if users[path] > 1),
+        _head(model, walk, held),
+    )
+    return certified, sorted("/".join(path) for path in lost)
 
 
-def _leaf_terms(site: Site, name: str, rows_in: Any, rows: Any) -> tuple[Any, Any]:
-    """What a site says the gradient is, and the size of the terms it is summed from."""
-    if isinstance(site.layer, Embed):
-        table = np.zeros((site.matrix_shape[1], rows.shape[-1]), rows.dtype)
-        np.add.at(table, rows_in, rows[:, 0])
-        return table, np.abs(rows).sum(0).max()
-    if name == "bias":
-        return rows.sum(0), np.abs(rows).sum(0).max()
-    gradient = np.einsum("sgi,sgo->gio", rows_in, rows, optimize=True)
-    size = (np.abs(rows_in).max((1, 2)) * np.abs(rows).max((1, 2))).sum()
-    return (gradient[0].T if isinstance(site.layer, Attend) else gradient), size
+def _leaf_claim(model: Traced, walk: Walk, use: Use, path: Path) -> Claim:
+    """That a call is the layer's product (or sum) with a leaf."""
+    layer, shapes = use.site.layer, model.program.shapes
+    leaf, reads, before = model.leaves[path], use.reads, walk.before[use.tap]
+    piece = cut(model.program, walk.terms, (reads, leaf), before)
+    is_all = walk.terms[before] <= use.allowed
+    is_embed, is_bias = isinstance(layer, Embed), path[-1] == "bias"
+    if isinstance(layer, Embed):
+        rng = np.random.default_rng(1)
+        inputs = rng.integers(layer.num_rows, size=shapes[reads])
+    else:
+        inputs = whole_numbers(shapes[reads], 1)
+
+    def sides(drawn: Array, inputs: Array) -> tuple[Array, Array]:
+        drawn = drawn.astype(jnp.float32)
+        inputs = inputs if is_embed else inputs.astype(jnp.float32)
+        found = piece({reads: inputs, leaf: drawn})
+        if not is_all:  # of something added, the difference is left
+            found = found - piece({reads: inputs, leaf: jnp.zeros_like(drawn)})
+        found, rows = layer.rows_out(found), layer.rows_in(inputs)
+        if is_bias:
+            return found, jnp.broadcast_to(layer.bias_rows(drawn)[None], found.shape)
+        if is_embed:
+            return found, drawn[rows][:, None]
+        return found, jnp.einsum("sgi,gio->sgo", rows, layer.kernel_rows(drawn))
+
+    about = type(layer).__name__, sorted(vars(layer).items()), path[-1], is_all
+    return Claim(
+        f"{about} {shapes[reads]} {shapes[leaf]} {piece.text((reads, leaf))}",
+        sides,
+        (whole_numbers(shapes[leaf], 0), inputs),
+        num_terms=1 if is_embed or is_bias else use.site.matrix_shape[1],
+    )
 
 
-def _head(
-    module: nn.Module,
-    sites: tuple[Site, ...],
-    certified: frozenset[Path],
-    example: Example,
-    draws: list[_Numbers],
-) -> Head | str:
-    """The last layer if the logits are a fixed multiple of its outputs.
-
-    That they are, by the same number at two draws of the parameters, is taken to hold
-    everywhere: a learned temperature or anything added would show.
-    """
-    vocab = draws[0].logits.shape[-1]
-    for i in reversed(range(len(sites))):
-        site = sites[i]
-        leaves = {(*site.path, name) for name in site.layer.leaves}
-        could_be = (
-            not isinstance(site.layer, Embed)
-            and leaves <= certified
-            and len(site.calls) == 1
-            and site.matrix_shape[::2] == (1, vocab)
-            and site.shapes[0].shape[-1] == vocab
-        )
-        if not could_be:
+def _head(model: Traced, walk: Walk, held: set[Path]) -> Head | str:
+    """The last layer if the logits are a fixed multiple of its outputs."""
+    logits = model.program.outputs[0]
+    for use in model.uses:
+        after = walk.after.get(use.tap)
+        is_all = walk.terms.get(logits) == frozenset([frozenset([after])])
+        if after is None or not is_all or not _may_be_head(model, walk, use, held):
             continue
-        outputs = [_outputs(site, i, example, draw) for draw in draws]
-        scales = [
-            np.vdot(y, draw.logits) / np.vdot(y, y)
-            for y, draw in zip(outputs, draws, strict=True)
-        ]
-        errors = [
-            _error(scales[0] * y, draw.logits)
-            for y, draw in zip(outputs, draws, strict=True)
-        ]
-        if max(errors) <= _UNITS:
-            return Head(site.path, isinstance(site.layer, Attend), float(scales[0]))
+        (scale,) = ratios([_head_claim(model, walk, after)])
+        if scale:
+            return Head(use.site.path, isinstance(use.site.layer, Attend), scale)
     return (
-        f"the logits of {type(module).__name__} are not a fixed multiple of the "
+        f"the logits of {model.name} are not a fixed multiple of the "
         "outputs of a last `Dense` (or `Embed.attend`), as with a soft cap, a learned "
         "temperature, or something added to them"
     )
 
 
-def _outputs(site: Site, index: int, example: Example, draw: _Numbers) -> Any:
-    """Outputs of a layer at the positions of the logits."""
-    layer = site.layer
-    leaf = jnp.asarray(site.leaf(draw.params, layer.leaves[0]))
-    matrix = np.asarray(layer.kernel_rows(leaf))[0]
-    outputs = draw.inputs[index][:, 0] @ matrix
-    if "bias" in layer.leaves:
-        outputs = outputs + site.leaf(draw.params, "bias")
-    if example.positions is not None:
-        outputs = outputs[np.asarray(example.positions)]
-    return outputs
+def _may_be_head(model: Traced, walk: Walk, use: Use, held: set[Path]) -> bool:
+    """Whether a call is one matrix (and bias) that has a column for each logit."""
+    shapes, site = model.program.shapes, use.site
+    outputs, logits = shapes[walk.before[use.tap]], shapes[model.program.outputs[0]]
+    return (
+        not isinstance(site.layer, Embed)
+        and held.issuperset((*site.path, name) for name in site.layer.leaves)
+        and walk.terms[walk.before[use.tap]] <= use.allowed
+        and len(site.calls) == 1
+        and site.matrix_shape[::2] == (1, logits[-1])
+        and math.prod(outputs) == math.prod(logits)
+    )
 
 
-def _drawn_params(params: Any, seed: int) -> Any:
-    """Numbers of the right shapes at which nothing vanishes by accident."""
-    rng = np.random.default_rng(seed)
+def _head_claim(model: Traced, walk: Walk, after: int) -> Claim:
+    """That the logits are a multiple of these outputs of a layer."""
+    logits, shape = model.program.outputs[0], model.program.shapes[after]
+    piece = cut(model.program, walk.terms, (after,), logits)
 
-    def draw(leaf: Any) -> np.ndarray:
-        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            return np.zeros(shape, dtype)
-        values = rng.standard_normal(shape, np.float32)
-        if len(shape) < 2:
-            return np.asarray(1 + 0.3 * values, dtype)
-        return np.asarray(values / np.sqrt(np.prod(shape[:-1])), dtype)
+    def sides(outputs: Array) -> tuple[Array, Array]:
+        outputs = outputs.astype(jnp.float32)
+        found = piece({after: outputs})
+        return found, outputs.reshape(found.shape)
 
-    return jax.tree.map(draw, params)
-
-
-def _first_and_last(array: Any) -> Any:
-    # What is known is picked by NumPy: inside `jit`, JAX would make it unknown.
-    is_known = not isinstance(array, jax.core.Tracer)
-    return (np.asarray(array) if is_known else array)[np.array([0, -1])]
-
-
-def _drawn_examples(examples: Example) -> Example:
-    """Known arrays as they are; traced ones replaced by drawn ones of their shape."""
-    rng = np.random.default_rng(0)
-
-    def draw(array: Any) -> Any:
-        if not isinstance(array, jax.core.Tracer):
-            return np.asarray(array)
-        if jnp.issubdtype(array.dtype, jnp.floating):
-            return np.asarray(rng.standard_normal(array.shape), array.dtype)
-        # Ids 0 and 1 exist in any table; a mask is all true; positions likewise.
-        if array.dtype == bool:
-            return np.ones(array.shape, bool)
-        return np.asarray(rng.integers(2, size=array.shape), array.dtype)
-
-    return jax.tree.map(draw, examples)
+    text = f"head {shape} {piece.text((after,))}"
+    return Claim(text, sides, (whole_numbers(shape, 2),), num_terms=1)

@@ -29,7 +29,7 @@ from ldjax.ntk.linen._contract import (
     map_examples,
 )
 from ldjax.ntk.linen._side import Side, Signal
-from ldjax.ntk.linen._sides import certificates, make_sides
+from ldjax.ntk.linen._sides import Proofs, make_sides
 from ldjax.ntk.subset import Weights, leaf_paths
 
 
@@ -74,9 +74,9 @@ class HeadWeights(NamedTuple):
         return rows * jnp.broadcast_to(self.kernel.T[tokens], rows.shape)
 
 
-def find_head(logits_fns: tuple[LinenLogits, ...], params: Any) -> Head | str:
+def find_head(proofs: Proofs) -> Head | str:
     """The head that all parts agree on; or, in words, why there is none."""
-    heads = [c.head for fn in logits_fns for c in certificates(fn, params)]
+    heads = [certified.head for side in proofs for certified in side]
     for head in heads:
         if isinstance(head, str):
             return head
@@ -91,12 +91,13 @@ def make_factories(
     params: Any,
     weights: Weights,
     *,
+    proofs: Proofs,
     head: Head,
     limit: memory.Bytes,
 ) -> list[list["PairFactory"]]:
     """One factory for each `Sequences` of the probe (rows) and update (columns)."""
     indices = {path: i for i, path in enumerate(leaf_paths(params))}
-    (site,) = filter(head.is_of, certificates(probe_fn, params)[0].sites)
+    (site,) = filter(head.is_of, proofs[0][0].sites)
     name = site.layer.leaves[0]
     kernel = weights.of(indices[*site.path, name])
     if not isinstance(kernel, bool):
@@ -104,7 +105,9 @@ def make_factories(
     bias = "bias" in site.layer.leaves and weights.of(indices[*site.path, "bias"])
     matrix = site.layer.kernel_rows(site.leaf(params, name))[0]
     own = HeadWeights(head, matrix, kernel, bias)
-    probes, updates = make_sides(probe_fn, update_fn, params, weights, head=head)
+    probes, updates = make_sides(
+        probe_fn, update_fn, params, weights, proofs=proofs, head=head
+    )
     return [
         [PairFactory(probe, update, own, limit) for update in updates]
         for probe in probes

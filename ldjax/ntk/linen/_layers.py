@@ -40,7 +40,8 @@ def layer_of(module: nn.Module, method: str, inputs: Any) -> "Layer | None":
     if method != "__call__" or not hasattr(inputs, "shape"):
         return None
     if isinstance(module, nn.Embed):
-        return Embed()
+        is_plain = type(module).__call__ is nn.Embed.__call__
+        return Embed(module.num_embeddings, is_plain)
     if isinstance(module, nn.Dense):
         return General(module.use_bias, num_contracted=1)
     if isinstance(module, nn.DenseGeneral):
@@ -87,13 +88,22 @@ class Layer(abc.ABC):
 
 
 class Embed(Layer):
-    """Rows of a table, picked by id."""
+    """Rows of a table, picked by id.
+
+    Args:
+      num_rows: Of the table.
+      is_plain: Whether a call is Flax's own, which picks the row of every id by itself.
+    """
 
     leaves = ("embedding",)
 
+    def __init__(self, num_rows: int, is_plain: bool = True):
+        self.num_rows, self.is_plain = num_rows, is_plain
+
     def rows_in(self, inputs: Int[Array, "..."]) -> Int[Array, " pos"]:
-        """Ids."""
-        return inputs.reshape(-1)
+        """Ids from 0 up; negative ones count from the end of the table."""
+        wide = jnp.promote_types(inputs.dtype, jnp.int32)
+        return jnp.mod(inputs.reshape(-1).astype(wide), self.num_rows)
 
     def rows_out(self, outputs: Array) -> Inexact[Array, "pos groups fan_out"]:
         """One group."""

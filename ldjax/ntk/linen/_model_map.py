@@ -8,7 +8,7 @@ import jax
 from ldjax import memory
 from ldjax.linear_map import LinearMap
 from ldjax.ntk.lazy import LogitsFn, lazy_ntk
-from ldjax.ntk.linen._sides import require_linen
+from ldjax.ntk.linen._sides import prove, require_linen
 from ldjax.ntk.subset import Weights
 
 
@@ -36,6 +36,7 @@ class ModelMap(LinearMap):
         self._memory_limit = memory_limit
         self.in_struct = jax.eval_shape(update_fn, params)
         self.out_struct = jax.eval_shape(probe_fn, params)
+        self._proofs = prove(*arguments[:3])
 
     def mv(self, vector: Any) -> Any:
         """The image of `vector`."""

@@ -3,11 +3,13 @@
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from ldjax.linen import LinenLogits
-from ldjax.ntk.linen._certificate import Certified, Head, certify
+from ldjax.ntk.linen._certificate import Certified, Head, certify, trace
+from ldjax.ntk.linen._mixing import refuse_mixing
 from ldjax.ntk.linen._side import Side, TappedLayer
 from ldjax.ntk.linen._taps import CallKey, Example, Site, examples_of
 from ldjax.ntk.subset import Weights, leaf_paths
@@ -30,9 +32,40 @@ def require_linen(probe_fn: Any, update_fn: Any, *, method: str) -> None:
         )
 
 
-def certificates(logits_fn: LinenLogits, params: Any) -> list[Certified]:
-    """The certificate for each `Sequences` of a logits function."""
-    return [certify(logits_fn.module, params, part) for part in examples_of(logits_fn)]
+# For each `Sequences` of the probe, and of the update.
+Proofs = tuple[list[Certified], list[Certified]]
+
+
+def prove(probe_fn: LinenLogits, update_fn: LinenLogits, params: Any) -> Proofs:
+    """The certificates of both sides of a kernel.
+
+    Args:
+      probe_fn: Logits of the watched examples.
+      update_fn: Logits of the trained examples.
+      params: The parameters.
+
+    Raises:
+      ValueError: If an example's logits depend on the others of its batch.
+    """
+    module, models = probe_fn.module, {}
+
+    def of_part(part: Example) -> Certified:
+        first = jax.tree.map(_one_of, part)
+        leaves, treedef = jax.tree.flatten(first)
+        key = treedef, *((leaf.shape, leaf.dtype) for leaf in leaves)
+        if key not in models:  # most parts are alike
+            models[key] = trace(module, params, first)
+        refuse_mixing(models[key], module, params, part)
+        return certify(models[key])
+
+    probe, update = (
+        [of_part(part) for part in examples_of(fn)] for fn in (probe_fn, update_fn)
+    )
+    return probe, update
+
+
+def _one_of(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(array)[1:], jnp.result_type(array))
 
 
 def make_sides(
@@ -41,6 +74,7 @@ def make_sides(
     params: Any,
     weights: Weights,
     *,
+    proofs: Proofs,
     head: Head | None = None,
 ) -> tuple[list[Side], list[Side]]:
     """Both sides of a kernel, one `Side` for each `Sequences`.
@@ -50,11 +84,11 @@ def make_sides(
       update_fn: Logits of the trained examples.
       params: The parameters.
       weights: Which of them take part.
+      proofs: From `prove`.
       head: If given, outputs are this layer's inputs instead of the logits, and its own
         parameters are left out. Of an embedding that it is tied to stays what flows
         through the embedded tokens.
     """
-    proofs = [certificates(fn, params) for fn in (probe_fn, update_fn)]
     every = [certified for side in proofs for certified in side]
     indices = {path: i for i, path in enumerate(leaf_paths(params))}
     tied = {(*head.path, "embedding")} if head and head.is_attend else set()

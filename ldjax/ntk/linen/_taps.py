@@ -62,6 +62,11 @@ class Site(NamedTuple):
     shapes: tuple[jax.ShapeDtypeStruct, ...]
     matrix_shape: tuple[int, int, int]
 
+    @property
+    def leaf_paths(self) -> tuple[tuple[str, ...], ...]:
+        """Of all its parameters."""
+        return tuple((*self.path, name) for name in self.layer.leaves)
+
     def leaf(self, params: Any, name: str) -> Any:
         """One of its parameters."""
         for key in (*self.path, name):

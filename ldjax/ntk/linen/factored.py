@@ -230,13 +230,15 @@ class LinenFactoredMap(ModelMap, FactoredMap):
         super().__init__(
             probe_fn, update_fn, params, weights, memory_limit, method="factored"
         )
-        head = find_head(self._arguments[:2], params)
+        head = find_head(self._proofs)
         if isinstance(head, str):
             raise ValueError(
                 f'`method="factored"` needs a linear head, but {head}. '
                 '"structured" takes any Linen model.'
             )
-        self._pairs = make_factories(*self._arguments, head=head, limit=self._limit)
+        self._pairs = make_factories(
+            *self._arguments, proofs=self._proofs, head=head, limit=self._limit
+        )
 
     @property
     def T(self) -> "LinenFactoredMap":

@@ -79,7 +79,7 @@ class StructuredMap(ModelMap):
                 f"{list(get_args(Contraction))}."
             )
         self._contraction: Contraction = cast(Contraction, contraction)
-        self._sides = make_sides(*self._arguments)
+        self._sides = make_sides(*self._arguments, proofs=self._proofs)
 
     @property
     def T(self) -> "StructuredMap":

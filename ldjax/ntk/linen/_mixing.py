@@ -1,0 +1,169 @@
+"""Refuses models whose examples see each other: no kernel between examples exists.
+
+Unlike a certificate this is found out by numbers, and so where they are: of the very
+parameters and tokens of a kernel where they are known; inside of `jax.jit`, where they
+are not, of drawn ones.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ldjax._spaces import struct_of
+from ldjax.linen import apply_module
+from ldjax.ntk.linen._certificate import Traced
+from ldjax.ntk.linen._layers import Embed
+from ldjax.ntk.linen._taps import Example
+
+# Two honest computations differ by rounding, an example that sees others by its own
+# size: far above the former in any format, and below the latter. In 16 bits, where a
+# number has but three digits, a percentage is all that can be asked for.
+_UNITS, _LARGEST = 2000, 0.05
+
+
+def refuse_mixing(
+    model: Traced, module: nn.Module, params: Any, examples: Example
+) -> None:
+    """An error if an example's logits depend on the others of its batch.
+
+    Args:
+      model: The module on one example.
+      module: The module.
+      params: Its parameters.
+      examples: Stacked. Known numbers are used; of traced ones, drawn ones of their
+        shapes, twice.
+
+    Raises:
+      ValueError: If they do.
+    """
+    examples = examples._replace(positions=None)
+    if _is_known((params, examples)) and len(examples.tokens) > 1:
+        draws = [(params, examples)]
+    else:
+        pair = jax.tree.map(_first_and_last, examples)
+        draws = [
+            (_drawn_params(params, seed), _drawn_examples(pair, model, seed))
+            for seed in range(2)
+        ]
+    for number, (at, batch) in enumerate(draws):
+        known = _is_known((params, examples))
+        key = None if known else _key(model, batch, number)
+        if key in _passed:
+            continue
+        difference, size = _compare(model, module, at, batch)
+        if difference > min(_LARGEST, _UNITS * _coarsest(model)) * size:
+            raise ValueError(
+                f"An example's logits under {model.name} depend on the other "
+                "examples of its batch, so no kernel between examples exists. Take "
+                "out what mixes them (batch statistics, for one)."
+            )
+        if key is not None:
+            _passed.add(key)
+
+
+_passed: set[Any] = set()
+_compiled: dict[Any, Callable[..., Any]] = {}
+
+
+def _key(model: Traced, batch: Example, number: int) -> Any:
+    arrays = jax.tree.leaves(batch)
+    return model.text, number, *((x.shape, str(x.dtype), x.tobytes()) for x in arrays)
+
+
+def _compare(
+    model: Traced, module: nn.Module, params: Any, examples: Example
+) -> tuple[float, float]:
+    """Largest difference between logits in a batch and alone; and largest logit."""
+    struct = struct_of((params, examples))
+    leaves, treedef = jax.tree.flatten(struct)
+    key = model.text, treedef, *((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+    if key not in _compiled:
+        # Compiled ahead and given concrete arrays, so that it runs also while
+        # somebody's `jit` is being traced.
+        def compare(params: Any, examples: Example) -> tuple[Array, Array]:
+            return _difference(module, params, examples)
+
+        _compiled[key] = jax.jit(compare).lower(*struct).compile()
+    difference, size = _compiled[key](params, examples)
+    return float(difference), float(size)
+
+
+@jax.default_matmul_precision("highest")
+def _difference(
+    module: nn.Module, params: Any, examples: Example
+) -> tuple[Array, Array]:
+    def logits(examples: Example) -> Array:
+        return apply_module(module, {"params": params}, *examples)[0]
+
+    together = logits(examples)
+    alone = jax.lax.map(
+        lambda example: logits(jax.tree.map(lambda x: x[None], example))[0], examples
+    )
+    same = (together == alone) | (jnp.isnan(together) & jnp.isnan(alone))
+    size = jnp.where(jnp.isfinite(alone), jnp.abs(alone), 0)
+    return jnp.where(same, 0, jnp.abs(together - alone)).max(), size.max()
+
+
+def _coarsest(model: Traced) -> float:
+    """Of the formats that the model computes in, the largest unit in the last place."""
+    formats = {atom.aval.dtype for op in model.program.ops for atom in op.eqn.outvars}
+    return max(
+        float(jnp.finfo(one).eps)
+        for one in formats
+        if jnp.issubdtype(one, jnp.floating)
+    )
+
+
+def _is_known(tree: Any) -> bool:
+    leaves = jax.tree.leaves(tree)
+    return not any(
+        isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) for leaf in leaves
+    )
+
+
+def _first_and_last(array: Any) -> Any:
+    # What is known is picked by NumPy: inside `jit`, JAX would make it unknown.
+    is_known = not isinstance(array, jax.core.Tracer)
+    return (np.asarray(array) if is_known else array)[np.array([0, -1])]
+
+
+def _drawn_params(params: Any, seed: int) -> Any:
+    """Numbers of the right shapes at which nothing vanishes by accident."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: Any) -> np.ndarray:
+        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return np.zeros(shape, dtype)
+        values = rng.standard_normal(shape, np.float32)
+        if len(shape) < 2:
+            return np.asarray(1 + 0.3 * values, dtype)
+        return np.asarray(values / np.sqrt(np.prod(shape[:-1])), dtype)
+
+    return jax.tree.map(draw, params)
+
+
+def _drawn_examples(examples: Example, model: Traced, seed: int) -> Example:
+    """Known arrays as they are; traced ones replaced by drawn ones of their shape."""
+    rng = np.random.default_rng(seed)
+    tables = [
+        site.layer.num_rows for site in model.sites if isinstance(site.layer, Embed)
+    ]
+    num_ids = min(tables, default=2)  # all of them exist in any table
+
+    def draw(array: Any) -> Any:
+        if not isinstance(array, jax.core.Tracer):
+            return np.asarray(array)
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            return np.asarray(rng.standard_normal(array.shape), array.dtype)
+        if array.dtype == bool:  # a mask
+            return np.ones(array.shape, bool)
+        return np.asarray(rng.integers(num_ids, size=array.shape), array.dtype)
+
+    return jax.tree.map(draw, examples)
