@@ -38,22 +38,24 @@ def _halved_if_large(inputs, kernel):
 
 
 def _stopped_if_loud(inputs, kernel):
-    is_loud = jnp.abs(inputs).max() > 0.5
+    is_loud = jnp.abs(inputs).max() > 2
     return inputs @ (kernel + is_loud * (jax.lax.stop_gradient(kernel) - kernel))
 
 
-@jax.custom_vjp
-def _twice_the_gradient(kernel):
+@jax.custom_jvp
+def _steep_if_large(kernel):
+    """Itself, with a derivative of its own."""
     return kernel
 
 
-_twice_the_gradient.defvjp(
-    lambda kernel: (kernel, kernel),
-    lambda kernel, g: (jnp.where(jnp.abs(kernel) > 2, 2 * g, g),),
-)
+@_steep_if_large.defjvp
+def _(primals, tangents):
+    (kernel,), (tangent,) = primals, tangents
+    return kernel, jnp.where(jnp.abs(kernel) > 2, 2.0, 1.0) * tangent
+
 
 CHANGES = {
-    "max norm": lambda x, k: x @ (k * jnp.minimum(1, 2 / jnp.sqrt((k**2).sum()))),
+    "max norm": lambda x, k: x @ (k * jnp.minimum(1, 6 / jnp.sqrt((k**2).sum()))),
     "clipped kernel": lambda x, k: x @ jnp.clip(k, -2, 2),
     "branch": _halved_if_large,
     "loud inputs": lambda x, k: x @ k * jnp.where(jnp.abs(x).max() > 2, 0.5, 1.0),
@@ -61,6 +63,7 @@ CHANGES = {
     "stopped entries": lambda x, k: (
         x @ jnp.where(jnp.abs(k) > 2, jax.lax.stop_gradient(k), k)
     ),
+    "own derivative": lambda x, k: x @ _steep_if_large(k),
     "kernel in the inputs": lambda x, k: (x + jnp.maximum(0, k - 2).sum()) @ k,
 }
 
@@ -116,6 +119,29 @@ class ByToken(nn.Module):
         return nn.Dense(VOCAB, name="head")(hidden)
 
 
+class Crowded(nn.Module):
+    """Examples see each other where a number is large."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Dense(WIDTH, name="dense")(tokens)
+        x = jnp.where(x > 50, x.mean(axis=0, keepdims=True), x)
+        return nn.Dense(VOCAB, name="head")(nn.tanh(x / 100))
+
+
+class Switched(nn.Module):
+    """The same module by its attributes, another one by what it reads elsewhere."""
+
+    switch = {"factor": 1.0}  # noqa: RUF012
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(VOCAB, WIDTH, name="embed")(tokens)
+        layer = _dense(lambda x, k: x @ (self.switch["factor"] * k))
+        x = jnp.cumsum(nn.tanh(layer(WIDTH, name="layer")(x)), axis=1)
+        return nn.Dense(VOCAB, name="head")(x)
+
+
 class _ClippedIds(nn.Embed):
     def __call__(self, inputs):
         return jnp.take(self.embedding, inputs, axis=0, mode="clip")
@@ -159,9 +185,12 @@ def _model(module, sides, scales=None, **facts):
     return Model(module, probe, update, params, **facts)
 
 
-def changed(change, scale=8.0, dtype="float64"):
-    """A layer of which `change` is taken, with a kernel `scale` times as drawn."""
-    scales = {"layer": scale, "embed": 3.0}
+# Times the drawn ones: a large kernel of small inputs, and the other way around.
+_LARGE, _LOUD = {"layer": 5.0, "embed": 0.3}, {"layer": 0.3, "embed": 3.0}
+
+
+def changed(change, scales=None, dtype="float64"):
+    """A layer of which `change` is taken."""
     module = Trunk(_dense(change), dtype)
     return _model(module, _PLAIN, scales, warned=("layer/kernel",))
 
@@ -173,7 +202,12 @@ def _by_token(how, sides, is_tied=False, **facts):
 
 _TABLE, _MIX = ("embed/embedding",), ("mix/kernel",)
 _MAKERS: dict[str, Any] = {
-    **{name: functools.partial(changed, how) for name, how in CHANGES.items()},
+    **{
+        name: functools.partial(
+            changed, how, _LOUD if name in ("loud inputs", "stopped") else _LARGE
+        )
+        for name, how in CHANGES.items()
+    },
     "mean": lambda: _by_token("mean", _MASKED, warned=_TABLE),
     "mean, tied": lambda: _by_token("mean", _MASKED, True, warned=_TABLE),
     "transposed": lambda: _by_token("transposed", _MASKED, warned=_MIX),
@@ -189,6 +223,13 @@ _MAKERS: dict[str, Any] = {
     ),
 }
 NAMES = tuple(_MAKERS)
+
+
+def make_switched():
+    """`Switched` as a model of its own."""
+    return _model(Switched(), _PLAIN)
+
+
 # No fixed multiple of a head's outputs: refused by the factored kernel.
 HEADLESS = ("clipped logits", "mean, tied")
 

@@ -1,8 +1,10 @@
 """What the structured kernels take for granted holds where they are used."""
 
 import dataclasses
+import logging
 import re
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,19 @@ from kernel_checks import RTOL, expected_dense, make_fn
 from kernel_impostors import (
     HEADLESS,
     NAMES,
+    Crowded,
+    Switched,
     changed,
     make_impostor,
+    make_switched,
 )
-from kernel_models import compiled
+from kernel_models import compiled, make_model, random_params, vectors
+from kernel_modules import VOCAB
 
-from ldjax import empirical_ntk
-from ldjax.ntk.linen import _certificate
+from ldjax import empirical_ntk, linen
+from ldjax.models import Transformer
+from ldjax.ntk.linen import _certificate, load_kernel, save_kernel
+from ldjax.ntk.linen._sides import prove
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +97,7 @@ def test_the_factored_kernel_of_it_is_exact_or_refused(name):
 @pytest.mark.parametrize("method", METHODS)
 def test_parameters_of_few_bits_are_held_to_the_same(method, dtype):
     cubed = lambda x, k: x @ k.astype(x.dtype) ** 3
-    model, witness = changed(cubed, 2.0, dtype), changed(cubed, 2.0)
+    model, witness = changed(cubed, dtype=dtype), changed(cubed)
     params = jax.tree.map(lambda x: x.astype("float32"), model.params)
     kernel = params["layer"]["kernel"].astype(dtype)
     model = dataclasses.replace(model, params=params | {"layer": {"kernel": kernel}})
@@ -100,3 +108,70 @@ def test_parameters_of_few_bits_are_held_to_the_same(method, dtype):
     # Each entry of a gradient is rounded once on its way through the narrow leaf.
     rounding = float(jnp.finfo(dtype).eps)
     assert_close(np.asarray(found, float), expected_dense(witness), rtol=rounding)
+
+
+@pytest.mark.parametrize("style", ["gpt2 tied", slow("neox padded"), "llama remat"])
+@pytest.mark.parametrize("dtype", ["bfloat16", slow("float32")])
+def test_the_layers_of_decoders_are_proven_in_any_format(style, dtype):
+    model = make_model(style)
+    config = dataclasses.replace(
+        model.module.config, dtype=dtype, param_dtype=dtype, remat=True
+    )
+    model = dataclasses.replace(model, module=Transformer(config))
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), model.params)
+    fn = make_fn(model, model.probe)
+    (proof,), _ = prove(fn, fn, params)
+    proven = {"/".join(path) for path in proof.leaves | proof.shared}
+    norms = {path for path in model.paths if "norm" in path}
+    assert proven == set(model.paths) - norms
+    assert proof.head[0] == ("token_embedding" if config.tied_head else "unembedding",)
+
+
+def test_a_module_that_became_another_one_is_proven_anew(monkeypatch):
+    model = make_switched()
+    found, said = _read(model, "structured", "everything")
+    assert_close(found, expected_dense(model), rtol=RTOL)
+    assert not said
+    monkeypatch.setitem(Switched.switch, "factor", 2.0)
+    model = make_switched()
+    found, said = _read(model, "structured", "everything")
+    assert_close(found, expected_dense(model), rtol=RTOL)
+    assert "layer/kernel" in said[0]
+
+
+def test_examples_that_see_each_other_here_only_are_refused(caplog):
+    batch = vectors(0, 3, 4)
+    params = random_params(Crowded(), batch.tokens)
+    quiet = linen.logits_fn(Crowded(), batch)
+    loud = batch._replace(tokens=batch.tokens.at[1].multiply(1e3))
+    loud_fn = linen.logits_fn(Crowded(), loud)
+    empirical_ntk(quiet, quiet, params, method="structured")
+    for method in METHODS:
+        with pytest.raises(ValueError, match="depend on the other examples"):
+            empirical_ntk(quiet, loud_fn, params, method=method)
+    with caplog.at_level(logging.INFO, logger="ldjax"):
+        kernel = empirical_ntk(loud_fn, loud_fn, params, memory_limit=1)
+    assert 'method="lazy"' in caplog.text
+    assert "depend on the other examples" in caplog.text
+    jacobian = jax.jacrev(lambda p: loud_fn(p).ravel())(params)
+    rows = np.hstack([np.reshape(leaf, (15, -1)) for leaf in jax.tree.leaves(jacobian)])
+    assert_close(np.reshape(kernel.dense(), (15, 15)), rows @ rows.T, rtol=RTOL)
+
+
+def test_ids_count_from_either_end(tmp_path):
+    model = make_impostor("negative ids, tied")
+    fns = make_fn(model, model.probe), make_fn(model, model.update)
+    kernel: Any = empirical_ntk(*fns, model.params, method="factored")
+    rows, columns = np.array([0, VOCAB - 1]), np.array([VOCAB - 2, 1])
+    entries = kernel.entries(rows, columns)
+    assert_close(kernel.entries(rows - VOCAB, columns - VOCAB), entries)
+    with pytest.raises(ValueError, match="must lie in -5 to 4; got 5 to 5"):
+        kernel.entries(rows, np.array([VOCAB]))
+    save_kernel(tmp_path / "new.npz", kernel, provenance={})
+    with np.load(tmp_path / "new.npz") as file:
+        arrays = dict(file)
+    for side in ("left_0_0", "right_0_0"):
+        arrays[side] = arrays[side] - VOCAB * (arrays[side] == VOCAB - 1)
+    np.savez(tmp_path / "old.npz", **arrays)
+    old = load_kernel(tmp_path / "old.npz").entries(rows, columns)
+    assert_close(old, entries)

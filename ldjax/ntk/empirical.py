@@ -62,9 +62,14 @@ def empirical_ntk(
     * `"auto"`: what `ldjax.ntk.plan` expects to be fastest among those that fit; where
       no dense kernel fits, the factored, structured or lazy one. Logs which and why.
 
-    The first two prove once for each model and shapes, on drawn parameters, that its
-    layers act as they should; leaves that do not are differentiated plainly and named
-    in a warning.
+    The first two prove of every kernel, from the very program that is differentiated,
+    that the layers act as they should: a leaf is in it only where its layer multiplies
+    (or adds) it, linearly and with nothing but fixed numbers beside it. No parameter
+    and no token is looked at, so what is proven holds for all of them, inside of
+    `jax.jit` too. Leaves of which it is not proven are differentiated plainly and named
+    in a warning; a head of which it is not is refused. That the examples of a batch do
+    not see each other is found out by numbers: of these parameters and tokens, or,
+    inside of `jax.jit`, where those are unknown, of drawn ones.
 
     Args:
       probe_fn: `params -> logits` of the watched examples, a pytree of
@@ -119,9 +124,24 @@ def empirical_ntk(
         where=where,
         preconditioner=preconditioner,
     )
+    make = functools.partial(
+        make_kernel,
+        probe_fn=probe_fn,
+        update_fn=update_fn,
+        params=params,
+        weights=weights,
+        memory_limit=limit,
+        contraction=contraction,
+    )
     if method == "auto":
-        method = _choose(planned(), limit)
-    elif method in _DENSE:
+        plans = planned()
+        try:
+            return make(_choose(plans, limit))
+        except ValueError as error:  # at these parameters and tokens
+            _log.info("%s", error)
+            plain = (one for one in plans if one.method not in _LINEN)
+            return make(_choose(tuple(plain), limit))
+    if method in _DENSE:
         (needed,) = planned(methods={method: METHODS[method]})
         memory.refuse_above(
             limit,
@@ -130,15 +150,7 @@ def empirical_ntk(
             f'the work of `method="{method}"`',
             instead=_INSTEAD,
         )
-    return make_kernel(
-        method,
-        probe_fn,
-        update_fn,
-        params,
-        weights,
-        memory_limit=limit,
-        contraction=contraction,
-    )
+    return make(method)
 
 
 def by_group(
@@ -211,6 +223,7 @@ def _labels(groups: Any, params: Any) -> list[str]:
 
 
 _DENSE = ("jacobian", "ntk_vp")
+_LINEN = ("structured", "factored")
 # Where no dense kernel fits, in this order.
 _UNEVALUATED = ("factored", "structured", "lazy")
 

@@ -6,15 +6,17 @@ is, over the vocabulary,
     K = L B R^T + diag(c),    L = [W^T | E_update],    R = [W^T | E_probe]
 
 where `E` are the one-hot columns of a side's tokens (empty unless the head is tied to
-the embedding) and `c` is one number, or with a preconditioner one for each token
-(design.md, sections 3.2 and 3.4). `L` and `R` are never made; their Gram matrices are
-small.
+the embedding) and `c` is one number, or with a preconditioner one for each token. `L`
+and `R` are never made; their Gram matrices are small.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Inexact, Int
 
 
@@ -199,6 +201,26 @@ class Frame(NamedTuple):
         one, other = (jnp.concatenate([dense, x], axis=1) for x in (left, right))
         identity = jnp.eye(triangle.shape[0], dtype=triangle.dtype)
         return one @ factors.middle @ other.T + factors.diagonal * identity
+
+
+def token_ids(tokens: Any, vocab: int) -> Array:
+    """Ids as tables count them: from 0 up, negative ones from the end.
+
+    Args:
+      tokens: Ids.
+      vocab: How many there are.
+
+    Raises:
+      ValueError: If one is out of range, unless they are being traced.
+    """
+    if not isinstance(tokens, jax.core.Tracer):
+        known = np.asarray(tokens)
+        if known.size and not (-vocab <= known.min() and known.max() < vocab):
+            raise ValueError(
+                f"Token ids must lie in {-vocab} to {vocab - 1}; got {known.min()} to "
+                f"{known.max()}."
+            )
+    return jnp.mod(jnp.asarray(tokens), vocab)
 
 
 def token_rows(head: Array, tokens: Array, chosen: Array) -> Array:

@@ -172,6 +172,7 @@ def batch_size(probe: Side, update: Side, num_outputs: int, limit: memory.Bytes)
     per_signal = 2 * (
         sum(_row_bytes(layer) for layer in update.layers)
         + probe.num_examples * sum(_row_bytes(layer) for layer in probe.layers)
+        + _plain_bytes(update)
     )
     fitting = int(limit / 2 / max(1, per_signal))
     return max(1, min(num_outputs, _MAX_BATCH, fitting))
@@ -268,9 +269,12 @@ def _instantiates(
 
 
 def _pulled_bytes(side: Side) -> int:
-    plain = sum(leaf.size * leaf.dtype.itemsize for leaf in side.plain_leaves)
     rows = sum(_row_bytes(layer) for layer in side.layers)
-    return math.prod(_size(side)) * (rows + plain)
+    return math.prod(_size(side)) * (rows + _plain_bytes(side))
+
+
+def _plain_bytes(side: Side) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in side.plain_leaves)
 
 
 def _prefers_operator(probe: Side, update: Side, limit: memory.Bytes) -> bool:

@@ -8,7 +8,7 @@ tied to the embedding (`W = E^T`), with what flows through the embedded tokens,
     R_update[s, j] = sum_k h_probe[k] dh_update[j] / de_update[s, k]
     R_probe[i, t]  = sum_k h_update[k] dh_probe[i] / de_probe[t, k]
 
-so `width` basis vectors replace `vocab` at each position (design.md, section 3.2).
+so `width` basis vectors replace `vocab` at each position.
 """
 
 from collections.abc import Callable

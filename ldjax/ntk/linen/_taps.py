@@ -5,7 +5,7 @@ through the derivative by `eps`, which is small:
 
     dz/dW = sum_s  x[s] (outer) dz/deps[s]
 
-so a kernel needs no gradient in the shape of a weight matrix (design.md, section 3.1).
+so a kernel needs no gradient in the shape of a weight matrix.
 The model's code is not touched: `nn.intercept_methods` adds the taps and sows the
 inputs into a private collection. A lifted transform that does not pass that collection
 on (`nn.scan`, `nn.vmap`) has no taps inside; its parameters are then ordinary ones.

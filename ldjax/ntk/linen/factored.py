@@ -4,9 +4,9 @@ A model with a linear head has, between any two positions,
 
     K[m, l] = L B R^T + c I
 
-with factors of the width of the head's input (design.md, section 3.2). Norms, traces,
-spectra and any entries follow exactly; nothing of size vocab x vocab is made. Blocks
-are streamed over the update's positions.
+with factors of the width of the head's input. Norms, traces, spectra and any entries
+follow exactly; nothing of size vocab x vocab is made. Blocks are streamed over the
+update's positions.
 """
 
 import abc
@@ -26,6 +26,7 @@ from ldjax.ntk.linen._blocks import (
     Factors,
     Frame,
     SingularValues,
+    token_ids,
     token_rows,
 )
 from ldjax.ntk.linen._factorise import find_head, make_factories
@@ -78,14 +79,19 @@ class FactoredMap(LinearMap):
         """The entries of all blocks for chosen tokens.
 
         Args:
-          rows: Token ids of the probe's logits, `[rows]`.
+          rows: Token ids of the probe's logits, `[rows]`; negative ones count from
+            the end.
           columns: Token ids of the update's logits, `[columns]`.
 
         Returns:
           `[probe, probe_pos, rows, update, update_pos, columns]`, for pytrees as
           `block_summary`.
+
+        Raises:
+          ValueError: If an id is out of range, unless ids are being traced.
         """
-        rows, columns = jnp.asarray(rows), jnp.asarray(columns)
+        vocab = jax.tree.leaves(self.out_struct)[0].shape[-1]
+        rows, columns = token_ids(rows, vocab), token_ids(columns, vocab)
 
         def pick(frame: Frame, factors: Factors) -> Array:
             return frame.entries(factors, rows, columns)

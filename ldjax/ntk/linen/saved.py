@@ -255,6 +255,8 @@ def load_kernel(path: Path | str) -> StoredFactoredMap:
         matrix, left, right, *factors = (
             jnp.asarray(arrays[f"{name}_{i}_{j}"]) for name in _NAMES
         )
+        # Older files hold ids as they were given, negative ones too.
+        left, right = (jnp.mod(ids, matrix.shape[1]) for ids in (left, right))
         return _StoredBlocks(matrix, left, right, Factors(*factors))
 
     return StoredFactoredMap(

@@ -3,8 +3,8 @@ r"""The exact kernel of a Linen model through its layers' inputs and outputs.
     K = sum_layers  J_probe^(l) (S^(l) (x) I) J_update^(l)^T,   S[t, s] = <a[t], a[s]>
 
 with `J^(l)` the Jacobian by the layer's outputs, so that nothing has the size of the
-parameters (design.md, section 3.1). Leaves without such a layer (norm scales, whatever
-the certificate rejects) go through plain derivatives in the same passes.
+parameters. Leaves without such a layer (norm scales, whatever the certificate rejects)
+go through plain derivatives in the same passes.
 """
 
 from typing import Any, cast, get_args
