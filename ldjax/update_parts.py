@@ -11,8 +11,43 @@ gradient, the moments of the optimizer's state and the parameters are *linear* i
 sums, scalings and selections of linear values stay linear; anything else (a square, a
 norm, a root) is a number that this step used, and is frozen. So the split holds for
 any chain of transforms, including ones this module has never heard of, and an
-optimizer whose update is not of this form (a sign, say) is refused by the name of the
-operation in the way.
+optimizer whose update is not of this form is refused by the name of the operation in
+the way.
+
+**Monotone functions that are zero at zero** (a sign, a clip by value, a tanh) are
+`x * (phi(x) / x)`, the quotient frozen and never negative. A function that loses the
+sign measures a size: `|x|` and `x^2` are scales, else second moments would be shares.
+A product of two linear numbers is a scale too; so Muon's iterations,
+`X <- (a I + b X X' + c (X X')^2) X`, are linear with the left factor frozen, and
+`x^3 = x^2 * x` agrees with the rule for functions. Where such a function multiplies
+what is linear without it (`sign(m) * g`), it is the scale.
+
+**Moments.** A leaf of the state is history if its *new* value is linear as well, in
+the gradient or the parameters through whatever number of leaves, and if it starts at
+zero, at another constant or at the parameters. All else is a scale: second moments,
+step sizes such as Rprop's, rates and counts. What starts at the parameters (an average
+of them, an anchor) counts by its *distance* from where the present parameters would
+have started it: that is what earlier steps did, and it is zero at the start. What
+is left is the response to the parameters with their copies equal to them,
+which is weight decay; nothing, to rounding, where the parameters are only compared with
+their copies. (An average of parameters that starts at zero is not seen as one.)
+
+**Accumulation.** A leaf that counts alone switch off in its own next value, in an
+update that they switch on, holds the gradients of earlier micro-batches of the very
+same update: `"accumulated"`, not history (`optax.MultiSteps`, `optax.apply_every`). The
+momentum inside `MultiSteps` goes on from update to update and is history.
+
+Frozen scales are a *convention*: the split says who took part in the step that was
+made, in proportion, not what the step would have been without somebody. The scales were
+made by all examples together, and a part computed with them (`parts="example"`, token
+maps) is exact only given them. For element-wise optimizers without memory the share of
+`g_i` is `phi(g) / g * g_i`, the Aumann-Shapley share: the only division of the step
+that is complete, linear and symmetric along the straight path from no gradient. With
+momentum, norms or matrices it is one convention among others.
+
+Note that `optax.masked(transform, mask)` hands on the *raw gradient* where the mask is
+false: in a chain without a rate that is a step uphill, and it is accounted as such.
+`optax.partition` with `optax.set_to_zero()` is what leaves parameters as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,39 +58,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldjax._primitives import CALLS
+from ldjax._linear_program import Program
+from ldjax._linear_rules import NOISE, Fact
 
-__all__ = ["frozen_update"]
+__all__ = ["PARTS", "frozen_update"]
 
-# Linear in all operands together.
-_LINEAR = frozenset(
-    (
-        *("add", "add_any", "sub", "neg", "reduce_sum", "convert_element_type"),
-        *("broadcast_in_dim", "concatenate", "copy", "copy_p", "expand_dims"),
-        *("reduce_precision", "reshape", "rev", "slice", "squeeze", "transpose"),
-    )
-)
-# Linear in one operand with the others frozen.
-_BILINEAR = frozenset({"mul", "dot_general"})
+# The parts that are not the gradient's own, in this order.
+PARTS = ("history", "accumulated", "weight_decay", "noise")
 
-_CONSTANT = "a constant term"
-
-
-class _Number(NamedTuple):
-    """A value of the optimizer's computation.
-
-    Attributes:
-      value: What it was in this step.
-      sources: The labels of the inputs it is linear in (none for a known zero), or
-        None if it is frozen.
-      part: If linear, the share of `value` that comes from the parts asked for.
-      obstacle: If frozen, the operation that is not linear.
-    """
-
-    value: Any
-    sources: frozenset[str] | None
-    part: Any = None
-    obstacle: str = _CONSTANT
+# Operations that freeze what is linear in either operand: which of the two is a scale
+# may be known once another leaf is.
+_PRODUCTS = frozenset({"`mul`", "`div`", "`dot_general`"})
 
 
 def frozen_update(
@@ -79,13 +92,19 @@ def frozen_update(
     Returns:
       `(own, rest)`: `own(part_of_gradient)` is the linear map that took the gradient
       to its share of the update (apply it to the gradient of one side or one
-      example); `rest` holds the updates due to `"history"` (moments, traces,
-      accumulated gradients) and `"weight_decay"` (the parameters themselves), each
-      only where the optimizer has such a term. `own(gradient)` and the values of
-      `rest` sum to the update.
+      example); `rest` holds the other parts that the optimizer has, by their names in
+      `PARTS`: `"history"` (moments and traces of earlier updates, and how far the
+      parameters are from copies of them in the state; zero at `optimizer.init`),
+      `"accumulated"` (gradients of earlier micro-batches of this very update),
+      `"weight_decay"` (the parameters themselves) and `"noise"` (drawn at random).
+      `own(gradient)` and the values of `rest` sum to the update.
 
     Raises:
-      ValueError: If the update is not linear even with frozen scales.
+      ValueError: If the update is not linear even with frozen scales, or `state` is
+        not one of `optimizer.init`.
+
+    References:
+      Aumann & Shapley 1974, "Values of Non-Atomic Games", for monotone functions.
 
     Examples:
       >>> optimizer = optax.with_extra_args_support(optax.sgd(0.5, momentum=0.5))
@@ -96,82 +115,232 @@ def frozen_update(
       Array([-2. , -0.5], dtype=...)
       >>> list(rest)
       ['history']
+
+      A sign is a rate that the whole gradient sets:
+
+      >>> optimizer = optax.with_extra_args_support(optax.sign_sgd(0.5))
+      >>> state = optimizer.init(theta)
+      >>> own, _ = frozen_update(optimizer, jnp.array([4.0, 2.0]), state, theta)
+      >>> own(jnp.array([1.0, 4.0]))  # a quarter of the first, twice the second
+      Array([-0.125, -1.   ], dtype=...)
     """
-    inputs = (gradient, state, params)
-    labels = _labels(gradient, state, params)
-    program, out_shape = jax.make_jaxpr(
-        lambda *args: optimizer.update(*args, **extra_args)[0], return_shape=True
+    arrays = {k: v for k, v in extra_args.items() if _is_arrays(v)}
+    others = {k: v for k, v in extra_args.items() if k not in arrays}
+    inputs = (gradient, state, params, arrays)
+    start = _Start.of(optimizer, state, params)
+    closed, (out_shape, _) = jax.make_jaxpr(
+        lambda g, s, p, e: optimizer.update(g, s, p, **e, **others), return_shape=True
     )(*inputs)
+    places = _Places.of(*inputs)
+    program, moments = _read(closed, places, start)
+    wanted = program.outputs[: len(program.outputs) - len(places.state)]
+    updates = [program.facts[number] for number in wanted]
+    _refuse_frozen(updates)
 
-    def outputs(parts: Any) -> list[_Number]:
-        leaves = zip(*map(jax.tree.leaves, (inputs, labels, parts)), strict=True)
-        numbers = [_number(*leaf) for leaf in leaves]
-        return _evaluate(program.jaxpr, program.consts, numbers)
+    leaves = dict(enumerate(jax.tree.leaves(inputs)))
+    values = program.run(list(leaves.values()), wanted)
 
-    def only(label: str, parts: Any = inputs) -> Any:
-        """`parts` where the inputs carry this label, zero elsewhere."""
-        return jax.tree.map(
-            lambda part, own: part if own == label else jnp.zeros_like(part),
-            parts,
-            labels,
-        )
-
-    numbers = outputs(inputs)
-    _refuse_frozen(numbers)
-
-    def respond(parts: Any) -> Any:
-        leaves = [number.part for number in outputs(parts)]
-        return jax.tree.unflatten(jax.tree.structure(out_shape), leaves)
+    def respond(parts: dict[int, Any]) -> Any:
+        shares = program.respond(values, parts, wanted)
+        return jax.tree.unflatten(jax.tree.structure(out_shape), shares)
 
     def own(part: Any) -> Any:
-        return respond(only("gradient", (part, state, params)))
+        return respond(dict(zip(places.gradient, jax.tree.leaves(part), strict=True)))
 
-    sources = _union(numbers)
+    copies = {
+        places.state[i]: value.astype(leaves[places.state[i]].dtype)
+        for i, value in start.copies(params).items()
+        if places.state[i] in moments
+    }
+    moved = {i: leaves[i] - copies[i] if i in copies else leaves[i] for i in moments}
+    accumulated = _accumulated(program, places, moments - copies.keys(), updates)
+    parts = {
+        "history": {i: moved[i] for i in sorted(moments - accumulated)},
+        "accumulated": {i: moved[i] for i in sorted(accumulated)},
+        "weight_decay": {i: leaves[i] for i in places.params} | copies,
+        "noise": {NOISE: None},
+    }
+    sources = set().union(*(fact.sources or () for fact in updates))
     rest = {
-        label: respond(only(label))
-        for label in ("history", "weight_decay")
-        if label in sources
+        label: respond(parts[label]) for label in PARTS if sources & parts[label].keys()
     }
     return own, rest
 
 
-def _labels(gradient: Any, state: Any, params: Any) -> Any:
-    """Which inputs are linear: `"gradient"`, `"history"`, `"weight_decay"` or `""`.
-
-    A leaf of the state is a moment if it is named and shaped like a parameter; counts,
-    schedules and injected hyperparameters (which may share a name) are scales.
-    """
-    names = {
-        path: jnp.shape(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    injected = jax.tree_util.GetAttrKey("hyperparams")
-
-    def label_state(path: tuple[Any, ...], leaf: Any) -> str:
-        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        is_moment = (floating and injected not in path) and any(
-            path[len(path) - len(name) :] == name and jnp.shape(leaf) == shape
-            for name, shape in names.items()
-        )
-        return "history" if is_moment else ""
-
-    return (
-        jax.tree.map(lambda _: "gradient", gradient),
-        jax.tree_util.tree_map_with_path(label_state, state),
-        jax.tree.map(lambda _: "weight_decay", params),
+def _is_arrays(value: Any) -> bool:
+    return all(
+        isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int)
+        for leaf in jax.tree.leaves(value)
     )
 
 
-def _number(value: Any, label: str, part: Any) -> _Number:
-    return _Number(value, frozenset([label]) if label else None, part)
+class _Places(NamedTuple):
+    """Where the leaves of each input are among all."""
+
+    gradient: range
+    state: range
+    params: range
+    extra: range
+
+    @classmethod
+    def of(cls, *trees: Any) -> "_Places":
+        ends = np.cumsum([0, *(len(jax.tree.leaves(tree)) for tree in trees)]).tolist()
+        return cls(*map(range, ends[:-1], ends[1:]))
 
 
-def _union(numbers: Sequence[_Number]) -> frozenset[str]:
-    return frozenset().union(*(number.sources or () for number in numbers))
+class _Start(NamedTuple):
+    """What `optimizer.init` would make of the parameters, leaf by leaf of the state."""
+
+    program: Program
+    names: Sequence[str]
+    may_be_moment: Sequence[bool]
+
+    @classmethod
+    def of(cls, optimizer: Any, state: Any, params: Any) -> "_Start":
+        closed = jax.make_jaxpr(optimizer.init)(params)
+        inputs = [
+            Fact({i: False}, touched=True)
+            for i, _ in enumerate(jax.tree.leaves(params))
+        ]
+        program = Program(closed, inputs)
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        if len(leaves) != len(program.outputs):
+            raise ValueError(
+                f"The optimizer's state has {len(leaves)} leaves, where "
+                f"`optimizer.init(params)` makes {len(program.outputs)}: it is not a "
+                "state of this optimizer for these parameters."
+            )
+        facts = [program.facts[number] for number in program.outputs]
+        may_be_moment = [
+            bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+            and (fact.is_linear or not (fact.touched or fact.noise))
+            for (_, leaf), fact in zip(leaves, facts, strict=True)
+        ]
+        names = [jax.tree_util.keystr(path) for path, _ in leaves]
+        return cls(program, names, may_be_moment)
+
+    def is_touched(self, leaf: int) -> bool:
+        return self.program.facts[self.program.outputs[leaf]].touched
+
+    def is_copy(self, leaf: int) -> bool:
+        fact = self.program.facts[self.program.outputs[leaf]]
+        return self.may_be_moment[leaf] and bool(fact.sources)
+
+    def copies(self, params: Any) -> dict[int, jax.Array]:
+        """The values of the leaves that start at the parameters, or linear in them."""
+        wanted = {
+            i: number
+            for i, number in enumerate(self.program.outputs)
+            if self.is_copy(i)
+        }
+        values = self.program.run(jax.tree.leaves(params), list(wanted.values()))
+        return {i: jnp.asarray(values[number]) for i, number in wanted.items()}
 
 
-def _refuse_frozen(numbers: list[_Number]) -> None:
-    obstacles = sorted({n.obstacle for n in numbers if n.sources is None})
+def _read(closed: Any, places: _Places, start: _Start) -> tuple[Program, set[int]]:
+    """The program, with the leaves of the state that carry shares."""
+    facts = [Fact(None)] * places.extra.stop
+    for i in (*places.gradient, *places.params):
+        facts[i] = Fact({i: False}, touched=True)
+    for i in places.extra:
+        facts[i] = Fact(None, touched=True, obstacle="a number given to `update`")
+    for i, leaf in enumerate(places.state):
+        obstacle = f"the state's `{start.names[i]}`"
+        facts[leaf] = Fact(None, touched=start.is_touched(i), obstacle=obstacle)
+
+    # Counts, schedules and keys are what no gradient ever reaches.
+    changed = True
+    while changed:
+        new = _new_state(Program(closed, facts), places)
+        changed = False
+        for leaf, fact in new.items():
+            now = facts[leaf]
+            reached = now._replace(
+                touched=now.touched or fact.touched, noise=now.noise or fact.noise
+            )
+            changed |= reached != now
+            facts[leaf] = reached
+    for leaf in places.state:
+        if not facts[leaf].touched:
+            facts[leaf] = Fact(None, noise=facts[leaf].noise)
+
+    moments = {
+        leaf
+        for i, leaf in enumerate(places.state)
+        if facts[leaf].touched and start.may_be_moment[i]
+    }
+    # Parameters alone do not make a moment: what holds them and did not start at them
+    # is no measure of what earlier steps did.
+    copies = {leaf for i, leaf in enumerate(places.state) if start.is_copy(i)}
+    seeds = {*places.gradient} | copies
+    names = dict(zip(places.state, start.names, strict=True))
+    while True:
+        for leaf in moments:
+            facts[leaf] = facts[leaf]._replace(sources={leaf: False})
+        program = Program(closed, facts)
+        scales = _scales(_new_state(program, places), moments, seeds)
+        if not scales:
+            return program, moments
+        for leaf, why in scales.items():
+            obstacle = why or f"the state's `{names[leaf]}`"
+            facts[leaf] = Fact(None, touched=True, obstacle=obstacle)
+        moments -= scales.keys()
+
+
+def _new_state(program: Program, places: _Places) -> dict[int, Fact]:
+    """What is known of the next value of each leaf of the state."""
+    outputs = program.outputs[len(program.outputs) - len(places.state) :]
+    return {
+        leaf: program.facts[number]
+        for leaf, number in zip(places.state, outputs, strict=True)
+    }
+
+
+def _scales(new: dict[int, Fact], moments: set[int], seeds: set[int]) -> dict[int, str]:
+    """Leaves taken for moments that are not, with what says so.
+
+    Those with a next value that is not linear, or that no gradient flows into. One that
+    fails by a product may be linear once the other factor is known to be a scale: these
+    come last.
+    """
+    failing = {i: new[i].obstacle for i in moments if not new[i].is_linear}
+    reached = seeds | failing.keys()
+    grew = True
+    while grew:
+        more = {i for i in moments - reached if reached & (new[i].sources or {}).keys()}
+        reached |= more
+        grew = bool(more)
+    idle = dict.fromkeys(moments - reached, "")
+    surely = {i: why for i, why in failing.items() if why not in _PRODUCTS}
+    return surely | idle or failing
+
+
+def _accumulated(
+    program: Program, places: _Places, moments: set[int], updates: list[Fact]
+) -> set[int]:
+    """The moments that hold gradients of this very update, and nothing older."""
+    new = _new_state(program, places)
+
+    def is_emitted(leaf: int) -> bool:
+        """Counts decide when it and the gradient enter the update."""
+        sources = [fact.sources or {} for fact in updates]
+        return all(
+            case.get(i, True)
+            for case in sources
+            if leaf in case
+            for i in (leaf, *places.gradient)
+        )
+
+    held = {i for i in moments if (new[i].sources or {}).get(i) and is_emitted(i)}
+    while older := {
+        i for i in held if (new[i].sources or {}).keys() & (set(places.state) - held)
+    }:
+        held -= older
+    return held
+
+
+def _refuse_frozen(updates: list[Fact]) -> None:
+    obstacles = sorted({fact.obstacle for fact in updates if not fact.is_linear})
     if obstacles:
         raise ValueError(
             "This optimizer's update cannot be split into parts: even with its scale "
@@ -179,104 +348,3 @@ def _refuse_frozen(numbers: list[_Number]) -> None:
             f"parameters, because of {', '.join(obstacles)}. The total prediction "
             "still works: pass `parts=None`."
         )
-
-
-def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[_Number]) -> list:
-    """Run a jaxpr on numbers that know what they are linear in."""
-    numbers = dict(zip(jaxpr.invars, args, strict=True))
-    numbers |= {
-        var: _constant(value)
-        for var, value in zip(jaxpr.constvars, consts, strict=True)
-    }
-
-    def read(atom: Any) -> _Number:
-        # A literal carries its value; a variable has none.
-        return _constant(atom.val) if hasattr(atom, "val") else numbers[atom]
-
-    for eqn in jaxpr.eqns:
-        results = _apply(eqn, [read(atom) for atom in eqn.invars])
-        numbers |= zip(eqn.outvars, results, strict=True)
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _constant(value: Any) -> _Number:
-    is_zero = isinstance(value, int | float | np.generic | np.ndarray) and not np.any(
-        value
-    )
-    part = jnp.zeros_like(value) if is_zero else None
-    return _Number(value, frozenset() if is_zero else None, part)
-
-
-def _apply(eqn: Any, args: list[_Number]) -> list[_Number]:
-    """One operation: linear where it is linear in its linear arguments."""
-    name = eqn.primitive.name
-    if name in CALLS:
-        body = eqn.params[CALLS[name]]
-        return _evaluate(body.jaxpr, body.consts, args)
-    if name == "cond":
-        return _apply_cond(eqn, *args)
-
-    def bind(operands: Sequence[Any]) -> Any:
-        return eqn.primitive.bind(*operands, **eqn.params)
-
-    values = [arg.value for arg in args]
-    value = bind(values)
-    if eqn.primitive.multiple_results:
-        return [_frozen(v, name, args) for v in value]
-    varying = _varying(eqn, args)
-    if varying is None:
-        return [_frozen(value, name, args)]
-    part = bind([arg.part if i in varying else arg.value for i, arg in enumerate(args)])
-    return [_Number(value, _union([args[i] for i in varying]), part)]
-
-
-def _varying(eqn: Any, args: list[_Number]) -> Sequence[int] | None:
-    """The operands an operation is jointly linear in, if they are linear numbers.
-
-    None where the operation freezes its result.
-    """
-    name = eqn.primitive.name
-    linear = [i for i, arg in enumerate(args) if arg.sources is not None]
-    is_linear = name in _LINEAR or (name == "integer_pow" and eqn.params["y"] == 1)
-    if is_linear and len(linear) == len(args):
-        return linear
-    if name == "select_n" and linear[-len(args[1:]) :] == list(range(1, len(args))):
-        return range(1, len(args))
-    if name == "div" and linear == [0]:
-        return linear
-    if name in _BILINEAR:
-        zeros = [i for i in linear if not args[i].sources]
-        if zeros:  # zero times anything
-            return zeros[:1]
-        return linear if len(linear) == 1 else None
-    return None
-
-
-def _frozen(value: Any, name: str, args: Sequence[_Number]) -> _Number:
-    """A number that this step used; remembers what first stood in the way."""
-    inherited = [arg.obstacle for arg in args if arg.sources is None]
-    if any(arg.sources for arg in args) and (name not in _LINEAR or not inherited):
-        return _Number(value, None, None, f"`{name}`")
-    named = (obstacle for obstacle in inherited if obstacle != _CONSTANT)
-    return _Number(value, None, None, next(named, _CONSTANT))
-
-
-def _apply_cond(eqn: Any, index: _Number, *args: _Number) -> list[_Number]:
-    """Both branches, then the one that was taken."""
-    branches = [
-        _evaluate(branch.jaxpr, branch.consts, args)
-        for branch in eqn.params["branches"]
-    ]
-
-    def choose(leaves: Sequence[Any]) -> Any:
-        return jax.lax.select_n(index.value, *leaves)
-
-    results = []
-    for cases in zip(*branches, strict=True):
-        value = choose([case.value for case in cases])
-        if any(case.sources is None for case in cases):
-            results.append(_frozen(value, "cond", cases))
-            continue
-        part = choose([case.part for case in cases])
-        results.append(_Number(value, _union(cases), part))
-    return results
