@@ -16,7 +16,10 @@ _ORIGINS = {
     "part:own rejected": ("its own pair, rejected side", COLORS["rejected"]),
     "part:others": ("other pairs", COLORS["update"]),
     "part:history": ("optimizer's history", COLORS["history"]),
+    "part:accumulated": ("earlier micro-batches", COLORS["accumulated"]),
     "part:weight_decay": ("weight decay", COLORS["weight_decay"]),
+    "part:noise": ("noise", COLORS["noise"]),
+    "part:rounding": ("rounding", COLORS["rounding"]),
 }
 _CONTEXTS = {"chosen": COLORS["chosen"], "rejected": COLORS["rejected"]}
 

@@ -12,6 +12,7 @@ from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.probes import Probe
 from ldjax.runs import METRIC_COLUMNS
 from ldjax.signatures import Verdict
+from ldjax.update_parts import PARTS
 
 __all__ = [
     "GATED",
@@ -36,7 +37,7 @@ GATED = {
 ORDER_BOUNDS = (3.8, 4.2)
 
 Check = dict[str, Any]
-PARTS_OF_UPDATE = ("update", "chosen", "rejected", "history", "weight_decay")
+PARTS_OF_UPDATE = ("update", "chosen", "rejected", *PARTS, "rounding")
 
 
 class Fidelity(NamedTuple):

@@ -134,7 +134,7 @@ class Program:
         fact = self.facts[number]
         if fact.is_linear or fact.touched or not fact.noise:
             return number
-        admitted = fact._replace(sources={NOISE: False}, soft=True)
+        admitted = fact._replace(sources={NOISE: frozenset()}, soft=True)
         return self._emit(lambda value: (value,), [number], [admitted], ())[0]
 
     def _walk(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[int]) -> list:
@@ -187,7 +187,7 @@ class Program:
         return self._emit(run, args, facts, varying, is_ratio=is_ratio)
 
     def _apply_cond(self, eqn: Any, args: list[int]) -> list[int]:
-        """All branches, then the one that was taken; as it is where all are frozen."""
+        """All branches, then the one that was taken; as it is if all are frozen."""
         index, *operands = args
         mark = len(self.ops)
         branches = [
@@ -216,12 +216,13 @@ class Program:
         return results
 
     def _is_short(self, eqn: Any, args: list[int]) -> bool:
-        """A loop worth unrolling: shares enter it, and it has few steps."""
+        """A loop that may be unrolled: shares enter it, and it has few steps."""
         enters = any(self.facts[number].sources for number in args)
-        return enters and eqn.params["length"] <= _MAX_UNROLLED
+        return enters and 0 < eqn.params["length"] <= _MAX_UNROLLED
 
     def _unroll(self, eqn: Any, args: list[int]) -> list[int]:
-        """A loop of a known number of steps, one after the other."""
+        """A loop's steps one after the other; as it is if all results are frozen."""
+        mark = len(self.ops)
         body, length = eqn.params["jaxpr"], eqn.params["length"]
         num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
         consts = args[:num_consts]
@@ -244,10 +245,12 @@ class Program:
             stacks.append(results[num_carry:])
         if eqn.params["reverse"]:
             stacks.reverse()
-        return [
-            *carry,
-            *(self._stack(eqn, column) for column in zip(*stacks, strict=True)),
-        ]
+        columns = zip(*stacks, strict=True)
+        results = [*carry, *(self._stack(eqn, column) for column in columns)]
+        if any(self.facts[number].is_linear for number in results):
+            return results
+        del self.ops[mark:]
+        return self._apply_primitive(eqn, args)
 
     def _stack(self, eqn: Any, column: Sequence[int]) -> int:
         def stack(*leaves: Any) -> Sequence[Any]:

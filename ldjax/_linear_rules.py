@@ -31,13 +31,17 @@ _LINEAR = {
     **dict.fromkeys(("add", "add_any", "sub", "neg", "concatenate", "copy", "copy_p")),
     **dict.fromkeys(("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "rev")),
     **dict.fromkeys(("transpose", "slice", "split", "reduce_sum", "cumsum")),
-    **dict.fromkeys(("reduce_window_sum", "sharding_constraint", "stop_gradient")),
+    **dict.fromkeys(("reduce_window_sum", "stack", "unstack", "tile", "psum", "pvary")),
+    **dict.fromkeys(("stop_gradient", "name", "sharding_constraint", "reshard")),
     **dict.fromkeys(("gather", "dynamic_slice"), (0,)),
     **dict.fromkeys(("dynamic_update_slice", "pad"), (0, 1)),
-    **dict.fromkeys(("scatter", "scatter-add"), (0, 2)),
+    **dict.fromkeys(("scatter", "scatter-add", "scatter-sub"), (0, 2)),
+    "triangular_solve": (1,),
 }
 # Linear in one operand with the other frozen.
-_BILINEAR = frozenset({"mul", "dot_general", "conv_general_dilated"})
+_BILINEAR = frozenset(
+    {"mul", "dot_general", "ragged_dot_general", "conv_general_dilated"}
+)
 # Monotone, and zero at zero: x times the frozen number phi(x) / x, which is not
 # negative. Functions that lose the sign (an absolute value, a square) measure a size:
 # these are scales.
@@ -60,28 +64,32 @@ _RANDOM = ("random_", "threefry", "rng_")
 _NOT_NEGATIVE, _NOT_POSITIVE = 1, 2  # bits of a sign; a zero has both
 
 
+# A condition on counts, as a bool or as a 0 or 1; or, with False, one less that. What
+# it turns off is off where it is 0.
+Switch = tuple[object, bool]
+
+
 class Fact(NamedTuple):
     """What is known of a number before its value is.
 
     Attributes:
-      sources: The inputs it is linear in (none for a known zero), each with whether a
-        switch (a condition on counts) can turn its contribution off. None if the
-        number is frozen.
+      sources: The inputs it is linear in (none for a known zero), each with the
+        switches that turn its contribution off. None if the number is frozen.
       touched: Whether it depends on any input that is not a clock or a key.
       soft: Linear through a monotone function or by noise: a scale where it multiplies
         a number that is linear without.
       noise: Whether something drawn at random went into it.
       sign: `_NOT_NEGATIVE` and `_NOT_POSITIVE`, as far as known.
-      is_switch: Whether it is a condition on whole numbers, or one less that.
+      switch: Which one it is, and not its opposite, if it is a switch.
       obstacle: If frozen, the operation that is not linear.
     """
 
-    sources: Mapping[int, bool] | None
+    sources: Mapping[int, frozenset[Switch]] | None
     touched: bool = False
     soft: bool = False
     noise: bool = False
     sign: int = 0
-    is_switch: bool = False
+    switch: Switch | None = None
     obstacle: str = _CONSTANT
 
     @property
@@ -174,14 +182,21 @@ def linear(
     """A number that is linear in these operands, the others frozen."""
     name = eqn.primitive.name
     cases = [facts[i].sources or {} for i in varying]
-    is_choice = name in ("select_n", "cond")
-    is_switched = name == "mul" and any(fact.is_switch for fact in facts)
+    switches = {fact.switch for fact in facts if fact.switch}
 
-    def off(source: int) -> bool:
+    def off(source: int) -> frozenset[Switch]:
         states = [case[source] for case in cases if source in case]
-        if is_choice:  # a case without this source turns it off
-            return any(states) or (facts[0].is_switch and len(states) < len(cases))
-        return is_switched or all(states)
+        if name == "mul":
+            return states[0] | switches
+        if name not in ("select_n", "cond"):
+            return frozenset.intersection(*states)
+        # In one of the cases is enough; also where another case is without it.
+        where_missing = (
+            _opposite(switch) if source in cases[0] else switch
+            for switch in switches
+            if len(states) < len(cases) == 2
+        )
+        return frozenset().union(*states, where_missing)
 
     return Fact(
         {source: off(source) for case in cases for source in case},
@@ -208,27 +223,37 @@ def frozen(eqn: Any, facts: Sequence[Fact]) -> Fact:
         touched=any(fact.touched for fact in facts),
         noise=any(fact.noise for fact in facts) or name.startswith(_RANDOM),
         sign=_sign(eqn, facts),
-        is_switch=_is_switch(eqn, facts),
+        switch=_switch(eqn, facts),
         obstacle=obstacle,
     )
 
 
-def _is_switch(eqn: Any, facts: Sequence[Fact]) -> bool:
-    """A condition on whole numbers (counts), as a bool or as a 0 or 1."""
+def _switch(eqn: Any, facts: Sequence[Fact]) -> Switch | None:
+    """A new switch, one that is handed on or reversed, or none."""
     operands = [
         (fact, atom.aval.dtype)
         for atom, fact in zip(eqn.invars, facts, strict=False)
         if not hasattr(atom, "val")
     ]
     if eqn.outvars[0].aval.dtype == bool:
-        return all(
-            fact.is_switch or not fact.touched or jnp.issubdtype(dtype, jnp.integer)
+        is_known = all(
+            fact.switch or not fact.touched or jnp.issubdtype(dtype, jnp.integer)
             for fact, dtype in operands
         )
-    literals = [atom.val for atom in eqn.invars if hasattr(atom, "val")]
+        return (object(), True) if is_known else None
     name = eqn.primitive.name
-    is_kept = name in _KEEPS_SWITCH and (name != "sub" or literals == [1])
-    return is_kept and bool(operands) and all(fact.is_switch for fact, _ in operands)
+    first, *others = [fact.switch for fact, _ in operands] or [None]
+    if name not in _KEEPS_SWITCH or first is None or not all(others):
+        return None
+    if name != "sub":
+        return first
+    literals = [atom.val for atom in eqn.invars if hasattr(atom, "val")]
+    return _opposite(first) if literals == [1] else None
+
+
+def _opposite(switch: Switch) -> Switch:
+    token, is_on = switch
+    return token, not is_on
 
 
 def _sign(eqn: Any, facts: Sequence[Fact]) -> int:

@@ -5,7 +5,7 @@ in the gradient (`ldjax.update_parts`); for element-wise optimizers that map is 
 diagonal, shaped like the parameters. It turns the equation of plain gradient descent
 into that of the optimizer:
 
-    Delta theta = -P g + history + weight decay
+    Delta theta = -P g + history + weight decay (+ accumulated + noise)
     delta = -A @ K_P @ G,    K_P = J_probe @ P @ J_update.T
 """
 
@@ -47,8 +47,13 @@ def preconditioner(
     Learning rate, schedule and clip factor are in `P`, at the values that the step
     uses: for Adam :math:`P = \eta\, c\, (1 - \beta_1) / (1 - \beta_1^t) /
     (\sqrt{\hat v} + \epsilon)` with :math:`\hat v` *after* this gradient and :math:`c`
-    the clip factor; for plain SGD :math:`\eta`. So the own-gradient part of the
+    the clip factor; for plain SGD :math:`\eta`; for a sign
+    :math:`\eta\, c / |x|`, with :math:`x` what it is the sign of and :math:`c` the
+    gradient's factor there, and 0 where :math:`x = 0`. So the own-gradient part of the
     prediction is :math:`-A K_P G`, with no further learning rate.
+
+    The whole batch made `P`: what it says of one example, side or token is its share of
+    this very step. Trained on alone, the example would have another `P`.
 
     Args:
       optimizer: Any optax transformation that acts element by element: its scales may

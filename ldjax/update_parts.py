@@ -199,7 +199,7 @@ class _Start(NamedTuple):
     def of(cls, optimizer: Any, state: Any, params: Any) -> "_Start":
         closed = jax.make_jaxpr(optimizer.init)(params)
         inputs = [
-            Fact({i: False}, touched=True)
+            Fact({i: frozenset()}, touched=True)
             for i, _ in enumerate(jax.tree.leaves(params))
         ]
         program = Program(closed, inputs)
@@ -241,7 +241,7 @@ def _read(closed: Any, places: _Places, start: _Start) -> tuple[Program, set[int
     """The program, with the leaves of the state that carry shares."""
     facts = [Fact(None)] * places.extra.stop
     for i in (*places.gradient, *places.params):
-        facts[i] = Fact({i: False}, touched=True)
+        facts[i] = Fact({i: frozenset()}, touched=True)
     for i in places.extra:
         facts[i] = Fact(None, touched=True, obstacle="a number given to `update`")
     for i, leaf in enumerate(places.state):
@@ -276,7 +276,7 @@ def _read(closed: Any, places: _Places, start: _Start) -> tuple[Program, set[int
     names = dict(zip(places.state, start.names, strict=True))
     while True:
         for leaf in moments:
-            facts[leaf] = facts[leaf]._replace(sources={leaf: False})
+            facts[leaf] = facts[leaf]._replace(sources={leaf: frozenset()})
         program = Program(closed, facts)
         scales = _scales(_new_state(program, places), moments, seeds)
         if not scales:
@@ -322,13 +322,14 @@ def _accumulated(
     new = _new_state(program, places)
 
     def is_emitted(leaf: int) -> bool:
-        """Counts decide when it and the gradient enter the update."""
+        """A switch decides when it and the gradient enter the update."""
         sources = [fact.sources or {} for fact in updates]
         return all(
-            case.get(i, True)
+            frozenset.intersection(
+                *(case[i] for i in (leaf, *places.gradient) if i in case)
+            )
             for case in sources
             if leaf in case
-            for i in (leaf, *places.gradient)
         )
 
     held = {i for i in moments if (new[i].sources or {}).get(i) and is_emitted(i)}

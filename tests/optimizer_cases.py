@@ -91,6 +91,15 @@ def _restarted(period):
     return optax.GradientTransformation(init, update)
 
 
+def _sam(optimizer):
+    """Uphill, then from there and back: each update is `c a + (1 - c) b`."""
+    uphill = optax.chain(contrib.normalize(), optax.sgd(0.01))
+    sam = contrib.sam(optimizer, uphill)
+    return optax.GradientTransformation(
+        sam.init, lambda updates, state, params=None: sam.update(updates, state, params)
+    )
+
+
 def _later(step, **_):
     return jnp.asarray(step) > 0
 
@@ -220,6 +229,7 @@ TABLE = {
         ["history"],
     ),
     "momentum that starts anew": (_restarted(2), ["history"]),
+    "sam, adam": (_sam(optax.adam(0.1)), ["history", "weight_decay"]),
     "schedule-free sgd": (contrib.schedule_free_sgd(0.05), ["history", "weight_decay"]),
     "schedule-free adamw": (
         contrib.schedule_free_adamw(0.05, weight_decay=0.1, warmup_steps=2),

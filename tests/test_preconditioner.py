@@ -8,7 +8,7 @@ import pytest
 import references
 from cases import make_case
 from closeness import assert_close
-from numpy_optimizers import Adam, RmsProp, Sgd
+from numpy_optimizers import Adam, Lion, RmsProp, Sgd
 from references import flat, sides
 
 import ldjax
@@ -51,6 +51,17 @@ WITNESSED = {
     "rmsprop": (optax.rmsprop(0.1), RmsProp(0.1), (1, 1, 1)),
     "adam": (optax.adam(0.1), Adam(0.1), (1, 1, 1)),
     "clip, adamw": (clipped_adamw(0.1), Adam(0.1, max_norm=0.5), (1, 1, 1)),
+    "sign_sgd": (optax.sign_sgd(0.1), Lion(0.1), (1, 1, 1)),
+    "lion": (
+        optax.lion(0.1, b1=0.9, b2=0.99, weight_decay=0.1),
+        Lion(0.1, b1=0.9, b2=0.99, weight_decay=0.1),
+        (1, 1, 1),
+    ),
+    "clip by value, adam": (
+        optax.chain(optax.clip(0.3), optax.adam(0.1)),
+        Adam(0.1, max_entry=0.3),
+        (1, 1, 1),
+    ),
     "scheduled adam": (optax.adam(SCHEDULE), Adam(0.125), (1, 0.75, 0.5)),
     "injected": (
         optax.inject_hyperparams(clipped_adamw)(learning_rate=SCHEDULE),
@@ -168,11 +179,27 @@ def test_a_reshape_there_and_back_is_still_a_diagonal():
     assert_close(P, jax.tree.map(lambda leaf: -0.5 * jnp.ones_like(leaf), SQUARE))
 
 
-def test_what_is_not_linear_is_refused_by_name():
-    with pytest.raises(ValueError, match="`sign`"):
-        preconditioner(
-            optax.sign_sgd(0.1), PARAMS, optax.sign_sgd(0.1).init(PARAMS), PARAMS
-        )
+@pytest.mark.parametrize(
+    ("optimizer", "why"),
+    [
+        (_map(lambda g: (g / 0.05).astype(int).astype(g.dtype)), "`convert_element"),
+        (_map(lambda g: g.astype(bool).astype(g.dtype)), "`convert_element"),
+        (_map(jnp.abs), "`abs`"),
+        (optax.contrib.muon(0.1), "`(transpose|dot_general)`"),
+        (optax.flatten(optax.adam(0.1)), "`concatenate`"),
+    ],
+    ids=["quantised", "bool", "size", "muon", "flattened"],
+)
+def test_what_has_no_diagonal_is_refused_by_name(optimizer, why):
+    with pytest.raises(ValueError, match=why):
+        preconditioner(optimizer, SQUARE, optimizer.init(SQUARE), SQUARE)
+
+
+def test_the_sign_of_nothing_has_no_rate():
+    theta, gradient = jnp.ones(3), jnp.array([2.0, 0.0, -0.5])
+    optimizer = optax.sign_sgd(0.5)
+    P = preconditioner(optimizer, gradient, optimizer.init(theta), theta)
+    assert_close(P, jnp.array([0.25, 0.0, 1.0]))
 
 
 @pytest.mark.exhaustive

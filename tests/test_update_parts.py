@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,10 @@ from optax import contrib
 from optimizer_cases import TABLE, anchored, chain_sgd, rprop, stateless
 from references import flat, unflat
 
+from ldjax.report import figures, measures
 from ldjax.update_parts import PARTS, frozen_update
+
+REPORT = Path(figures.__file__).parent
 
 PARAMS = {
     "kernel": jnp.array([[0.5, -1.0], [2.0, 0.3]]),
@@ -134,6 +138,18 @@ def test_a_forgotten_part_is_caught(name, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "_frozen_update", forgetful)
     with pytest.raises(AssertionError):
         _check(*TABLE[name])
+
+
+@pytest.mark.parametrize("name", ["rprop", "sgd", "momentum", "lion"])
+def test_to_call_everything_history_is_caught(name, monkeypatch):
+    def lazy(optimizer, gradient, state, params, **extra_args):
+        updates, _ = optimizer.update(gradient, state, params, **extra_args)
+        own = lambda part: jax.tree.map(jnp.zeros_like, part)
+        return own, {"history": updates}
+
+    monkeypatch.setattr(sys.modules[__name__], "_frozen_update", lazy)
+    with pytest.raises(AssertionError, match="no history at the start"):
+        _check(TABLE[name][0], ["history"])
 
 
 WITNESSED = {
@@ -347,3 +363,81 @@ def test_hyperparameters_are_not_taken_for_moments(make, theta):
         for optimizer in (make(0.5), optax.inject_hyperparams(make)(learning_rate=0.5))
     )
     assert_close(injected, plain, rtol=1e-12)
+
+
+def _looped(g):
+    """A carry, what each step leaves, backwards, with inputs of its own."""
+
+    def step(carry, row):
+        carry = 0.5 * carry + row
+        return carry, carry - row.sum()
+
+    last, rows = jax.lax.scan(step, jnp.zeros(3), g, reverse=True)
+    return rows + last[None]
+
+
+def _by_size(g):
+    """The sign of one number as a scale of another; a sum with it is one, too."""
+    sign = jnp.sign(g[::-1])
+    return g * sign + g / (3 + sign) + sign
+
+
+# Of a `[2, 3]` array: what is linear, and what is with one factor frozen.
+OPERATIONS = {
+    "split": lambda g: jnp.concatenate(jnp.split(g, 3, axis=1)[::-1], axis=1),
+    "gather": lambda g: g[jnp.array([1, 1]), :] + g[:, jnp.array([2, 0, 0])],
+    "slices": lambda g: jax.lax.dynamic_update_slice(
+        g, jax.lax.dynamic_slice(g, (0, 1), (1, 2)), (1, 0)
+    ),
+    "set": lambda g: g.at[0].set(g[1] * 2),
+    "add": lambda g: g.at[0].add(g[1] * 2),
+    "pad": lambda g: jnp.pad(g, ((1, 0), (0, 0)))[:2],
+    "cumsum": lambda g: jnp.cumsum(g, axis=1),
+    "barrier": lambda g: jax.lax.optimization_barrier(g),
+    "stopped": lambda g: jax.lax.stop_gradient(g) + g[:, ::-1],
+    "convolved": lambda g: jnp.stack(
+        [jnp.convolve(row, jnp.arange(3.0), "same") for row in g]
+    ),
+    "clamped": lambda g: jax.lax.clamp(-0.1, g, 0.2),
+    "half": lambda g: jnp.minimum(0.3, jnp.maximum(g, 0.0)),
+    "bounded by the norm": lambda g: jnp.clip(
+        g, -jnp.sqrt((g**2).mean()), abs(g).max()
+    ),
+    "odd power": lambda g: g**5,
+    "loop": _looped,
+    "loop of scales": lambda g: (
+        g * jax.lax.fori_loop(0, 3, lambda i, x: x + i, (g**2).sum())
+    ),
+    "by size": _by_size,
+    "branches": lambda g: jax.lax.cond(g[0, 0] > 0, lambda g: 2 * g, jnp.tanh, g),
+    "branch of a scale": lambda g: (
+        g * jax.lax.cond(g.sum() > 0, jnp.sum, jnp.max, g**2)
+    ),
+    "product": lambda g: (g @ g.T) @ g,
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_is_linear_with_its_scales_frozen(name):
+    optimizer = optax.with_extra_args_support(stateless(OPERATIONS[name]))
+    rng = np.random.default_rng(0)
+    g, other = (jnp.asarray(rng.normal(size=(2, 3))) for _ in range(2))
+
+    @jax.jit
+    def parts(g, other):
+        own, rest = frozen_update(optimizer, g, optimizer.init(g), g)
+        assert not rest
+        return own(g), own(other), own(0.3 * g - 2 * other), own(0 * g)
+
+    whole, share, mixed, nothing = parts(g, other)
+    assert_close(whole, OPERATIONS[name](g))
+    assert_close(mixed, 0.3 * whole - 2 * share)
+    assert not np.any(nothing)
+
+
+def test_every_part_has_a_word_and_a_colour_wherever_parts_are_shown():
+    names = [*PARTS, "rounding"]
+    page = (REPORT / "template" / "page.js").read_text()
+    assert not [name for name in names if f"part:{name}" not in measures.PARTS]
+    assert not [name for name in names if name not in figures.COLORS]
+    assert not [name for name in names if f'"part:{name}": "#' not in page]

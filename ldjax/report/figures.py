@@ -34,7 +34,10 @@ COLORS = {
     # other parts of a change
     "update": "#009E73",
     "history": "#CC79A7",
+    "accumulated": "#8C6D31",
     "weight_decay": "#555555",
+    "noise": "#7A68A6",
+    "rounding": "#A3A3A3",
     "remainder": "#C0C0C0",
     "other": ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
 }

@@ -38,7 +38,10 @@ PARTS = {
     "part:rejected": "rejected side",
     "part:update": "this step's gradient",
     "part:history": "optimizer's history",
+    "part:accumulated": "earlier micro-batches",
     "part:weight_decay": "weight decay",
+    "part:noise": "noise",
+    "part:rounding": "rounding",
     "remainder": "remainder",
 }
 

@@ -23,6 +23,7 @@ const RUN_WIDTHS = [3, 1.75, 1];
 const PART_COLORS = {
   "part:chosen": "#0072B2", "part:rejected": "#E69F00", "part:update": "#009E73",
   "part:history": "#CC79A7", "part:weight_decay": "#8a8f98", remainder: "#b0b5bd",
+  "part:accumulated": "#8c6d31", "part:noise": "#7a68a6", "part:rounding": "#d0d3d8",
 };
 // A double click on a chart goes back to all of it.
 const CONFIG = { responsive: true, displayModeBar: false };
