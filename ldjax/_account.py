@@ -23,10 +23,10 @@ from ldjax.log_probs import (
     token_log_probs,
 )
 from ldjax.partition import merge, split
-from ldjax.update_parts import frozen_update
+from ldjax.update_parts import PARTS, frozen_update
 
 #: Parts of a step that are no side of its update.
-REST = frozenset({"history", "weight_decay", "rounding"})
+REST = frozenset({*PARTS, "rounding"})
 
 #: Updates between two measurements of the rounding noise.
 NOISE_EVERY = 64
