@@ -7,12 +7,12 @@ mask. Lengths are rounded up to buckets, because every new shape is compiled ane
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from ldjax.log_probs import Sequences
+from ldjax.log_probs import NO_TOKEN, Sequences, check_range
 
 __all__ = [
     "Example",
@@ -43,17 +43,23 @@ class Example(NamedTuple):
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
 
-    def check(self, max_length: int | None = None) -> int:
+    def check(
+        self, max_length: int | None = None, *, vocab_size: int | None = None
+    ) -> int:
         """Refuses an example that cannot be scored.
 
         Args:
           max_length: Of prompt and response together, in tokens; None for no limit.
+          vocab_size: Number of tokens of the model, beyond which no id may be; None
+            where it is not known.
 
         Returns:
           The number of tokens of prompt and response.
 
         Raises:
-          ValueError: If either is empty, or if they are too long together.
+          TypeError: If either is no row of integers.
+          ValueError: If either is empty, if they are too long together, or if an id is
+            negative (such as -100) or not of the vocabulary.
 
         Examples:
           >>> Example((5, 3), ()).check()
@@ -75,6 +81,8 @@ class Example(NamedTuple):
                 f"prompt and {len(self.response_ids)} of response. Raise it, or cut "
                 "the texts with `truncate_examples`."
             )
+        for name, ids in self._asdict().items():
+            check_row(ids, name, vocab_size)
         return length
 
 
@@ -141,6 +149,10 @@ def to_sequences(
     With prompt `p` and response `r`, a row's tokens are `(p + r)[:-1]` and its targets
     `(p + r)[1:]`, so its length is one less than the number of tokens.
 
+    A padded batch of one's own may hold any target where its mask is false. Where it is
+    true a target is a label: those of -100, as other libraries mark what is not scored,
+    are to be masked, and every function that takes sequences refuses them.
+
     Args:
       examples: One per row.
       max_length: Of the longest `p + r` allowed, in tokens; a longer one is refused.
@@ -152,7 +164,9 @@ def to_sequences(
       id 0, unmasked nowhere.
 
     Raises:
-      ValueError: If a prompt or a response is empty, or if one is too long.
+      TypeError: If a prompt or a response is no row of integers.
+      ValueError: If a prompt or a response is empty or holds a negative id, or if one
+        is too long.
 
     Examples:
       >>> batch = to_sequences([Example((5, 3), (7, 0))], max_length=6)
@@ -240,7 +254,9 @@ def bucketed_batches(
       The places in `examples` of the first rows, and the batch.
 
     Raises:
-      ValueError: If an example is empty or too long.
+      TypeError: If an example is no row of integers.
+      ValueError: If an example is empty, too long or holds a negative id; if
+        `batch_size` is not positive.
 
     Examples:
       >>> short, long = Example((1,), (2,)), Example((1,) * 20, (2,))
@@ -249,6 +265,8 @@ def bucketed_batches(
       >>> [(places, batch.tokens.shape) for places, batch in batches]
       [([0, 2], (4, 16)), ([1], (4, 32))]
     """
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
     by_bucket: dict[int, list[int]] = {}
     for place, example in enumerate(examples):
         bucket = _input_bucket(example.check(max_length), max_length)
@@ -265,6 +283,27 @@ def bucketed_batches(
                     num_rows=num_rows,
                 ),
             )
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse a number of things that is no positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"`{name}` must be a positive integer, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def check_row(ids: Any, name: str, vocab_size: int | None = None) -> None:
+    """Refuse what is no row of token ids."""
+    array = np.asarray(ids if hasattr(ids, "dtype") else list(ids))
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(
+            f"`{name}` must be token ids, one row of integers; got {array.dtype} of "
+            f"shape {array.shape}. An image is a `Sequences` of one position, which "
+            "`make_step` and the batches of a `ProbeSet` may be made of."
+        )
+    size = np.iinfo(np.int32).max if vocab_size is None else vocab_size
+    check_range(array, f"`{name}`", size, NO_TOKEN)
 
 
 def _input_bucket(length: int, max_length: int | None) -> int:

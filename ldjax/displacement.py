@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 
 from ldjax._account import REST
 from ldjax.dynamics import ApplyFn
-from ldjax.log_probs import Sequences, sequence_log_probs
+from ldjax.log_probs import Sequences, check_sequences, sequence_log_probs
 
 __all__ = ["PairProducts", "pair_products", "split_by_origin"]
 
@@ -82,7 +82,7 @@ def pair_products(
 
       >>> apply_fn = lambda w, s: w[None, None]
       >>> mask = jnp.ones((1, 1), bool)
-      >>> side = lambda label: Sequences(mask, jnp.full((1, 1), label), mask)
+      >>> side = lambda label: Sequences(*jnp.full((2, 1, 1), label), mask)
       >>> pairs = {"chosen": side(0), "rejected": side(1)}
       >>> pair_products(apply_fn, jnp.zeros(2), pairs)
       PairProducts(chosen=Array([0.5], ...), ... cross=Array([-0.5], ...))
@@ -107,6 +107,7 @@ def pair_products(
             dot(chosen, scaled[0]), dot(rejected, scaled[1]), dot(chosen, scaled[1])
         )
 
+    check_sequences(pairs, name="pairs")
     # Only what a model reads: references and the like may have other shapes.
     sides = {name: Sequences(*pairs[name][:3]) for name in ("chosen", "rejected")}
     return jax.lax.map(of_pair, sides)

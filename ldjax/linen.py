@@ -19,6 +19,7 @@ from ldjax.log_probs import (
     AdvantagedSequences,
     ReferencedSequences,
     Sequences,
+    check_sequences,
     is_sequences,
 )
 
@@ -127,8 +128,11 @@ def logits_fn(
       vocab]` in the structure of `sequences`.
 
     Raises:
+      TypeError: If the arrays of `sequences` or `positions` are of the wrong type.
       ValueError: If `positions` or `inputs` are given for several sequences, or
-        `positions` are out of range or have another number of rows.
+        `positions` are out of range or have another number of rows; if the arrays of
+        `sequences` do not fit, or if an id is negative or, where the module's config
+        says its `vocab_size`, beyond it.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -145,6 +149,8 @@ def logits_fn(
             "`positions` and further inputs belong to one `Sequences`; for several, "
             "such as chosen and rejected, make a kernel for each."
         )
+    vocab_size = getattr(getattr(module, "config", None), "vocab_size", None)
+    check_sequences(sequences, vocab_size=vocab_size)
     if positions is not None:
         positions = _rows_of_positions(positions, sequences)
     return LinenLogits(module, sequences, positions, inputs)
@@ -172,6 +178,11 @@ def apply_module(
             "dropout off, batch statistics frozen into parameters or closed over."
         ) from error
     logits, changed = output if mutable else (output, {})
+    if not hasattr(logits, "ndim"):
+        raise TypeError(
+            f"{type(module).__name__} must return logits, one array; got "
+            f"{type(logits).__name__}. Wrap it in a module that returns these alone."
+        )
     logits = cast(Array, logits)
     if logits.ndim == 2:  # a classifier
         logits = logits[:, None, :]
@@ -183,6 +194,8 @@ def apply_module(
 def _rows_of_positions(positions: Any, sequences: Any) -> Any:
     batch, length = sequences.targets.shape
     rows = jnp.asarray(positions)
+    if not jnp.issubdtype(rows.dtype, np.integer):
+        raise TypeError(f"`positions` must be integers, got {rows.dtype}.")
     rows = jnp.broadcast_to(rows, (batch, rows.shape[0])) if rows.ndim == 1 else rows
     if rows.ndim != 2 or rows.shape[0] != batch:
         raise ValueError(

@@ -186,6 +186,13 @@ _FIELDS = {
 }
 
 
+# What is wrong with an id outside of the vocabulary, for `check_range`.
+NO_TOKEN = (
+    "which is no token id. It may be another tokenizer's, or padding, for which 0 "
+    "will do"
+)
+
+
 def _check_static(sequences: Any, name: str) -> None:
     """Types and shapes; of what is traced `vmap` may have taken an axis."""
     fields = sequences._asdict()
@@ -230,25 +237,25 @@ def _check_values(
     sequences: Any, name: str, vocab_size: int | None, num_labels: int | None
 ) -> None:
     """Ranges of ids and targets, where the numbers can be seen."""
-    if not all(map(_is_here, sequences[:3])):
+    if not all(map(is_here, sequences[:3])):
         return
     tokens, targets, mask = sequences[:3]
     if jnp.issubdtype(tokens.dtype, np.integer):
-        hint = "which is no token id"
-        _check_range(np.asarray(tokens), f"`{name}.tokens`", vocab_size, hint)
+        check_range(np.asarray(tokens), f"`{name}.tokens`", vocab_size, NO_TOKEN)
     _require_labels(targets, mask, num_labels, name=f"{name}.targets")
 
 
 def _require_labels(
     targets: Any, mask: Any, num_labels: int | None, *, name: str = "targets"
 ) -> None:
-    if _is_here(targets) and _is_here(mask):
+    if is_here(targets) and is_here(mask):
         scored = np.where(np.asarray(mask), np.asarray(targets), 0)
         hint = "where the mask is true; set the mask to false where nothing is scored"
-        _check_range(scored, f"`{name}`", num_labels, hint)
+        check_range(scored, f"`{name}`", num_labels, hint)
 
 
-def _check_range(values: np.ndarray, name: str, size: int | None, hint: str) -> None:
+def check_range(values: np.ndarray, name: str, size: int | None, hint: str) -> None:
+    """Refuses numbers outside of [0, size); names the first place."""
     wrong = values < 0 if size is None else (values < 0) | (values >= size)
     if wrong.any():
         first = tuple(map(int, np.argwhere(wrong)[0]))
@@ -258,7 +265,7 @@ def _check_range(values: np.ndarray, name: str, size: int | None, hint: str) -> 
         )
 
 
-def _is_here(array: Any) -> bool:
+def is_here(array: Any) -> bool:
     """Whether the numbers can be read on this host."""
     if isinstance(array, jax.Array):
         return not isinstance(array, Tracer) and array.is_fully_addressable

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ldjax._doors import Door, check_params
 from ldjax.batching import Example, bucketed_batches
-from ldjax.log_probs import Sequences, token_log_probs
+from ldjax.log_probs import Sequences, check_sequences, token_log_probs
 
 __all__ = [
     "Probe",
@@ -80,7 +81,18 @@ class ProbeSet(NamedTuple):
 
         Returns:
           The set; one shape of batch for each bucket of lengths.
+
+        Raises:
+          TypeError: If an example is no row of integers.
+          ValueError: If an example is empty, too long or holds a negative id; names the
+            probe. If `batch_size` is not positive.
         """
+        for probe in probes:
+            try:
+                probe.example.check(max_length)
+            except (TypeError, ValueError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(_of(probe, error)) from None
         examples = [probe.example for probe in probes]
         batches = bucketed_batches(
             examples, max_length=max_length, batch_size=batch_size
@@ -278,6 +290,13 @@ def make_observe_fn(
       From parameters to the numbers of `sequence_quantities`, `[probe]`. Compiled once
       for each shape of batch.
 
+    Raises:
+      TypeError: On a call, if parameters are no numbers, or what `apply_fn` returns is
+        no array of logits, float32 or wider.
+      ValueError: On a call, if parameters were donated; if the logits are not `[batch,
+        pos, vocab]`; if a probe has an id that is not in the model's vocabulary or
+        more positions than it learned.
+
     Examples:
       >>> probe = Probe("train/0", "chosen", Example((1, 2), (3,)))
       >>> probes = ProbeSet.of([probe], max_length=4, batch_size=1)
@@ -285,6 +304,7 @@ def make_observe_fn(
       >>> observe(jnp.zeros(()))["log_prob"]
       array([-1.609...]...)
     """
+    apply_fn = Door(apply_fn)
 
     @jax.jit
     def of_batch(params: Any, batch: Sequences) -> dict[str, Any]:
@@ -293,6 +313,7 @@ def make_observe_fn(
         return sequence_quantities(tokens, batch.mask, vocab_size=logits.shape[-1])
 
     def observe(params: Any) -> dict[str, np.ndarray]:
+        _check(apply_fn, of_batch, probes, params=params)
         return probes.gather([of_batch(params, batch) for _, batch in probes.batches])
 
     return observe
@@ -318,6 +339,11 @@ def make_change_fn(
       `(params, new_params) -> {"predicted": [probe], "measured": [probe]}`, sums over
       tokens, in nats.
 
+    Raises:
+      TypeError: On a call, as `make_observe_fn`, and if parameters are no floats.
+      ValueError: On a call, as `make_observe_fn`, and if the two parameters differ in
+        structure, shapes or types.
+
     Examples:
       >>> probe = Probe("train/0", "chosen", Example((1, 2), (3,)))
       >>> probes = ProbeSet.of([probe], max_length=4, batch_size=1)
@@ -326,6 +352,7 @@ def make_change_fn(
       >>> change(jnp.array(0.0), jnp.array(0.1))["predicted"]
       array([0.08]...)
     """
+    apply_fn = Door(apply_fn)
 
     @jax.jit
     def of_batch(params: Any, new_params: Any, batch: Sequences) -> dict[str, Any]:
@@ -340,8 +367,30 @@ def make_change_fn(
         return {"predicted": predicted.sum(-1), "measured": measured.sum(-1)}
 
     def change(params: Any, new_params: Any) -> dict[str, np.ndarray]:
+        check_params(params)
+        check_params(new_params, "new_params", like=params)
+        _check(apply_fn, of_batch, probes, params=params, new_params=new_params)
         return probes.gather(
             [of_batch(params, new_params, batch) for _, batch in probes.batches]
         )
 
     return change
+
+
+def _check(door: Door, program: Any, probes: ProbeSet, **params: Any) -> None:
+    """Refuse what cannot be measured; an id that is unknown by its probe."""
+    for places, batch in probes.batches:
+        try:
+            door.check(program, **params, probes=batch)
+        except ValueError:
+            for row, place in enumerate(places):
+                alone = jax.tree.map(lambda leaf: leaf[row : row + 1], batch)  # noqa: B023
+                try:
+                    check_sequences(alone, name="probes", **door.limits)
+                except ValueError as error:
+                    raise ValueError(_of(probes.probes[place], error)) from None
+            raise
+
+
+def _of(probe: Probe, error: Exception) -> str:
+    return f"Of the probe {probe.prompt_name!r} ({probe.type!r}): {error}"

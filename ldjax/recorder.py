@@ -5,15 +5,19 @@ a run folder that `python -m ldjax.report` makes a page of.
 """
 
 import json
+import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
+from ldjax._doors import was_donated
+from ldjax.batching import check_count
 from ldjax.files import whole_file
 from ldjax.probes import ApplyFn, Probe, ProbeSet, make_change_fn, make_observe_fn
-from ldjax.runs import METRIC_COLUMNS, Run, start_run
+from ldjax.runs import METRIC_COLUMNS, start_run
 from ldjax.sinks import SinkName, check_sinks, make_sink
 
 if TYPE_CHECKING:
@@ -105,8 +109,10 @@ class Recorder:
           overwrite: Replace a run that is there.
 
         Raises:
-          ValueError: If there are no probes, one occurs twice, or a name is not of a
-            set; if the run to resume has other settings; if a sink is not installed.
+          TypeError: If a probe is no row of token ids, as an image is none.
+          ValueError: If there are no probes, one occurs twice, is empty or holds a
+            negative id, or a name is not of a set; if the run to resume has other
+            settings; if a sink is not installed.
           FileExistsError: If the folder holds something, and none of `resume` and
             `overwrite` says what to do with it.
         """
@@ -116,7 +122,7 @@ class Recorder:
         check_sinks(log)
         watched = ProbeSet.of(
             probes,
-            max_length=max(probe.example.check() for probe in probes),
+            max_length=max(sum(map(len, probe.example)) for probe in probes),
             batch_size=min(batch_size, len(probes)),  # the rest would be padding
         )
         if (path / "config.json").is_file() and not (resume or overwrite):
@@ -125,6 +131,8 @@ class Recorder:
                 "`path`, or pass `resume=True` to go on with it or `overwrite=True` to "
                 "replace it."
             )
+        is_summed = every == 1
+        lines = _probe_lines(probes, decode, is_summed=is_summed)
         self.run = start_run(
             path,
             {**(settings or {}), "recorder": ours},
@@ -136,18 +144,22 @@ class Recorder:
         self._names = [(probe.prompt_name, probe.type) for probe in probes]
         self._counts = np.array([len(probe.example.response_ids) for probe in probes])
         self._every, self._examples_per_step = every, examples_per_step
-        self._is_summed = every == 1
+        self._is_summed = is_summed
         self._frames: list[pl.DataFrame] = []
         self._num_recorded, self._num_written = 0, 0
         self._first_step: int | None = None
         self._last_step, self._last_params = -1, None
-        _write_probes(self.run, probes, decode, is_summed=self._is_summed)
+        self._is_closed = False
+        with whole_file(path / "probes.jsonl") as partial:
+            partial.write_text(lines, encoding="utf-8")
         self._sinks = [make_sink(name, self.run) for name in log]
 
     def __call__(
-        self, step: int, params: Any, new_params: Any, *, loss: Any = None
+        self, step: SupportsIndex, params: Any, new_params: Any, *, loss: Any = None
     ) -> None:
         """Record an optimizer step.
+
+        Nothing of a step is kept if it cannot be recorded as a whole.
 
         Args:
           step: Number of updates before this one.
@@ -156,28 +168,35 @@ class Recorder:
           loss: Of this step, if it shall be in the table; a scalar.
 
         Raises:
-          ValueError: If the steps do not go up.
+          RuntimeError: If the recorder is closed.
+          TypeError: If the parameters are no floats, or what `apply_fn` returns is no
+            array of logits, float32 or wider.
+          ValueError: If the steps do not go up, or `loss` is no scalar; if parameters
+            were donated, or differ in structure, shapes or types; if the logits are not
+            `[batch, pos, vocab]` (those of a classifier are not), or a probe has ids or
+            positions that the model does not have.
         """
-        if step <= self._last_step:
-            raise ValueError(
-                f"`step` must go up: got {step} after {self._last_step}. It is the "
-                "number of updates before the one that is recorded, from 0 on."
+        if self._is_closed:
+            raise RuntimeError(
+                f"The recorder of {self.run.path} is closed. To go on with its run "
+                "make a new one, with `resume=True`."
             )
-        if self._first_step is None:
-            self._first_step = step
-            self._go_on_from(step)
-        elif step != self._last_step + 1:
-            self._is_summed = False
+        step = self._checked(step)
+        earlier = self._earlier(step) if self._first_step is None else None
+        first = step if self._first_step is None else self._first_step
+        if earlier is not None:
+            first = int(earlier["step"].min())  # type: ignore[arg-type]
+        is_summed = self._is_summed and self._goes_on(step, earlier)
+        frames = []
+        if (step - first) % self._every == 0:
+            change = self._change(params, new_params)  # first: it asks more of them
+            observed = self._observe(params)
+            frames = self._rows_of(step, observed, change, loss, is_summed=is_summed)
+        # From here on nothing fails: a step is kept as a whole or not at all.
+        self._frames += frames if earlier is None else [earlier, *frames]
+        self._first_step, self._is_summed = first, is_summed
         self._last_step, self._last_params = step, new_params
-        if (step - self._first_step) % self._every:
-            return
-        observed, change = self._observe(params), self._change(params, new_params)
-        steps = {f"{name}_step": values for name, values in change.items()}
-        self._add(step, self._names, observed | steps)
-        if loss is not None:
-            self._add(step, [("", "")], {"loss": np.asarray(loss).reshape(1)})
-        self._add_summed(step, observed["log_prob"], change)
-        self._num_recorded += 1
+        self._num_recorded += bool(frames)
         unwritten = self._num_recorded - self._num_written
         if unwritten >= max(WRITE_AFTER, WRITE_AFTER_SHARE * self._num_recorded):
             self.write()
@@ -198,15 +217,37 @@ class Recorder:
             sink.write(table)
 
     def close(self) -> None:
-        """Observe the parameters after the last update, and write everything."""
-        if self._last_params is not None:
-            observed = self._observe(self._last_params)
-            self._add(self._last_step + 1, self._names, observed)
-            self._last_params = None
+        """Observe the parameters after the last update, and write everything.
+
+        What was recorded is written first. Parameters that were donated meanwhile
+        cannot be observed any more: that is a warning, and the table ends before them.
+        """
+        if self._is_closed:
+            return
         self.write()
-        for sink in self._sinks:
-            sink.close()
-        self._sinks = []
+        params, self._last_params = self._last_params, None
+        try:
+            if params is not None:
+                self._observe_end(params)
+        finally:
+            self._is_closed = True
+            for sink in self._sinks:
+                sink.close()
+
+    def _observe_end(self, params: Any) -> None:
+        if was_donated(params):
+            warnings.warn(
+                f"The parameters after update {self._last_step} were donated to a "
+                "compiled function before the recorder was closed, so they are not in "
+                f"the table of {self.run.path}; all else is. Close it before, or "
+                "give it a copy of them.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return
+        step = self._last_step + 1
+        self._frames.append(self._rows(step, self._names, self._observe(params)))
+        self.write()
 
     def __enter__(self) -> "Recorder":
         return self
@@ -216,43 +257,70 @@ class Recorder:
             self._last_params = None  # what went wrong may be wrong with them
         self.close()
 
-    def _go_on_from(self, step: int) -> None:
-        """Take over what an earlier recorder of the run recorded before a step."""
+    def _checked(self, step: Any) -> int:
+        """The number of the step, if it can be recorded."""
+        try:
+            step = operator.index(step)
+        except TypeError:
+            raise TypeError(f"`step` must be an integer, got {step!r}.") from None
+        if step <= self._last_step:
+            raise ValueError(
+                f"`step` must go up: got {step} after {self._last_step}. It is the "
+                "number of updates before the one that is recorded, from 0 on."
+            )
+        return step
+
+    def _earlier(self, step: int) -> "pl.DataFrame | None":
+        """What an earlier recorder of the run recorded before a step."""
         import polars as pl
 
         if not (self.run.path / "metrics.parquet").is_file():
-            return
+            return None
         table = self.run.metrics().filter(pl.col("step") < step)
-        if not len(table):
-            return
-        self._frames = [table]
-        self._first_step = int(table["step"].min())  # type: ignore[arg-type]
-        summed = table.filter(pl.col("probe").str.starts_with("tracked/"))
-        self._is_summed &= summed["step"].max() == step - 1
+        return table if len(table) else None
 
-    def _add_summed(
-        self, step: int, log_probs: np.ndarray, change: Mapping[str, np.ndarray]
-    ) -> None:
-        """The numbers that are added up over the run, of the trained prompts."""
-        if not self._is_summed:
-            return
-        is_trained = [name.startswith(_TRAINED) for name, _ in self._names]
-        tracked = [
-            (_tracked(name), type_)
-            for name, type_ in self._names
-            if name.startswith(_TRAINED)
-        ]
-        # At most twice that of `make_step`, which knows the log-prob of each token.
-        floor = 8 * np.finfo(log_probs.dtype).eps * (self._counts + np.abs(log_probs))
-        numbers = {**change, "floor": floor}
-        self._add(step, tracked, {name: of[is_trained] for name, of in numbers.items()})
+    def _goes_on(self, step: int, earlier: "pl.DataFrame | None") -> bool:
+        """Whether the update before a step is recorded too."""
+        import polars as pl
 
-    def _add(
+        if earlier is not None:
+            summed = earlier.filter(pl.col("probe").str.starts_with("tracked/"))
+            return summed["step"].max() == step - 1
+        return self._first_step is None or step == self._last_step + 1
+
+    def _rows_of(
+        self,
+        step: int,
+        observed: Mapping[str, np.ndarray],
+        change: Mapping[str, np.ndarray],
+        loss: Any,
+        *,
+        is_summed: bool,
+    ) -> "list[pl.DataFrame]":
+        """All rows of a step."""
+        steps = {f"{name}_step": values for name, values in change.items()}
+        frames = [self._rows(step, self._names, {**observed, **steps})]
+        if loss is not None:
+            frames.append(self._rows(step, [("", "")], {"loss": _scalar(loss)}))
+        if is_summed:  # what is added up over the run, of the trained prompts
+            floor = _floor(observed["log_prob"], self._counts)
+            numbers = {**change, "floor": floor}
+            is_trained = [name.startswith(_TRAINED) for name, _ in self._names]
+            tracked = [
+                (_tracked(name), type_)
+                for name, type_ in self._names
+                if name.startswith(_TRAINED)
+            ]
+            of_trained = {name: of[is_trained] for name, of in numbers.items()}
+            frames.append(self._rows(step, tracked, of_trained))
+        return frames
+
+    def _rows(
         self,
         step: int,
         names: Sequence[tuple[str, str]],
         numbers: Mapping[str, np.ndarray],
-    ) -> None:
+    ) -> "pl.DataFrame":
         """Rows of the table: every quantity of every probe, a name and a type."""
         import polars as pl
 
@@ -262,16 +330,38 @@ class Recorder:
         schema: Any = dict.fromkeys(METRIC_COLUMNS[:2], pl.Int64)
         schema |= dict.fromkeys(METRIC_COLUMNS[2:5], pl.String)
         frame = pl.DataFrame([place + row for row in rows], schema, orient="row")
-        self._frames.append(frame.with_columns(value=values))
+        return frame.with_columns(value=values)
+
+
+def _floor(log_probs: np.ndarray, num_tokens: np.ndarray) -> np.ndarray:
+    """What rounding can make of a change of each response's log-prob, in nats."""
+    # At most twice that of `make_step`, which knows the log-prob of each token.
+    return 8 * np.finfo(log_probs.dtype).eps * (num_tokens + np.abs(log_probs))
+
+
+def _scalar(loss: Any) -> np.ndarray:
+    value = np.asarray(loss)
+    if value.size != 1:
+        raise ValueError(
+            f"`loss` must be a scalar, that of the step; got shape {value.shape}."
+        )
+    return value.reshape(1)
 
 
 def _check(probes: Sequence[Probe], at_least_one: Mapping[str, int]) -> None:
     """Refuse what cannot be recorded."""
     for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        check_count(name, value)
     if not probes:
         raise ValueError("`probes` must hold at least one probe.")
+    for probe in probes:
+        if not isinstance(probe, Probe) or not all(
+            isinstance(name, str) for name in probe[:2]
+        ):
+            raise TypeError(
+                "`probes` must be `ldjax.probes.Probe(prompt_name, type, example)`, "
+                f"both names texts; got {probe!r:.80}."
+            )
     names = [(probe.prompt_name, probe.type) for probe in probes]
     for name in names:
         if not name[0].startswith((_TRAINED, "test/")):
@@ -291,13 +381,12 @@ def _tracked(name: str) -> str:
     return "tracked/" + name.removeprefix(_TRAINED)
 
 
-def _write_probes(
-    run: Run,
+def _probe_lines(
     probes: Sequence[Probe],
     decode: Callable[[Any], str] | None,
     *,
     is_summed: bool,
-) -> None:
+) -> str:
     """`probes.jsonl`: what the probes of the table say."""
     text_of = decode or (lambda ids: " ".join(map(str, ids)))
     lines = [
@@ -316,9 +405,7 @@ def _write_probes(
             for line in lines
             if line["probe"].startswith(_TRAINED)
         ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    with whole_file(run.path / "probes.jsonl") as partial:
-        partial.write_text(text, encoding="utf-8")
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _changes(table: "pl.DataFrame") -> dict[str, Any]:
@@ -337,6 +424,8 @@ def _changes(table: "pl.DataFrame") -> dict[str, Any]:
     )
     changes: dict[str, Any] = {}
     # JSON has no number for a training that diverged.
-    for row in ends.fill_nan(None).sort("probe", "type").to_dicts():
+    number = pl.col("start", "end", "highest")
+    ends = ends.with_columns(pl.when(number.is_finite()).then(number))
+    for row in ends.sort("probe", "type").to_dicts():
         changes.setdefault(row.pop("probe"), {})[row.pop("type")] = row
     return changes

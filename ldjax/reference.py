@@ -14,10 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldjax._doors import Door
+from ldjax.batching import check_count
 from ldjax.files import whole_file
 from ldjax.log_probs import (
     ReferencedSequences,
     Sequences,
+    check_sequences,
     is_sequences,
     sequence_log_probs,
 )
@@ -51,12 +54,18 @@ def add_reference(
     Returns:
       `ReferencedSequences` in the structure of `pairs`.
 
+    Raises:
+      TypeError: As the functions of `ldjax.scoring.make_score_fn`.
+      ValueError: Likewise, and if `batch_size` is not positive.
+
     Examples:
       >>> answer = Sequences(*np.zeros((2, 1, 3), int), np.ones((1, 3), bool))
       >>> apply_fn = lambda params, batch: params + np.zeros((1, 3, 4))
       >>> add_reference(apply_fn, jnp.zeros(()), answer, batch_size=1).reference
       Array([-4.158...], dtype=...)
     """
+    check_count("batch_size", batch_size)
+    apply_fn = Door(apply_fn)
 
     @jax.jit
     def score_fn(params: Any, batch: Sequences) -> Any:
@@ -64,12 +73,17 @@ def add_reference(
         return sequence_log_probs(logits, batch.targets, batch.mask)
 
     def scores(side: Any) -> np.ndarray:
+        check_sequences(side, name="pairs")
         rows = jax.device_get(tuple(side[:3]))
         num_rows = len(rows[0])
+        if not num_rows:
+            raise ValueError("`pairs` must have at least one row.")
         batches = [
             Sequences(*_filled_up(rows, start, batch_size))
             for start in range(0, num_rows, batch_size)
         ]
+        apply_fn.check(score_fn, params=params, pairs=batches[0])
+        check_sequences(side, name="pairs", **apply_fn.limits)
 
         def compute() -> np.ndarray:
             found = [np.asarray(score_fn(params, batch)) for batch in batches]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ldjax.batching import bucket_length
+from ldjax.batching import bucket_length, check_row
 from ldjax.models.transformer import Cache, Transformer
 
 __all__ = ["Generated", "filter_logits", "generate_greedy", "generate_sampled"]
@@ -111,6 +111,7 @@ def generate_greedy(
       prompt and `max_new_tokens`.
 
     Raises:
+      TypeError: If a prompt is no row of integers.
       ValueError: If a prompt is empty or has unknown ids, or if the learned positions
         do not suffice.
 
@@ -163,6 +164,7 @@ def generate_sampled(
       the temperature, `top_k` or `top_p`.
 
     Raises:
+      TypeError: As `generate_greedy`.
       ValueError: As `generate_greedy`, and if a setting is out of its range.
 
     Examples:
@@ -310,12 +312,16 @@ def _left_padded(
     tokens = np.zeros((len(prompts), bucket_length(longest)), np.int32)
     mask = np.zeros(tokens.shape, bool)
     for row, prompt in enumerate(prompts):
+        check_row(prompt, f"prompts[{row}]")
         tokens[row, -len(prompt) :] = prompt
         mask[row, -len(prompt) :] = True
     # An id out of range would embed as NaN, and the argmax of NaN looks like a token.
-    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+    if tokens.max() >= config.vocab_size:
+        row, place = np.argwhere(tokens >= config.vocab_size)[0]
+        place -= tokens.shape[1] - len(prompts[row])
         raise ValueError(
             f"`prompts` must hold ids from 0 to {config.vocab_size - 1}, got "
-            f"{tokens.min()} to {tokens.max()}. Is this the model's tokenizer?"
+            f"{tokens.min()} to {tokens.max()}; the first is at `prompts[{row}]"
+            f"[{place}]`. Is this the model's tokenizer?"
         )
     return jnp.asarray(tokens), jnp.asarray(mask)

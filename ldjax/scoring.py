@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ldjax._doors import Door, check_ids
 from ldjax.batching import Example, bucket_length, bucketed_batches
 from ldjax.log_probs import Sequences, token_log_probs
-from ldjax.models.transformer import Cache, Transformer
+from ldjax.models.transformer import Cache, Transformer, check_length
 
 __all__ = ["make_score_fn", "score_examples", "score_responses"]
 
@@ -34,17 +35,30 @@ def make_score_fn(
       `(params, sequences) -> log-probs` in nats, under `jax.jit`: one compilation for
       each shape of batch. Make it once and keep it.
 
+    Raises:
+      TypeError: On a call, if parameters are no numbers, or what `apply_fn` returns is
+        no array of logits, float32 or wider.
+      ValueError: On a call, if parameters were donated; if the logits are not `[batch,
+        pos, vocab]`; if a token id is not in the model's vocabulary, a target that is
+        scored is no label (mask those of -100), or a row has more positions than the
+        model learned.
+
     Examples:
       >>> from ldjax.batching import to_sequences
       >>> score_fn = make_score_fn(lambda params, batch: jnp.zeros((1, 16, 4)))
       >>> score_fn(None, to_sequences([Example((5, 3), (2, 0))])).sum()
       Array(-2.772..., dtype=...)
     """
+    apply_fn = Door(apply_fn)
 
     @jax.jit
-    def score_fn(params: Any, sequences: Sequences) -> Any:
+    def score(params: Any, sequences: Sequences) -> Any:
         logits = apply_fn(params, sequences)
         return token_log_probs(logits, sequences.targets, sequences.mask)
+
+    def score_fn(params: Any, sequences: Sequences) -> Any:
+        apply_fn.check(score, params=params, sequences=sequences)
+        return score(params, sequences)
 
     return score_fn
 
@@ -74,7 +88,9 @@ def score_examples(
       `len(length_buckets(max_length - 1))` shapes.
 
     Raises:
-      ValueError: If an example is empty or too long.
+      TypeError: If ids are no integers.
+      ValueError: If an example is empty or too long, or holds ids that the model does
+        not know.
 
     Examples:
       >>> score_fn = make_score_fn(lambda params, batch: jnp.zeros((2, 9, 4)))
@@ -118,7 +134,9 @@ def score_responses(
       of buckets and number of responses.
 
     Raises:
-      ValueError: If the prompt or a response is empty, or if they are too long.
+      TypeError: If ids are no integers.
+      ValueError: If the prompt or a response is empty or has unknown ids, or if they
+        are too long together.
 
     Examples:
       >>> from ldjax.models import llama_config
@@ -136,6 +154,10 @@ def score_responses(
         Example(prompt_ids, response).check(max_length)
     prompt, prompt_mask = _right_padded([prompt_ids], max_length)
     targets, mask = _right_padded(responses, max_length)
+    check_ids(prompt, model.config.vocab_size, "prompt_ids")
+    check_ids(targets, model.config.vocab_size, "responses")
+    # A response's last token is not read.
+    check_length(model.config, len(prompt_ids) + max(map(len, responses)) - 1)
     scores = _score_after(
         *(params, jnp.asarray(prompt), jnp.asarray(prompt_mask)),
         *(jnp.asarray(targets), jnp.asarray(mask)),
@@ -163,8 +185,10 @@ def _score_after(
         method=model.prefill,
     )
     # The response is the input too: its first token is predicted by the prompt's last
-    # hidden state, the others by the response's own, and its last predicts nothing.
-    hidden, _ = apply(targets, _shared(cache, batch), mask, method=model.extend)
+    # hidden state, the others by the response's own. Its last token predicts nothing
+    # and is not read: it may be one more than the model has positions.
+    is_read = jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+    hidden, _ = apply(targets, _shared(cache, batch), is_read, method=model.extend)
     last = prompt_hidden[:, prompt_mask.sum() - 1]
     first = jnp.broadcast_to(last, (batch, last.shape[-1]))[:, None]
     hidden = jnp.concatenate([first, hidden[:, :-1]], axis=1)

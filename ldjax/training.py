@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from ldjax._doors import Door
 from ldjax.checkpoints import Checkpoints, Progress, Table
 from ldjax.dynamics import ApplyFn, LossFn, StepState
 from ldjax.log_probs import Sequences
@@ -133,6 +134,14 @@ def make_train_step(
       (Euclidean, over all parameters). The step is compiled and reuses the memory of
       the state it is given, which cannot be used again.
 
+    Raises:
+      TypeError: On a step, if what `apply_fn` returns is no array of logits, float32 or
+        wider.
+      ValueError: On a step, if its state was used before; if the logits are not
+        `[batch, pos, vocab]`; if a token id is not in the model's vocabulary, a target
+        that is scored is no label (mask those of -100), or a row has more positions
+        than the model learned. The state can then be used again.
+
     Examples:
       >>> init, step = make_train_step(
       ...     lambda params, batch: params + jnp.zeros((1, 2, 4)),
@@ -144,6 +153,7 @@ def make_train_step(
       >>> metrics["loss"], state.step
       (Array(1.386..., dtype=...), Array(1, dtype=int32))
     """
+    apply_fn = Door(apply_fn)
 
     def init(params: Any) -> StepState:
         # A copy, because the first step takes the memory of what it is given.
@@ -152,7 +162,7 @@ def make_train_step(
         return StepState(params, optimizer.init(params), jnp.zeros((), jnp.int32), loss)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: StepState, batch: Any) -> tuple[StepState, dict[str, Array]]:
+    def taken(state: StepState, batch: Any) -> tuple[StepState, dict[str, Array]]:
         def loss_of(params: Any) -> Array:
             return loss_fn(apply_fn(params, batch), batch)
 
@@ -162,6 +172,10 @@ def make_train_step(
         loss = loss.astype(state.loss.dtype)
         metrics = {"loss": loss, "update_norm": optax.tree.norm(updates)}
         return StepState(params, opt_state, state.step + 1, loss), metrics
+
+    def step(state: StepState, batch: Any) -> tuple[StepState, dict[str, Array]]:
+        apply_fn.check(taken, state=state, batch=batch)
+        return taken(state, batch)
 
     return init, step
 

@@ -274,6 +274,125 @@ def test_a_training_that_diverges_is_recorded(tmp_path):
     assert run_data(recorder.run)["curves"]["train"]
 
 
+def copies(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("is_left", [False, True], ids=["close", "with"])
+def test_what_was_recorded_is_written_when_the_last_parameters_are_gone(
+    tmp_path, is_left
+):
+    """As where the loop donates its buffers."""
+    recorder = ldjax.Recorder(tmp_path / "run", constant, PROBES)
+
+    def loop():
+        params = jnp.zeros(6)
+        for step in range(3):  # fewer than are written on the way
+            new_params = params + 0.1
+            recorder(step, params, new_params)
+            params = new_params
+        params.delete()
+        if is_left:
+            with recorder:
+                pass
+        else:
+            recorder.close()
+
+    with pytest.warns(RuntimeWarning, match="after update 2 were donated") as found:
+        loop()
+    assert "\n" not in str(found[0].message)
+    log_probs = numbers(recorder.run, "log_prob")
+    assert {key[0] for key in log_probs} == {0, 1, 2}
+    assert len(numbers(recorder.run, "measured")) == 3 * len(PROBES) // 2
+    assert recorder.run.summary["changes"]["train"]["mine"]["end"] < 0
+    recorder.close()  # a second time is nothing
+
+
+def test_parameters_that_were_donated_lose_nothing(tmp_path):
+    donating = jax.jit(lambda params: params + 0.1, donate_argnums=0)
+    with ldjax.Recorder(tmp_path / "run", constant, PROBES[:1]) as recorder:
+        params = jnp.zeros(6)
+        recorder(0, params, params + 0.1)
+        for before, after in ((params, params), (jnp.zeros(6), params)):
+            donating(params) if not params.is_deleted() else None
+            with pytest.raises(ValueError, match="params` was donated to a compiled"):
+                recorder(1, before, after)
+        recorder(1, jnp.zeros(6), jnp.ones(6))  # the same step again, of what exists
+    log_probs = numbers(recorder.run, "log_prob")
+    assert {key[0] for key in log_probs} == {0, 1, 2}
+    assert len(numbers(recorder.run, "measured", "tracked/")) == 0  # only a test probe
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_step_is_recorded_as_a_whole_or_not_at_all(tmp_path, monkeypatch, error):
+    recorder = ldjax.Recorder(tmp_path / "run", constant, PROBES)
+
+    def loop():
+        with recorder:
+            move(recorder, range(2))
+            monkeypatch.setattr(recorder, "_change", fail)
+            move(recorder, [2])
+
+    def fail(*args):
+        raise error
+
+    with pytest.raises(error):
+        loop()
+    steps = set(recorder.run.metrics()["step"])
+    assert steps == {0, 1}
+    assert len(numbers(recorder.run, "measured")) == 2 * len(PROBES) // 2
+
+
+@pytest.mark.usefixtures("compiled")
+def test_what_an_earlier_recorder_left_stays_where_the_next_one_fails(tmp_path):
+    with ldjax.Recorder(tmp_path / "run", constant, PROBES) as recorder:
+        move(recorder, range(3))
+    before = recorder.run.metrics()
+    again = ldjax.Recorder(tmp_path / "run", constant, PROBES, resume=True)
+    with pytest.raises(TypeError, match="`params` must hold at least one array"):
+        again(1, None, None)
+    again.close()
+    assert again.run.metrics().equals(before)
+
+
+def test_a_classifier_is_refused_by_the_shape_of_its_logits(tmp_path):
+    recorder = ldjax.Recorder(tmp_path / "run", lambda w, s: w[s.tokens[:, 0]], PROBES)
+    params = jnp.zeros((6, 6))
+    with pytest.raises(ValueError, match=r"logits of shape \(12, 6\) for targets of"):
+        recorder(0, params, params)
+    recorder.close()
+    assert not (tmp_path / "run" / "metrics.parquet").exists()
+
+
+def test_ids_beyond_the_vocabulary_are_refused_with_their_probe(tmp_path):
+    recorder = ldjax.Recorder(tmp_path / "run", lambda w, s: w[s.tokens], PROBES)
+    params = jnp.zeros((5, 5))
+    with pytest.raises(ValueError, match=r"probe 'test/0000' \('rejected'\): .*5"):
+        recorder(0, params, params)
+    recorder.close()
+    assert not (tmp_path / "run" / "metrics.parquet").exists()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_log_prob_of_minus_infinity_is_recorded(tmp_path):
+    with ldjax.Recorder(tmp_path / "run", constant, PROBES) as recorder:
+        recorder(0, jnp.zeros(6), jnp.zeros(6).at[4].set(-jnp.inf))
+    assert recorder.run.summary["changes"]["train"]["mine"]["end"] is None
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_text_that_cannot_be_decoded_replaces_no_run(tmp_path):
+    with ldjax.Recorder(tmp_path / "run", constant, PROBES) as recorder:
+        move(recorder, range(2))
+    with pytest.raises(KeyError):
+        ldjax.Recorder(
+            *(tmp_path / "run", constant, PROBES), decode={}.__getitem__, overwrite=True
+        )
+    assert len(open_run(tmp_path / "run").metrics())
+
+
 @pytest.mark.usefixtures("compiled")
 def test_mistakes_are_one_message(tmp_path):
     def make(probes=PROBES, path=tmp_path / "run", **options):
@@ -285,16 +404,26 @@ def test_mistakes_are_one_message(tmp_path):
         "of no set. Begin": {"probes": [first._replace(prompt_name="mine")]},
         "Two probes are 'chosen'": {"probes": [first, first]},
         "`every` must be at least 1": {"every": 0},
-        "append END": {"probes": [first._replace(example=Example((1,), ()))]},
+        "`batch_size` must be at least 1": {"batch_size": 0},
+        "'test/0000' .'chosen'.*append END": {
+            "probes": [first._replace(example=Example((1,), ()))]
+        },
     }
     for message, options in bad.items():
         with pytest.raises(ValueError, match=message):
             make(**options)
         assert not (tmp_path / "run").exists()
     recorder = make()
-    move(recorder, [0, 1])
+    move(recorder, [jnp.array(0), np.int64(1)])
     with pytest.raises(ValueError, match="`step` must go up: got 1 after 1"):
         move(recorder, [1])
+    with pytest.raises(TypeError, match=r"`step` must be an integer, got 2\.5"):
+        recorder._checked(2.5)
+    with pytest.raises(ValueError, match=r"`loss` must be a scalar, .*\(2,\)"):
+        recorder(2, jnp.zeros(6), jnp.zeros(6), loss=np.zeros(2))
+    recorder.close()
+    with pytest.raises(RuntimeError, match=r"is closed. To go on .*`resume=True`"):
+        move(recorder, [2])
     with pytest.raises(FileExistsError, match=r"resume=True.*overwrite=True"):
         make()
     with pytest.raises(ValueError, match=r"cannot resume .*recorder was .*'every': 1"):

@@ -8,13 +8,16 @@ an argument and a result (`model.prefill`, `model.extend`).
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ldjax._doors import check_ids
+from ldjax.log_probs import is_here
 from ldjax.models.attention import Attention, KeyValues
 from ldjax.models.low_rank import LowRank, adapted_dense
 from ldjax.models.normalization import Norm
@@ -126,7 +129,10 @@ class Transformer(nn.Module):
           Logits, float32 or, with float64 parameters, float64.
 
         Raises:
-          ValueError: If `tokens` are longer than the table of learned positions.
+          TypeError: If `tokens` or `positions` are no integers, or `mask` no booleans.
+          ValueError: If `tokens` are longer than the table of learned positions; and,
+            where their values are known (not inside `jax.jit`), if the id of a real
+            token is not in the vocabulary or its position not in that table.
         """
         return self.head(self.hidden(tokens, mask, positions))
 
@@ -137,8 +143,7 @@ class Transformer(nn.Module):
         positions: Int[Array, "batch pos"] | None = None,
     ) -> Float[Array, "batch pos width"]:
         """The trunk: hidden states after the final norm; arguments of `__call__`."""
-        if mask is None and positions is None:
-            self._check_length(tokens.shape[1])
+        self._check(tokens, mask, positions)
         if mask is None:
             mask = jnp.ones_like(tokens, dtype=bool)
         causal = jnp.tri(tokens.shape[1], dtype=bool)
@@ -201,13 +206,18 @@ class Transformer(nn.Module):
         Args:
           tokens: Token ids, one (decoding) or several for each row.
           cache: From `prefill` or `extend`, with room for `tokens`: where there is
-            none, the results are wrong without an error.
+            none, inside `jax.jit` the results are wrong without an error.
           mask: True where a token is real; None if all are.
 
         Returns:
           The same hidden states as `hidden` of all the tokens, those of `tokens` only,
           and the cache that holds them too.
+
+        Raises:
+          TypeError: As `__call__`.
+          ValueError: As `__call__`, and, where it is known, if there is no room.
         """
+        self._check(tokens, mask, None, cache)
         if mask is None:
             mask = jnp.ones_like(tokens, dtype=bool)
         start = cache.layers[0].next_slot
@@ -220,13 +230,23 @@ class Transformer(nn.Module):
         hidden, layers = self._trunk(tokens, mask, positions, visible, cache.layers)
         return hidden, Cache(layers, written)
 
-    def _check_length(self, length: int) -> None:
-        limit = self.config.max_positions
-        if self.config.positions == "learned" and length > limit:
-            raise ValueError(
-                f"`tokens` have {length} positions but the model learned {limit}. "
-                "Truncate them, or raise `max_positions` before training."
-            )
+    def _check(self, tokens, mask, positions, cache=None):
+        """Refuse ids and positions that have no row in a table."""
+        config = self.config
+        if mask is not None and mask.dtype != bool:
+            raise TypeError(f"`mask` must be booleans, got {mask.dtype}.")
+        check_ids(tokens, config.vocab_size, "tokens", where=mask)
+        read = 0
+        if cache is not None:
+            read = _num_real(cache.mask)
+            _check_room(cache, tokens.shape)
+        if config.positions == "learned" and positions is not None:
+            hint = "which is no position that the model learned"
+            limit = config.max_positions
+            check_ids(positions, limit, "positions", where=mask, hint=hint)
+        else:
+            new = tokens.shape[1] if mask is None else _num_real(mask)
+            check_length(config, int(np.max(read + new, initial=0)))
 
     def _trunk(self, tokens, mask, positions, visible, layers=None):
         # Ids of padding may be out of range, which would embed as NaN.
@@ -330,3 +350,28 @@ def _or_counted(
         return positions
     # Leading padding would have -1, which is no row of a position table.
     return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def check_length(config: TransformerConfig, length: int) -> None:
+    """Refuse more positions than a model has learned."""
+    if config.positions == "learned" and length > config.max_positions:
+        raise ValueError(
+            f"`tokens` have {length} positions but the model learned "
+            f"{config.max_positions}. Truncate them, pad them to less (`max_length` of "
+            "`ldjax.batching.to_sequences`), or raise `max_positions` before training."
+        )
+
+
+def _num_real(mask: Bool[Array, "batch pos"]) -> Any:
+    """Real tokens of each row; 0 where that is not known."""
+    return np.asarray(mask).sum(axis=1) if is_here(mask) else 0
+
+
+def _check_room(cache: Cache, shape: tuple[int, ...]) -> None:
+    """Refuse more tokens than a cache has slots left, where it is known."""
+    next_slot, slots = cache.layers[0].next_slot, cache.mask.shape[1]
+    if is_here(next_slot) and int(next_slot) + shape[1] > slots:
+        raise ValueError(
+            f"`cache` has {slots - int(next_slot)} slots left, got `tokens` of shape "
+            f"{shape}. Raise `cache_length` of `prefill`."
+        )
