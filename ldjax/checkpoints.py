@@ -1,5 +1,9 @@
 """Checkpoints of a run: the state and the table so far, whole or not at all."""
 
+import json
+import logging
+import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldjax.files import read_json_object, whole_file, writing
+
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 __all__ = ["Checkpoints", "Progress", "Table"]
+
+_SUMS = "sums.json"
+_LONGEST = 200
+_log = logging.getLogger(__name__)
 
 Table = dict[str, dict[str, np.ndarray]]
 
@@ -45,7 +55,8 @@ class Checkpoints:
 
     A checkpoint is written beside its place, in the foreground, and moved there when
     it is whole; what a killed run left half written is never read, and deleted by the
-    next `save`.
+    next `save`. The sums of its files are kept in it, so that one that was damaged
+    later is known: the one before it is read instead.
 
     Attributes:
       folder: Where they are; made when the first one is saved.
@@ -80,7 +91,11 @@ class Checkpoints:
         """Write a checkpoint, then delete the oldest one that is too many.
 
         Args:
-          progress: What to write; its step must be new.
+          progress: What to write. Checkpoints of its step and of later ones, which were
+            damaged where they are there, are deleted.
+
+        Raises:
+          WriteError: If the machine refuses; the checkpoints that are there stay.
 
         Examples:
           >>> import tempfile
@@ -93,19 +108,30 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        for step in self._steps():
+            if step >= progress.step:
+                shutil.rmtree(self.folder / str(step))
         # Host arrays carry no devices, so a run made on one machine opens on another.
         state = jax.device_get(progress.state)
-        with self._manager(is_writing=True) as manager:
-            manager.save(
-                progress.step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    table=ocp.args.StandardSave(progress.table),
-                ),
-            )
+        place = self.folder / str(progress.step)
+        try:
+            with writing(place), self._manager(is_writing=True) as manager:
+                manager.save(
+                    progress.step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state),
+                        table=ocp.args.StandardSave(progress.table),
+                    ),
+                )
+            with whole_file(place / _SUMS) as partial:
+                partial.write_text(json.dumps(_sums(place)))
+        except OSError:
+            for left in self.folder.glob(f"{progress.step}.*"):
+                shutil.rmtree(left, ignore_errors=True)
+            raise
 
     def restore(self, like: Any = None) -> Progress | None:
-        """Read the newest checkpoint.
+        """Read the newest checkpoint that is not damaged; a warning tells of others.
 
         Args:
           like: A state of the same structure; where it lies on several devices, so
@@ -116,7 +142,8 @@ class Checkpoints:
           The checkpoint, bit for bit as it was saved, or None if there is none.
 
         Raises:
-          ValueError: If the state saved is not like that.
+          ValueError: If all checkpoints are damaged, or if the state saved is not like
+            that.
 
         Examples:
           >>> import tempfile
@@ -126,11 +153,39 @@ class Checkpoints:
           >>> checkpoints.restore(like=(jnp.zeros(2),)).state
           (Array([1., 1.], dtype=...),)
         """
+        damage = ""
+        for step in sorted(self._steps(), reverse=True):
+            try:
+                state, table = self._read(step)
+            except Exception as error:
+                # Whatever the storage library met; its words fill pages.
+                line = " ".join(str(error).split())[:_LONGEST].rstrip(".")
+                damage = f"The checkpoint {self.folder / str(step)} is damaged: {line}"
+                _log.warning("%s. The one before it is read, if there is one.", damage)
+                continue
+            return self._progress(step, state, table, like)
+        if damage:
+            raise ValueError(
+                f"{damage}. No other is left: delete the folder {self.folder} to train "
+                "from the start."
+            )
+        return None
+
+    def _read(self, step: int) -> tuple[Any, Table]:
+        """State and table as they were saved.
+
+        Raises:
+          ValueError: If they are not: a file has other bits.
+          Exception: Any other, if the files are damaged, and have no sums.
+        """
         import orbax.checkpoint as ocp
 
-        step = self.newest_step()
-        if step is None:
-            return None
+        place = self.folder / str(step)
+        if (place / _SUMS).is_file():
+            saved, found = read_json_object(place / _SUMS), _sums(place)
+            for name in {**saved, **found}:
+                if saved.get(name) != found.get(name):
+                    raise ValueError(f"{name} is not as it was written")
         # Without a target: orbax would cast to the dtypes of one.
         with self._manager(is_writing=False) as manager:
             restored = manager.restore(
@@ -140,7 +195,10 @@ class Checkpoints:
                     table=ocp.args.StandardRestore(),
                 ),
             )
-        state = restored["state"]
+        return restored["state"], restored["table"]
+
+    def _progress(self, step: int, state: Any, table: Table, like: Any) -> Progress:
+        """A checkpoint in the structure of a state, and where that lies."""
         if like is not None:
             try:
                 state = _arranged(state, like)
@@ -152,7 +210,13 @@ class Checkpoints:
         state = jax.tree.map(jnp.array, state)
         if like is not None:
             state = jax.tree.map(_placed_like, state, like)
-        return Progress(step, state, restored["table"])
+        return Progress(step, state, table)
+
+    def _steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, damaged ones too."""
+        if not self.folder.is_dir():
+            return []
+        return [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
 
     @contextmanager
     def _manager(self, *, is_writing: bool) -> Iterator["ocp.CheckpointManager"]:
@@ -164,11 +228,18 @@ class Checkpoints:
             create=is_writing,
             cleanup_tmp_directories=is_writing,
         )
-        manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+        # It logs what it then raises, with pages of its own.
+        its_log = logging.getLogger("absl")
+        level = its_log.level
+        its_log.setLevel(logging.CRITICAL)
         try:
-            yield manager
+            manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+            try:
+                yield manager
+            finally:
+                manager.close()
         finally:
-            manager.close()
+            its_log.setLevel(level)
 
 
 def _placed_like(array: jax.Array, like: Any) -> jax.Array:
@@ -191,6 +262,16 @@ def _arranged(tree: Any, like: Any) -> Any:
         if there != here:
             raise ValueError(f"{name or 'the state'} is {there} there and {here} here.")
     return jax.tree.structure(like).unflatten(found[name] for name in wanted)
+
+
+def _sums(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file in a folder, by name."""
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / _SUMS and path.suffix != ".partial":
+            data = path.read_bytes()
+            sums[path.relative_to(folder).as_posix()] = [len(data), zlib.crc32(data)]
+    return sums
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

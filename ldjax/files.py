@@ -5,9 +5,12 @@ leave it to the caller to say where: `read_lines` gives the place with every lin
 """
 
 import codecs
+import contextlib
+import errno
 import gzip
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,8 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ldjax.memory import human_bytes
+
 __all__ = [
     "Line",
+    "WriteError",
     "decode_line",
     "json_object",
     "read_json_object",
@@ -24,7 +30,28 @@ __all__ = [
     "text_field",
     "whole_file",
     "whole_folder",
+    "writing",
 ]
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# As Rust's and TensorStore's messages end.
+_OS_ERROR = re.compile(r"os[ _]error(?:_code)?[ =]'?(\d+)")
+
+
+class WriteError(OSError):
+    """Something could not be written: what, how far it came, and why.
+
+    Attributes:
+      errno: The operating system's number of the reason.
+
+    Examples:
+      >>> str(WriteError(errno.ENOSPC, "a.txt cannot be written"))
+      'a.txt cannot be written'
+    """
+
+    def __str__(self) -> str:
+        """The words alone."""
+        return str(self.args[1])
 
 
 class Line(NamedTuple):
@@ -207,15 +234,59 @@ def text_field(content: Mapping[str, Any], field: str) -> str:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, partial: Path | None = None) -> Iterator[None]:
+    """Say what could not be written where the machine refuses: disk full, read-only.
+
+    Args:
+      path: The file or folder that is wanted, for the message.
+      partial: Where it is written to at first.
+
+    Raises:
+      WriteError: In place of the machine's error, whichever library met it.
+
+    Examples:
+      >>> with writing(Path("a.txt")):
+      ...     raise OSError(errno.ENOSPC, "No space left on device")
+      Traceback (most recent call last):
+        ...
+      ldjax.files.WriteError: a.txt cannot be written: No space left on device (0 B of
+      it were written, ... are free). What was there before is as it was.
+    """
+    partial = partial or path
+    try:
+        yield
+    except Exception as error:
+        code = _reason(error, partial)
+        if code is None:
+            raise
+        room = ""
+        if code in _NO_ROOM:
+            room = f" ({human_bytes(_size(partial))} of it were written"
+            with contextlib.suppress(OSError):
+                free = shutil.disk_usage(path.absolute().parent).free
+                room += f", {human_bytes(free)} are free"
+            room += ")"
+        raise WriteError(
+            code,
+            f"{path} cannot be written: {os.strerror(code)}{room}. What was there "
+            "before is as it was.",
+        ) from error
+
+
+@contextmanager
+def whole_file(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
     """A place to write to that becomes `path` when it is complete.
 
     Args:
       path: The file that is wanted. What was there is replaced at the end, or stays if
         the writing fails.
+      is_shared: Other processes may write the same file now, as in a cache.
 
     Yields:
       A path beside it.
+
+    Raises:
+      WriteError: If the machine refuses: disk full, read-only.
 
     Examples:
       >>> import tempfile
@@ -227,12 +298,20 @@ def whole_file(path: Path) -> Iterator[Path]:
       >>> [file.name for file in path.parent.iterdir()]
       ['a.txt']
     """
-    partial = path.with_name(f".{path.name}.partial")
+    of = f".{os.getpid()}" if is_shared else ""
+    partial = path.with_name(f".{path.name}{of}.partial")
+    if partial.is_dir():
+        raise FileExistsError(
+            f"{partial} is a folder, where {path} is written before it is whole. Move "
+            "it away."
+        )
     try:
-        yield partial
-        os.replace(partial, path)
+        with writing(path, partial=partial):
+            yield partial
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first one says more
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -247,6 +326,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Raises:
       FileExistsError: If there is something at `path`; it is left as it is.
+      WriteError: If the machine refuses: disk full, read-only.
 
     Examples:
       >>> import tempfile
@@ -261,15 +341,42 @@ def whole_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} is not empty. Choose another folder.")
     partial = path.with_name(f".{path.name}.partial")
+    if partial.is_file() or partial.is_symlink():
+        raise FileExistsError(
+            f"{partial} is a file, where {path} is written before it is whole. Move it "
+            "away."
+        )
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
+        with writing(path, partial=partial):
+            partial.mkdir(parents=True)
+            yield partial
+            if path.exists():
+                path.rmdir()
+            partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reason(error: BaseException, partial: Path) -> int | None:
+    """The number of the machine's error, if it is about writing there."""
+    if isinstance(error, WriteError):
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        named = [error.filename, error.filename2]
+        there = [Path(os.fsdecode(n)) for n in named if isinstance(n, str | bytes)]
+        is_there = not there or any(
+            partial in (p, *p.parents) or p in partial.parents for p in there
+        )
+        return error.errno if is_there else None
+    found = _OS_ERROR.search(str(error))
+    return int(found[1]) if found else None
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file or of all files in a folder."""
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

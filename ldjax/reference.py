@@ -6,6 +6,7 @@ before it and kept with the pairs (`ReferencedSequences`), on disk where asked.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from ldjax.log_probs import (
 )
 
 __all__ = ["add_reference", "fingerprint"]
+
+_log = logging.getLogger(__name__)
 
 
 def add_reference(
@@ -49,7 +52,7 @@ def add_reference(
       cache: Folder to keep the numbers in. A file's name is a hash of everything the
         numbers depend on (the compiled computation, the parameters, the sequences, the
         version of JAX and the kind of device), so what is found is what would be
-        computed.
+        computed. A file that is damaged is written anew, with a warning.
 
     Returns:
       `ReferencedSequences` in the structure of `pairs`.
@@ -86,25 +89,50 @@ def add_reference(
         check_sequences(side, name="pairs", **apply_fn.limits)
 
         def compute() -> np.ndarray:
-            found = [np.asarray(score_fn(params, batch)) for batch in batches]
-            return np.concatenate(found)[:num_rows]
+            scores = [np.asarray(score_fn(params, batch)) for batch in batches]
+            return np.concatenate(scores)[:num_rows]
 
         if cache is None:
             return compute()
         program = score_fn.lower(params, batches[0]).as_text()
         platform = f"{jax.__version__} {jax.default_backend()}"
         path = cache / f"reference-{fingerprint((params, rows), program, platform)}.npy"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as partial, partial.open("wb") as file:
-                np.save(file, compute())
-        return np.load(path)
+        found = _found(path, num_rows)
+        if found is None:
+            found = compute()
+            _keep(path, found)
+        return found
 
     def scored(side: Any) -> ReferencedSequences:
         tokens, targets, mask, reference = map(jnp.asarray, (*side[:3], scores(side)))
         return ReferencedSequences(tokens, targets, mask, reference)
 
     return jax.tree.map(scored, pairs, is_leaf=is_sequences)
+
+
+def _found(path: Path, num_rows: int) -> np.ndarray | None:
+    """The numbers of a file; None where there is none, or a damaged one."""
+    if not path.is_file():
+        return None
+    try:
+        found = np.load(path)
+        if found.shape != (num_rows,) or found.dtype.kind != "f":
+            raise ValueError("it does not hold a number for every row")
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        _log.warning("%s is damaged (%s): computed anew.", path, error)
+        return None
+    return found
+
+
+def _keep(path: Path, numbers: np.ndarray) -> None:
+    """Write the numbers; they are as good where there is no room to keep them."""
+    try:
+        with whole_file(path, is_shared=True) as partial:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.save(file, numbers)
+    except OSError as error:
+        _log.warning("%s The log-probs are not kept.", error)
 
 
 def _filled_up(rows: Any, start: int, batch_size: int) -> Any:

@@ -1,5 +1,7 @@
 """Reference log-probs: right, kept, and never those of something else."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,6 +37,55 @@ def test_what_is_kept_is_read_again(tmp_path):
     again = add_reference(*arguments, batch_size=2, cache=tmp_path)
     for side in first:
         np.testing.assert_array_equal(again[side].reference, first[side].reference - 1)
+
+
+def _wrong_rows(path):
+    np.save(path, np.zeros(4))
+
+
+def _text(path):
+    np.save(path, np.array(["text"] * 5))
+
+
+def _pickled(path):
+    np.save(path, np.array([{}] * 5), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: path.write_bytes(path.read_bytes()[:9]),
+        lambda path: path.write_bytes(b"something else"),
+        _wrong_rows,
+        _text,
+        _pickled,
+    ],
+)
+def test_a_damaged_file_is_computed_anew_and_said(tmp_path, damage, caplog):
+    arguments = (apply_toy, toy_params(), make_pairs()["chosen"])
+    first = add_reference(*arguments, batch_size=2, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    before = path.read_bytes()
+    damage(path)
+    again = add_reference(*arguments, batch_size=2, cache=tmp_path)
+    np.testing.assert_array_equal(again.reference, first.reference)
+    assert path.read_bytes() == before
+    (said,) = caplog.messages
+    assert said.startswith(f"{path} is damaged (")
+    assert said.endswith("computed anew.")
+    assert "\n" not in said
+
+
+def test_no_room_to_keep_them_is_no_reason_to_stop(tmp_path, caplog):
+    arguments = (apply_toy, toy_params(), make_pairs()["chosen"])
+    (tmp_path / "file").write_text("no folder")
+    found = add_reference(*arguments, batch_size=2, cache=tmp_path / "file" / "cache")
+    expected = add_reference(*arguments, batch_size=2)
+    np.testing.assert_array_equal(found.reference, expected.reference)
+    assert re.match(r".*reference-.*npy cannot be written: Not a dir", *caplog.messages)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def _scaled(params, sequences):

@@ -17,6 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 
+from ldjax.files import whole_file
+
 __all__ = ["COLORS", "figure", "heat_map", "paired_bars", "scatter"]
 
 # Okabe & Ito's palette without its yellow, which is too light for lines.
@@ -80,7 +82,8 @@ def figure(path: Path, title: str, **subplots: Any) -> Iterator[Any]:
         try:
             yield axes
             drawn.suptitle(title)
-            drawn.savefig(path)
+            with whole_file(path) as partial:
+                drawn.savefig(partial, format="png")
         finally:
             plt.close(drawn)
 
