@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import command
 import jax
 import jax.numpy as jnp
 import tyro
@@ -78,6 +79,7 @@ def recompute_greedy(
     return ids[:, length:]
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Prints the table; returns the exit status."""
     if config.preset not in PRESETS:
@@ -129,4 +131,4 @@ def main(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

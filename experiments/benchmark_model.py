@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +65,7 @@ class Config:
     """One measurement, in this process; all of them, in their own, by default."""
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Print the table; the exit status."""
     if config.part:
@@ -238,4 +240,4 @@ def stepping(
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

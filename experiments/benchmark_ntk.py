@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import command
 import jax
 import tyro
 from benchmark_ntk_cases import CASES, Case, make_case
@@ -72,6 +73,7 @@ class Config:
     """Tiny sizes; checks that the numbers agree, not the targets."""
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Print the tables; the exit status."""
     names = case_names(config)
@@ -256,4 +258,4 @@ def metrics(rows: list[Row]) -> list[tuple[Any, ...]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

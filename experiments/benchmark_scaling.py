@@ -8,9 +8,9 @@ thing is doubled at a time. Memory: temporaries and results as XLA plans them.
 """
 
 import dataclasses
-import sys
 from typing import Any, NamedTuple
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +50,7 @@ SIZES = {
 }
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Print the table."""
     compiled = {name: make(size) for name, size in SIZES.items()}
@@ -95,4 +96,4 @@ def make(size: Size) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

@@ -11,10 +11,10 @@ methods. A loop's body counts once, as in XLA's own analysis.
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import command
 import tyro
 
 # Read by JAX when it is imported.
@@ -60,6 +60,7 @@ class Cost(NamedTuple):
     num_bytes: int
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Print the table; the exit status."""
     heads = " | ".join(map(str, DEVICES))
@@ -150,4 +151,4 @@ def texts(rows: int, length: int, vocab: int) -> ldjax.Sequences:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

@@ -10,10 +10,10 @@ into parts adds is reported beside, not bounded.
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from typing import Any
 
+import command
 import jax
 import jax.numpy as jnp
 import optax
@@ -36,6 +36,7 @@ class Config:
     """Largest allowed ratio."""
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Print the table; the exit status."""
     # A step is about three forward passes of the update; an observation (forward-mode
@@ -115,4 +116,4 @@ def random_images(count: int) -> ldjax.Sequences:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config)))
+    command.run(main, tyro.cli(Config))

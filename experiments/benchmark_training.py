@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -241,6 +242,7 @@ def time_size(config: Config, name: str) -> tuple[dict[str, float], str]:
     return speeds, f"| {num_params:,} | {speeds['ldjax']:,.0f} | {theirs} |"
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Prints the table; returns the exit status."""
     names = list(SIZES)[: 1 if config.smoke else None]
@@ -271,4 +273,4 @@ def main(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

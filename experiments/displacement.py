@@ -21,11 +21,11 @@ changes of single updates.
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import command
 import jax
 import numpy as np
 import polars as pl
@@ -151,9 +151,10 @@ class Account(NamedTuple):
     batch_size: int
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
-    try:
+    with command.set_up():
         config = config.resolved()
         stages: dict[RateName, FinetuneConfig] = {
             name: config.stage(name, config.loss) for name in config.rates
@@ -170,8 +171,6 @@ def main(config: Config) -> int:
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )
-    except (OSError, ValueError, MemoryError) as mistake:
-        sys.exit(f"displacement.py: {mistake}")
     start = setup.base.params
     if config.init is None:
         print("finetuning the base model on the chosen answers", flush=True)
@@ -415,4 +414,4 @@ def print_why(rate: str, numbers: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

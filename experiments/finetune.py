@@ -26,6 +26,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import command
 import numpy as np
 from finetune_config import Config, from_command_line
 from finetune_data import cropped, summed_over_sides, with_advantages
@@ -80,9 +81,10 @@ FREE = {"out", "resume", "overwrite", "checkpoint_every", "cache", "init", "data
 }
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
-    try:
+    with command.set_up():
         config = config.resolved()
         config.check()
         setup = make_setup(config)
@@ -117,8 +119,6 @@ def main(config: Config) -> int:
             free=FREE,
         )
         sinks = [make_sink(name, run) for name in config.log]
-    except (OSError, ValueError, MemoryError) as mistake:
-        sys.exit(f"finetune.py: {mistake}")
     setup.base.tokenizer.save(run.path)
     write_probes(run, setup)
     print(devices + describe(config, setup), flush=True)
@@ -411,6 +411,6 @@ def _at_both_ends(setup: Setup, table: Table) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     # Not in `main`: those who call it have settings of JAX of their own.
-    told = from_command_line(Config, __doc__)
+    told = command.expanded(from_command_line(Config, __doc__))
     keep_compiled(told.cache / "compiled", is_smoke=told.smoke)
-    sys.exit(main(told))
+    command.run(main, told)

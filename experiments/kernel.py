@@ -21,10 +21,10 @@ sums to the prediction.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
+import command
 import finetune_config
 import jax
 import numpy as np
@@ -103,26 +103,22 @@ class Config:
             raise ValueError("; ".join(wrong))
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
-    try:
+    with command.set_up():
         config.check()
         base = load_model(config)
         texts = {side: make_text(config, side, base) for side in SIDES}
         run = create_run(
             config.out, all_settings(config, base, texts), overwrite=config.overwrite
         )
-    except (OSError, ValueError, MemoryError) as mistake:
-        sys.exit(f"kernel.py: {mistake}")
     print(describe(base, texts), flush=True)
     if config.smoke:  # compiling takes far longer than running
         jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        analysis = analyse(
-            base, **texts, learning_rate=config.learning_rate, seed=config.seed
-        )
-    except MemoryError as too_large:
-        sys.exit(f"kernel.py: {too_large}")
+    analysis = analyse(
+        base, **texts, learning_rate=config.learning_rate, seed=config.seed
+    )
     run.write_metrics(metric_rows(analysis))
     return report(config, run, base.tokenizer, texts, analysis)
 
@@ -333,4 +329,4 @@ def print_pushes(
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

@@ -16,10 +16,10 @@ the experiment is to find out, and is reported with its number.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
+import command
 import polars as pl
 import tyro
 from finetune_config import Config as StageConfig
@@ -126,10 +126,11 @@ class Config:
         )
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
     config = config.resolved()
-    try:
+    with command.set_up():
         config.check()
         keep_compiled(config.cache / "compiled", is_smoke=config.smoke)
         base = find_start(config.stage("sft").resolved())
@@ -140,8 +141,6 @@ def main(config: Config) -> int:
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )
-    except (OSError, ValueError, MemoryError) as mistake:
-        sys.exit(f"kernel_stability.py: {mistake}")
     tables: dict[str, Table] = {}
     studies, frames, params = {}, [], None
     for name, stage in stages.items():
@@ -244,4 +243,4 @@ def long_table(stage: StageConfig, setup: Setup, table: Table) -> pl.DataFrame:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

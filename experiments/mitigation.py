@@ -26,12 +26,12 @@ together above one half. "held" is for all seeds, "refuted" for none, else "depe
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import command
 import jax
 import tyro
 from finetune_recipes import RECIPES
@@ -70,7 +70,6 @@ from ldjax.data.preferences import PreferenceRow
 from ldjax.data.world import PRESETS as WORLDS
 from ldjax.files import whole_file
 from ldjax.runs import Run, create_run
-from ldjax.training import NonFiniteError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +152,10 @@ class Config:
             raise ValueError("; ".join(wrong))
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
-    try:
+    with command.set_up():
         config = config.resolved()
         config.check()
         check_model(config.model)
@@ -164,23 +164,18 @@ def main(config: Config) -> int:
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )
-    except (OSError, ValueError, MemoryError) as mistake:
-        sys.exit(f"mitigation.py: {mistake}")
     moments = make_moments(config.losses, evaluations=config.evaluations)
     seeds, said, rows = {}, {}, []
     for seed in config.seeds:
-        try:
-            study = make_study(
-                config.world,
-                model=config.model,
-                seed=seed,
-                cache=config.cache,
-                probe_prompts=config.probe_prompts,
-                smoke=config.smoke,
-            )
-            trained = train_all(config, study, seed)
-        except (NonFiniteError, MemoryError) as error:
-            sys.exit(f"mitigation.py: {error}")
+        study = make_study(
+            config.world,
+            model=config.model,
+            seed=seed,
+            cache=config.cache,
+            probe_prompts=config.probe_prompts,
+            smoke=config.smoke,
+        )
+        trained = train_all(config, study, seed)
         asked = held_out(study)[: config.judged]
         said[seed] = listen(study, trained, moments, asked, seed)
         seeds[seed] = numbers(study, trained, moments, said[seed])
@@ -336,4 +331,4 @@ def report(
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

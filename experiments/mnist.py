@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import command
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -142,17 +143,16 @@ class Config:
         )
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
     config = config.resolved()
-    try:
+    with command.set_up():
         config.check()
         check_sinks(config.log)
         images = load_images(config)
         run = create_run(config.out, settings(config), overwrite=config.overwrite)
         sinks = [make_sink(name, run) for name in config.log]
-    except (OSError, ValueError) as mistake:
-        sys.exit(f"mnist.py: {mistake}")
     model = MODELS[config.model]()
     apply_fn = ldjax.linen.apply_fn(model)
     key = jax.random.key(config.seed)
@@ -334,4 +334,4 @@ def add_single_steps(
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config)))
+    command.run(main, tyro.cli(Config))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import command
 import jupytext
 import tyro
 from nbclient import NotebookClient
@@ -56,12 +57,11 @@ def sources() -> list[Path]:
     return sorted(NOTEBOOKS.glob("*.py"))
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Execute the notebooks; the exit status."""
-    try:
+    with command.set_up():
         config.check()
-    except ValueError as mistake:
-        sys.exit(f"notebook_run.py: {mistake}")
     for path in sources():
         if config.names and path.stem not in config.names:
             continue
@@ -112,4 +112,4 @@ def _is_figure(output: Any) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

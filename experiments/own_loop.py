@@ -5,6 +5,7 @@ python experiments/own_loop.py --out runs/own_loop     (ends with a page)
 
 from pathlib import Path
 
+import command
 import jax
 import optax
 import tyro
@@ -56,4 +57,4 @@ def main(out: Path = Path("runs/own_loop"), seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(tyro.cli, command.experiment(main))

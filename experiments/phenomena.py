@@ -25,6 +25,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import command
 import phenomena_fingerprint
 import phenomena_hallucination
 import phenomena_longer_sft
@@ -88,10 +89,11 @@ PHENOMENA = {
 }
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
     config = config.resolved()
-    try:
+    with command.set_up():
         config.check()
         check_model(config.model)
         # The policies of all seeds are functions of the same shapes, compiled once.
@@ -99,8 +101,6 @@ def main(config: Config) -> int:
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )
-    except (OSError, ValueError, MemoryError) as mistake:
-        sys.exit(f"phenomena.py: {mistake}")
     findings: Findings = {name: {} for name in config.chosen}
     for seed in config.seeds:
         try:
@@ -196,4 +196,4 @@ def report(config: Config, run: Run) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

@@ -13,10 +13,10 @@ Exit status 1 if a claim of a stage does not hold.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import command
 import finetune
 from finetune_config import PRESETS_OF_THE_PAPER, from_command_line
 from finetune_config import Config as StageConfig
@@ -112,9 +112,10 @@ class Config:
         return StageConfig(**(preset | shared | changes), resume=True)
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Run the stages; the exit status."""
-    try:
+    with command.set_up():
         stage = config.stage(loss="dpo").resolved()
         stage.check()
         if config.resume and config.overwrite:
@@ -135,8 +136,6 @@ def main(config: Config) -> int:
             free=("out", "resume", "overwrite", "cache", "log"),
         )
         base = find_start(config.stage().resolved())
-    except (OSError, ValueError, MemoryError) as mistake:
-        sys.exit(f"pipeline.py: {mistake}")
     sft, dpo_after_sft, dpo_from_base = (run.path / name for name in STAGES)
     stages = {
         "sft": config.stage(out=sft, model=base, epochs=config.sft_epochs),
@@ -194,4 +193,4 @@ _SHORT = {"sft": "SFT", "dpo_after_sft": "then DPO", "dpo_from_base": "DPO alone
 
 
 if __name__ == "__main__":
-    sys.exit(main(from_command_line(Config, __doc__)))
+    command.run(main, from_command_line(Config, __doc__))

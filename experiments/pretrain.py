@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import command
 import jax
 import numpy as np
 import optax
@@ -169,9 +170,10 @@ class Config:
             raise ValueError("; ".join(wrong))
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
-    try:
+    with command.set_up():
         config = config.resolved()
         config.check()
         corpus = load_corpus(config)
@@ -193,8 +195,6 @@ def main(config: Config) -> int:
             overwrite=config.overwrite,
             free=FREE,
         )
-    except (OSError, ValueError) as mistake:
-        sys.exit(f"pretrain.py: {mistake}")
     corpus.tokenizer.save(run.path)
 
     apply_fn = make_apply_fn(model)
@@ -424,4 +424,4 @@ def draw_loss(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

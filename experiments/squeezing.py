@@ -18,12 +18,12 @@ notebook. (Of row E the notebook's draws are not known, so only the claims.)
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,15 +141,14 @@ ROWS = {
 }
 
 
+@command.experiment
 def main(config: Config) -> int:
     """Run the experiment; the exit status."""
-    try:
+    with command.set_up():
         config.check()
         run = create_run(
             config.out, dataclasses.asdict(config), overwrite=config.overwrite
         )
-    except (OSError, ValueError) as mistake:
-        sys.exit(f"squeezing.py: {mistake}")
     # A toy: every digit is to be seen.
     jax.config.update("jax_enable_x64", True)
     rows = toy_rows(config.seed)
@@ -334,4 +333,4 @@ def print_rows(outcomes: list[Outcome]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    command.run(main, tyro.cli(Config, description=__doc__))

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["LOCK", "FolderLock", "lock_folder"]
+__all__ = ["LOCK", "FolderLock", "held_locks", "lock_folder"]
 
 #: The file in a folder that is locked. It says who holds the lock.
 LOCK = ".lock"
@@ -106,6 +106,18 @@ def lock_folder(
         os.write(file, json.dumps(me).encode())
     _held[place] = lock = FolderLock(path.parent, file, at_end)
     return lock
+
+
+def held_locks() -> list[FolderLock]:
+    """The locks that this process holds.
+
+    Examples:
+      >>> import tempfile
+      >>> lock = lock_folder(Path(tempfile.mkdtemp()))
+      >>> lock in held_locks()
+      True
+    """
+    return list(_held.values())
 
 
 def _lock(file: int) -> None:

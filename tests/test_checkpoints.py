@@ -53,7 +53,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_the_one_before_a_damaged_one_is_read(folder, caplog, damage):
     """The largest file: the numbers. An empty or flipped one would read as others."""
-    path = max(_files(folder / "2"), key=lambda path: path.stat().st_size)
+    path = max(_files(folder / "2" / "state"), key=lambda path: path.stat().st_size)
     _damage(path, DAMAGE[damage])
     found = _restored(folder)
     assert found.step == 1
