@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax
 import pretrain
 from finetune_config import Config
 
+from ldjax.checkpoints import Checkpoints
 from ldjax.data.tokenizers import Tokenizer
 from ldjax.memory import default_limit, human_bytes
 from ldjax.models import PRESETS, LowRank, Pretrained, Transformer, add_adapters, load
@@ -126,7 +128,7 @@ def find_regime(config: Config, start: str) -> str | None:
     if "loss" not in before:
         return "dpo_from_base"
     after = {"sft": "dpo_after_sft", "sft_extend": "dpo_after_extend"}
-    return after.get(before["regime"])
+    return after.get(before.get("regime"))
 
 
 def cached_base(config: Config) -> Path:
@@ -147,10 +149,25 @@ def cached_base(config: Config) -> Path:
         digest.update(path.read_bytes())
     folder = config.cache / f"base-{digest.hexdigest()[:16]}"
     try:
-        load(folder, shapes_only=True)
-    except (FileNotFoundError, ValueError):  # not there, or not complete
+        load(folder)  # all of it: a base that is damaged is made anew
+    except FileNotFoundError:
+        pretrain.main(dataclasses.replace(settings, out=folder))
+    except ValueError as error:
+        print(f"{error} It is pretrained, from where it can go on.", flush=True)
+        if not _can_go_on(folder):
+            shutil.rmtree(folder)
         pretrain.main(dataclasses.replace(settings, out=folder))
     return folder
+
+
+def _can_go_on(folder: Path) -> bool:
+    """Whether settings and checkpoints of a base model in the cache can be read."""
+    try:
+        run = open_run(folder)
+        Checkpoints(run.path / "checkpoints").restore()
+        return bool(run.config)
+    except (OSError, ValueError):
+        return False
 
 
 def base_of(source: str) -> str:

@@ -233,6 +233,7 @@ class Recorder:
             self._is_closed = True
             for sink in self._sinks:
                 sink.close()
+            self.run.release()
 
     def _observe_end(self, params: Any) -> None:
         if was_donated(params):

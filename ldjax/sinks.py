@@ -182,10 +182,8 @@ class _TensorBoard:
         folder.mkdir(exist_ok=True)
         files = sorted(folder.glob("events.*"))
         self._written: dict[str, int] = {}
-        for event in (event for file in files for event in _events(file)):
-            self._written |= dict.fromkeys(
-                (value.tag for value in event.summary.value), event.step
-            )
+        for file in files:
+            self._written |= _steps_in(file)
         # Numbered: the time in their names is in seconds. Not the package's usual
         # writer, which leaves numbers in a queue that a killed run takes with it.
         self._writer = EventsWriter(str(folder / "events"), f".{len(files)}")
@@ -202,6 +200,21 @@ class _TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _steps_in(path: Path) -> dict[str, int]:
+    """The last step of every curve of a file."""
+    written: dict[str, int] = {}
+    try:
+        for event in _events(path):
+            tags = (value.tag for value in event.summary.value)
+            written |= dict.fromkeys(tags, event.step)
+    except Exception as error:  # the package's own
+        raise ValueError(
+            f"--log tensorboard: {path} is damaged ({error}). Delete the folder "
+            f"{path.parent}: it is made anew from the table of the run."
+        ) from error
+    return written
 
 
 def _event_type() -> Any:
@@ -231,7 +244,7 @@ class _WeightsAndBiases:
         self._notes = run.path / "wandb" / "ldjax.json"
         known: dict[str, Any] = {"id": None, "written": {}}
         if self._notes.is_file():
-            known = read_json_object(self._notes)
+            known |= read_json_object(self._notes)
         self._written: dict[str, int] = known["written"]
         self._notes.parent.mkdir(exist_ok=True)
         try:

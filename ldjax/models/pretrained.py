@@ -231,6 +231,11 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
         return Pretrained(model, abstract_params(config), config, tokenizer)
     progress = checkpoints.restore()
     assert progress is not None  # its step was read
+    if progress.step < settings["num_steps"]:
+        raise ValueError(
+            f"The last checkpoint in {path} is damaged, of step {step}; that of step "
+            f"{progress.step} is not: repeat its command with `--resume`."
+        )
     params = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, config.param_dtype), progress.state["params"]
     )

@@ -27,10 +27,14 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) 
     try:
         if not runs:
             raise ValueError("name at least one run folder")
-        opened = [run for folder in runs for run in _with_metrics(folder)]
-        path = write_page(opened, out or runs[0] / "report.html")
-    except (OSError, ValueError) as mistake:
-        sys.exit(f"ldjax.report: {mistake}")
+        folders = [folder.expanduser() for folder in runs]
+        opened = [run for folder in folders for run in _with_metrics(folder)]
+        path = write_page(opened, (out or folders[0] / "report.html").expanduser())
+    except (OSError, ValueError, MemoryError) as mistake:
+        sys.exit(f"ldjax.report: {' '.join(str(mistake).split())}")
+    except KeyboardInterrupt:
+        print("\nldjax.report: stopped by Ctrl-C; no page was written", file=sys.stderr)
+        return 130
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
@@ -38,7 +42,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) 
 def _with_metrics(folder: Path) -> list[Run]:
     """The run of a folder, or those inside it in the order they were begun."""
     run = open_run(folder)
-    stages = [path.parent for path in folder.glob("*/metrics.parquet")]
+    stages = [path.parent for path in folder.glob("[!.]*/metrics.parquet")]
     if not stages or (folder / "metrics.parquet").is_file():
         return [run]
     begun = lambda path: (path / "config.json").stat().st_mtime_ns

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ldjax.report.damage import Damage
 from ldjax.report.measures import (
     GROUPS,
     PARTS,
@@ -53,11 +54,11 @@ def run_data(run: Run) -> dict[str, Any]:
       run: Of any experiment; what it did not record is empty.
 
     Returns:
-      JSON content, arrays as `packed`.
+      JSON content, arrays as `packed`. Of a damaged file it says that it is left out.
 
     Raises:
       FileNotFoundError: If it has no `metrics.parquet`: it has not been written yet.
-      ValueError: If a file is damaged.
+      ValueError: If that is damaged, without which there is nothing to show.
 
     Examples:
       >>> import tempfile
@@ -73,16 +74,26 @@ def run_data(run: Run) -> dict[str, Any]:
             f"{run.path} has no metrics.parquet: name a run that has begun, such as a "
             "stage of a pipeline."
         )
-    metrics, config = run.metrics(), run.config
-    summary = run.summary if (run.path / "summary.json").is_file() else {}
+    metrics, damage = run.metrics(), Damage()
+    config, head = damage.instead(
+        ({"settings": {}}, ""),
+        lambda: (config := run.config, headline(config["settings"])),
+        run.path / "config.json",
+        "the settings",
+    )
+    told = _of_summary(metrics, {})
+    if (path := run.path / "summary.json").is_file():
+        read = lambda: _of_summary(metrics, run.summary)
+        told = damage.instead(told, read, path, "its numbers")
     curves = {name: change_lines(metrics, name) for name in PROBE_SETS}
     parts = {name: accumulated_curves(metrics, name) for name in part_names(metrics)}
     return finite(
         {
             "name": run.path.resolve().name,
-            "headline": headline(config["settings"]),
-            "told": what_happened(metrics, summary.get("fidelity", {})),
-            "checks": [*summary.get("claims", []), *summary.get("identities", [])],
+            "headline": head,
+            "probes": probe_data(run, metrics, damage),
+            **told,
+            "told": [*damage.notes, *told["told"]],
             "curves": {name: _drawn(lines) for name, lines in curves.items()},
             "tracked": {
                 name: _drawn(accumulated_curves(metrics, name))
@@ -91,13 +102,24 @@ def run_data(run: Run) -> dict[str, Any]:
             "parts": {name: _drawn(lines) for name, lines in parts.items()},
             "ends": final_parts(metrics),
             "remainder": _drawn(_remainder(metrics)),
-            "signatures": summary.get("signatures", {}),
-            "tables": _tables(metrics, summary.get("tokens", {})),
             "figures": [] if any(curves.values()) else _figures(run),
-            "probes": probe_data(run, metrics),
             "config": config,
         }
     )
+
+
+def _of_summary(metrics: pl.DataFrame, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a run with the help of its `summary.json`."""
+    checks = [*summary.get("claims", []), *summary.get("identities", [])]
+    return {
+        "told": what_happened(metrics, summary.get("fidelity", {})),
+        "checks": [{"text": of["text"], "holds": bool(of["holds"])} for of in checks],
+        "signatures": {
+            name: [dict(verdict) for verdict in verdicts]
+            for name, verdicts in summary.get("signatures", {}).items()
+        },
+        "tables": _tables(metrics, summary.get("tokens", {})),
+    }
 
 
 def evenly(count: int, most: int) -> np.ndarray:

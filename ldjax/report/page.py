@@ -38,6 +38,8 @@ def write_page(runs: Sequence[Run], out: Path | None = None) -> Path:
 
     Raises:
       FileNotFoundError: If a run has no metrics yet.
+      ValueError: If they are damaged; what else is damaged is left out.
+      WriteError: If the machine refuses; a page that was there stays.
 
     Examples:
       >>> import tempfile
@@ -49,9 +51,11 @@ def write_page(runs: Sequence[Run], out: Path | None = None) -> Path:
     """
     path = runs[0].path / "report.html" if out is None else out
     text = page(runs)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file for the page.")
     with whole_file(path) as partial:
-        partial.write_bytes(text.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(text.encode(errors="replace"))
     return path
 
 

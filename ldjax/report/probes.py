@@ -6,13 +6,15 @@ moved it (`token_maps/`), as far as that was recorded.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from ldjax.data.tokenizers import Tokenizer, load_tokenizer
-from ldjax.files import json_object, read_lines
+from ldjax.files import json_object, read_lines, text_field
+from ldjax.report.damage import Damage
 from ldjax.report.packing import packed
 from ldjax.runs import Run
 
@@ -45,18 +47,18 @@ class _Scored(NamedTuple):
     ids: np.ndarray
 
 
-def probe_data(run: Run, metrics: pl.DataFrame) -> dict[str, Any] | None:
+def probe_data(
+    run: Run, metrics: pl.DataFrame, damage: Damage
+) -> dict[str, Any] | None:
     """The browser's part of a page.
 
     Args:
       run: Of `finetune.py`.
       metrics: Its table.
+      damage: Takes note of the files that are damaged, which are left out.
 
     Returns:
       JSON content; None if the run watched no texts.
-
-    Raises:
-      ValueError: If a file of the run is damaged.
 
     Examples:
       >>> import tempfile
@@ -66,13 +68,22 @@ def probe_data(run: Run, metrics: pl.DataFrame) -> dict[str, Any] | None:
       >>> run.write_metrics([(0, 0, "train/0", "chosen", "log_prob", -9.0)])
       >>> line = '{"probe":"train/0","type":"chosen","prompt":"Why?","text":" So"}'
       >>> _ = (run.path / "probes.jsonl").write_text(line)
-      >>> probe_data(run, run.metrics())["responses"]
+      >>> probe_data(run, run.metrics(), Damage())["responses"]
       [{'prompt': 0, 'type': 'chosen', 'text': ' So'}]
     """
     path = run.path / "probes.jsonl"
     if not path.is_file():
         return None
-    lines = [json_object(line.data) for line in read_lines(path) if line.data]
+    return damage.instead(
+        None, lambda: _browser(run, metrics, damage), path, "the responses"
+    )
+
+
+def _browser(run: Run, metrics: pl.DataFrame, damage: Damage) -> dict[str, Any]:
+    path = run.path / "probes.jsonl"
+    lines = [_texts(json_object(line.data)) for line in read_lines(path) if line.data]
+    if not lines:
+        raise ValueError("it is empty")
     tracked = [_key(line) for line in lines if line["probe"].startswith("tracked/")]
     responses = {_key(line): line for line in lines}  # tracked ones are observed too
     places = {key: place for place, key in enumerate(responses)}
@@ -86,8 +97,18 @@ def probe_data(run: Run, metrics: pl.DataFrame) -> dict[str, Any] | None:
         ],
         "observed": _observed(metrics, places),
         "tracked": _tracked(metrics, [places[key] for key in tracked], tracked),
-        "tokens": _tokens(run, [places[key] for key in tracked]),
+        "tokens": damage.instead(
+            None,
+            lambda: _tokens(run, [places[key] for key in tracked], damage),
+            run.path / "tokens.npz",
+            "its tokens",
+        ),
     }
+
+
+def _texts(line: Mapping[str, Any]) -> dict[str, str]:
+    names = ("probe", "type", "prompt", "text")
+    return {name: text_field(line, name) for name in names}
 
 
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
@@ -191,17 +212,23 @@ def _table(rows: pl.DataFrame, steps: np.ndarray, count: int) -> np.ndarray:
     return table
 
 
-def _tokens(run: Run, places: Sequence[int]) -> dict[str, Any] | None:
+def _tokens(run: Run, places: Sequence[int], damage: Damage) -> dict[str, Any] | None:
     """The account of every tracked token, by place of the response."""
     path = run.path / "tokens.npz"
     if not (path.is_file() and (run.path / "tokenizer.json").is_file()):
         return None
     model = run.config["settings"].get("model", {})
-    tokenizer = load_tokenizer(run.path, vocab_size=model.get("vocab_size"))
-    with np.load(path) as file:
-        arrays = dict(file)
+    tokenizer = damage.instead(
+        None,
+        lambda: load_tokenizer(run.path, vocab_size=model.get("vocab_size")),
+        run.path / "tokenizer.json",
+        "its tokens",
+    )
+    if tokenizer is None:
+        return None
+    arrays = _arrays(path)
     scored = _scored(arrays)
-    maps, updates = _token_maps(run, scored)
+    maps, updates = _token_maps(run, scored, damage)
     return {
         "steps": arrays["step"].tolist(),
         "updates": updates,
@@ -211,6 +238,12 @@ def _tokens(run: Run, places: Sequence[int]) -> dict[str, Any] | None:
             for number, of in scored.items()
         },
     }
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, which NumPy would leave open where it is damaged."""
+    with path.open("rb") as file, np.load(file) as arrays:
+        return dict(arrays)
 
 
 def _scored(arrays: Mapping[str, np.ndarray]) -> dict[int, _Scored]:
@@ -244,7 +277,7 @@ def _response(
 
 
 def _token_maps(
-    run: Run, scored: Mapping[int, _Scored]
+    run: Run, scored: Mapping[int, _Scored], damage: Damage
 ) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]]:
     """The largest shares of the update's tokens in each watched token's change.
 
@@ -256,31 +289,45 @@ def _token_maps(
     updates: list[dict[str, Any]] = []
     maps: dict[int, list[dict[str, Any]]] = {number: [] for number in scored}
     for path in sorted((run.path / "token_maps").glob("*.npz")):
-        with np.load(path) as file:
-            arrays = dict(file)
-        sides = [
-            name.removeprefix("targets_")
-            for name in arrays
-            if name.startswith("targets_")
-        ]
-        masks = {side: arrays[f"mask_{side}"].astype(bool) for side in sides}
-        texts = [
-            {"side": side, "row": row, "ids": ids[mask].tolist()}
-            for side in sides
-            for row, (ids, mask) in enumerate(
-                zip(arrays[f"targets_{side}"], masks[side], strict=True)
-            )
-        ]
-        updates.append({"step": int(path.stem), "texts": texts})
-        for number, (bucket, row, at, _) in scored.items():
-            shares = [
-                arrays[f"map_{bucket}_{side}"][row][at][:, masks[side]]
-                for side in sides
-            ]
-            maps[number].append(_largest(np.concatenate(shares, axis=1)))
+        found = damage.instead(
+            None, lambda path=path: _token_map(path, scored), path, "its shares"
+        )
+        if found is None:
+            continue
+        update, shares = found
+        updates.append(update)
+        for number, largest in shares.items():
+            maps[number].append(largest)
     if not updates:
         return {}, []
     return {number: {"maps": of} for number, of in maps.items()}, updates
+
+
+def _token_map(
+    path: Path, scored: Mapping[int, _Scored]
+) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """An update, and the largest shares of its tokens by response."""
+    arrays = _arrays(path)
+    sides = [
+        name.removeprefix("targets_") for name in arrays if name.startswith("targets_")
+    ]
+    masks = {side: arrays[f"mask_{side}"].astype(bool) for side in sides}
+    texts = [
+        {"side": side, "row": row, "ids": ids[mask].tolist()}
+        for side in sides
+        for row, (ids, mask) in enumerate(
+            zip(arrays[f"targets_{side}"], masks[side], strict=True)
+        )
+    ]
+    shares = {
+        number: [
+            arrays[f"map_{bucket}_{side}"][row][at][:, masks[side]] for side in sides
+        ]
+        for number, (bucket, row, at, _) in scored.items()
+    }
+    return {"step": int(path.stem), "texts": texts}, {
+        number: _largest(np.concatenate(of, axis=1)) for number, of in shares.items()
+    }
 
 
 def _largest(shares: np.ndarray) -> dict[str, Any]:
