@@ -81,7 +81,7 @@ def experiment(main: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if not _is_told(error):
                 raise
-            line = _text(error)
+            line = _text(error) + _after_room(error, settings)
         sys.exit(f"{script}: {worded(line, names)}")
 
     return framed
@@ -223,6 +223,21 @@ def _is_told(error: Exception) -> bool:
     *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
     place = Path(innermost.f_code.co_filename)
     return any(folder in place.parents for folder in _OURS)
+
+
+def _after_room(error: Exception, settings: Collection[Any]) -> str:
+    """What goes on with a run that had no room, if something does."""
+    from ldjax.files import WriteError
+    from ldjax.locks import held_locks
+    from ldjax.replacing import is_replacing
+
+    if not isinstance(error, WriteError):
+        return ""
+    begun = [lock.folder for lock in held_locks() if not is_replacing(lock.folder)]
+    for config in settings:
+        if hasattr(config, "resume") and expanded(config).out.resolve() in begun:
+            return " When there is room, --resume goes on."
+    return ""
 
 
 def _text(error: BaseException) -> str:

@@ -128,7 +128,7 @@ def find_regime(config: Config, start: str) -> str | None:
     if "loss" not in before:
         return "dpo_from_base"
     after = {"sft": "dpo_after_sft", "sft_extend": "dpo_after_extend"}
-    return after.get(before.get("regime"))
+    return after.get(before.get("regime") or "")
 
 
 def cached_base(config: Config) -> Path:

@@ -262,9 +262,12 @@ def writing(path: Path, *, partial: Path | None = None) -> Iterator[None]:
         room = ""
         if code in _NO_ROOM:
             room = f" ({human_bytes(_size(partial))} of it were written"
-            with contextlib.suppress(OSError):
-                free = shutil.disk_usage(path.absolute().parent).free
-                room += f", {human_bytes(free)} are free"
+            if code == errno.EFBIG:
+                room += ", the limit is that of `ulimit -f`"
+            else:
+                with contextlib.suppress(OSError):
+                    free = shutil.disk_usage(path.absolute().parent).free
+                    room += f", {human_bytes(free)} are free"
             room += ")"
         raise WriteError(
             code,

@@ -1,0 +1,169 @@
+"""The folder in which hostile input is given, and what must be there afterwards."""
+
+import contextlib
+import gzip
+import importlib
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import polars as pl
+import tyro
+
+from ldjax.data.tokenizers import train_bpe
+from ldjax.models import Pretrained, Transformer, gpt2_config, save
+from ldjax.runs import create_run
+
+PAIR = {"prompt": "What is it?", "chosen": "A small thing.", "rejected": "Who knows."}
+
+
+class Case(NamedTuple):
+    """Something that a user may do.
+
+    Attributes:
+      kind: Which table it is of.
+      script: The experiment.
+      args: Of its command line.
+      says: What its line says, a regular expression.
+      change: Made in the folder before.
+      ends: Whether it must be `refused`, or `may run` as well.
+      job: More of what `hostile_server.py` takes.
+      is_fast: It is refused before anything is computed.
+      then: Arguments of a command that must succeed after it.
+    """
+
+    kind: str
+    script: str
+    args: tuple[str, ...]
+    says: str = ""
+    change: Callable[[Path], Any] | None = None
+    ends: str = "refused"
+    job: dict[str, Any] = {}  # noqa: RUF012
+    is_fast: bool = False
+    then: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """For the list of tests."""
+        changed = getattr(self.change, "__name__", "") if self.change else ""
+        extra = " ".join(str(value) for value in self.job.values())
+        words = " ".join(word[:40] for word in self.args)
+        return ascii(" ".join([self.kind, self.script, words, changed, extra]).strip())
+
+
+def make_folder(folder: Path) -> Path:
+    """Data, a model of the hub and a run that is done: what a user has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [PAIR | {"prompt": f"What is number {i}?"} for i in range(8)]
+    write_rows(folder / "pairs.jsonl", rows)
+    (folder / "text.txt").write_text(
+        "\n\n".join(f"Once there were {i} texts." for i in range(200))
+    )
+    tokenizer = train_bpe([" ".join(PAIR.values())], vocab_size=280)
+    config = gpt2_config(
+        vocab_size=280, num_layers=1, width=8, num_heads=2, max_positions=64
+    )
+    model = Transformer(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    save(folder / "model", Pretrained(model, params, config, tokenizer))
+    run = create_run(folder / "old", {"seed": 0})
+    run.write_metrics([(0, 0, "train/0", "chosen", "log_prob", -9.0)])
+    (folder / "old" / "years.txt").write_text("of work")
+    run.release()
+    return folder
+
+
+def write_rows(path: Path, rows: list[Any]) -> None:
+    """JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, but for the locks."""
+    if not folder.is_dir():
+        return {}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def in_process(case: Case, folder: Path, experiments: Path) -> dict[str, Any]:
+    """Call the script's `main`, which is far quicker than to start it."""
+    out, err = io.StringIO(), io.StringIO()
+    status: Any = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            if case.script == "ldjax.report":
+                main = importlib.import_module("ldjax.report.__main__").main
+                status = tyro.cli(main, args=case.args)
+            else:
+                sys.path.insert(0, str(experiments))
+                module = importlib.import_module(case.script.removesuffix(".py"))
+                config = tyro.cli(module.Config, args=case.args)
+                status = module.main(config)
+        except SystemExit as end:
+            status = end.code
+        finally:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(str(experiments))
+    if isinstance(status, str):
+        err.write(f"{status}\n")
+        status = 1
+    return {"status": status, "out": out.getvalue(), "err": err.getvalue()}
+
+
+def check(case: Case, done: dict[str, Any], folder: Path, old: dict[str, Any]) -> None:
+    """No traceback, one line, nothing lost, nothing half-written."""
+    told = f"{case.name}: status {done['status']}\n{done['out'][-500:]}\n{done['err']}"
+    assert "Traceback" not in done["err"] + done["out"], told
+    assert done["status"] in _STATUS[case.ends], told
+    if done["status"] == 1 and "FAILS" not in done["out"]:
+        lines = [line for line in done["err"].splitlines() if line.strip()]
+        assert lines, told
+        assert lines[-1].startswith(f"{case.script}: "), told
+        assert all(" is damaged" in line for line in lines[:-1]), told
+    if case.ends != "may run" or done["status"]:
+        assert _found(case.says, done["err"]), told
+    left = [path for path in folder.rglob(".*partial")]
+    assert all((path / "made-before").is_dir() for path in left), told
+    for name, before in old.items():
+        assert contents(folder / name) == before, told
+
+
+_STATUS = {
+    "refused": (1, 2),
+    "may run": (0, 1, 2),
+    "runs": (0,),
+    "stopped": (130, 143),
+}
+
+
+def _found(says: str, err: str) -> bool:
+    import re
+
+    words = " ".join(err.replace("│", " ").split())  # of the parser's box
+    return re.search(says, words) is not None
+
+
+def packed(data: bytes) -> bytes:
+    """Gzip."""
+    return gzip.compress(data, mtime=0)
+
+
+def a_parquet(path: Path) -> None:
+    """A table where lines are expected."""
+    pl.DataFrame({"prompt": ["a"], "chosen": ["b"]}).write_parquet(path)
+
+
+def copy(source: Path, target: Path) -> Path:
+    """A folder that may be damaged."""
+    return shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
