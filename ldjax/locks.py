@@ -139,6 +139,7 @@ def _end(
 ) -> object:
     if os.getpid() != pid:  # a fork of the process that holds it
         return None
+    _held.pop(_place(os.fstat(file)), None)
     try:
         return at_end(folder) if at_end else None
     finally:

@@ -501,6 +501,7 @@ def _stopped() -> list[Case]:
                     "finetune.py: stopped by (Ctrl-C|SIGTERM)",
                     ends="stopped",
                     job=job,
+                    then=(*long, "--resume") if "when" in moment else (),
                 )
             )
             cases.append(
@@ -510,7 +511,8 @@ def _stopped() -> list[Case]:
                     ("--smoke", "--out", "new", "--cache", "cache"),
                     "pipeline.py: stopped by (Ctrl-C|SIGTERM)",
                     ends="stopped",
-                    job={**job, "seconds": 4.0} if "seconds" in job else job,
+                    job=job
+                    | ({"seconds": 2 * job["seconds"]} if "seconds" in job else {}),
                 )
             )
     over = (*TINY, "--out", "run", "--overwrite")

@@ -62,9 +62,8 @@ def make_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [PAIR | {"prompt": f"What is number {i}?"} for i in range(8)]
     write_rows(folder / "pairs.jsonl", rows)
-    (folder / "text.txt").write_text(
-        "\n\n".join(f"Once there were {i} texts." for i in range(200))
-    )
+    texts = [f"Once there were {i} texts." for i in range(200)]
+    (folder / "text.txt").write_text("\n\n".join(texts))
     tokenizer = train_bpe([" ".join(PAIR.values())], vocab_size=280)
     config = gpt2_config(
         vocab_size=280, num_layers=1, width=8, num_heads=2, max_positions=64
@@ -133,7 +132,7 @@ def check(case: Case, done: dict[str, Any], folder: Path, old: dict[str, Any]) -
         assert all(" is damaged" in line for line in lines[:-1]), told
     if case.ends != "may run" or done["status"]:
         assert _found(case.says, done["err"]), told
-    left = [path for path in folder.rglob(".*partial")]
+    left = list(folder.rglob(".*partial"))
     assert all((path / "made-before").is_dir() for path in left), told
     for name, before in old.items():
         assert contents(folder / name) == before, told

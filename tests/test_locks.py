@@ -10,7 +10,7 @@ import time
 import pytest
 
 import ldjax.locks
-from ldjax.locks import LOCK, lock_folder
+from ldjax.locks import LOCK, held_locks, lock_folder
 
 # The module by itself: JAX, which it does not need, takes seconds to import.
 HOLD = f"""
@@ -81,6 +81,17 @@ def test_one_process_locks_as_often_as_it_likes(tmp_path):
     assert (tmp_path / LOCK).is_file()
     del again
     assert not (tmp_path / LOCK).exists()
+
+
+def test_a_lock_that_was_given_back_is_no_lock(tmp_path):
+    """Though somebody keeps it, and a new file may get the number of the old one."""
+    kept = [lock_folder(tmp_path)]
+    kept[0].release()
+    assert kept[0] not in held_locks()
+    kept += [lock_folder(tmp_path) for _ in range(3)]
+    assert (tmp_path / LOCK).is_file()
+    assert kept[1] is kept[2]
+    assert kept[0] is not kept[1]
 
 
 def test_what_is_to_be_done_at_the_end_is_done_once(tmp_path):

@@ -6,7 +6,7 @@ has tests of its own there.)
 """
 
 import gzip
-import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -28,6 +28,13 @@ def test_commands_are_found():
     assert len(SCRIPTS) >= 12
     assert {"make demo", "make test", "make lint"} <= set(COMMANDS)
     assert any(c.startswith("python -m ldjax.report ") for c in COMMANDS)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(ldjax(?:\.\w+)+)", TEXT))))
+def test_every_name_is_there(name):
+    module, _, attribute = name.rpartition(".")
+    found = importlib.import_module(module)
+    assert hasattr(found, attribute) or importlib.util.find_spec(name)
 
 
 @pytest.mark.parametrize("target", [c.split()[1] for c in COMMANDS if "make" in c])
