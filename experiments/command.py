@@ -160,6 +160,7 @@ class _Farewell:
         for number in _SIGNALS:
             signal.signal(number, self._stop)
         threading.Thread(target=self._watch, args=(receiver,), daemon=True).start()
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._not_raised
 
     def say(self, number: int) -> int:
         """Say how to go on, once; the exit status."""
@@ -175,6 +176,15 @@ class _Farewell:
         if self._line:  # again
             os._exit(128 + number)
         raise Stopped(number)
+
+    def _not_raised(self, lost: Any) -> None:
+        """A callback, as of the garbage collector, where nothing can be raised."""
+        if not isinstance(lost.exc_value, Stopped):
+            self._hook(lost)
+            return
+        again = threading.Timer(0.05, os.kill, (os.getpid(), lost.exc_value.args[0]))
+        again.daemon = True
+        again.start()
 
     def _watch(self, receiver: int) -> None:
         number = 0

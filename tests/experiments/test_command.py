@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -140,3 +141,61 @@ def test_the_one_who_stops_a_run_is_told_how_to_go_on(command, tmp_path, monkeyp
     run = create_run(config.out, {"seed": 1}, overwrite=True)
     assert told().endswith("numbers; the run in " + f"{config.out} is as it was.")
     del run
+
+
+def test_a_signal_where_nothing_can_be_raised_comes_again(tmp_path):
+    """In `__del__`, as in the callbacks of JAX, exceptions are ignored."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(EXPERIMENTS)!r})
+import command
+
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+@command.experiment
+def main(config):
+    Deleted()
+    time.sleep(60)
+
+command.run(main, None)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 143
+    line = "script.py: stopped by SIGTERM before anything was begun."
+    assert done.stderr.strip() == line
+
+
+def test_a_program_that_does_not_come_to_it_is_ended(tmp_path):
+    """As in a compilation: the interpreter is not there to raise anything."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import os, signal, sys, threading, time
+sys.path.insert(0, {str(EXPERIMENTS)!r})
+import command
+command.GRACE = 0.5
+
+@command.experiment
+def main(config):
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(60)
+
+command.run(main, None)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 130
+    assert done.stderr.strip().startswith("script.py: stopped by Ctrl-C")
