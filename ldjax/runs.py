@@ -68,9 +68,8 @@ class Run:
           ValueError: If the file is damaged, or not that of a run.
         """
         content = read_json_object(self.path / _CONFIG)
-        for name in ("settings", "versions"):
-            if not isinstance(content.get(name), dict):
-                raise ValueError(f"{self.path / _CONFIG} is not that of a run.")
+        if not isinstance(content.get("settings"), dict):
+            raise ValueError(f"{self.path / _CONFIG} is not that of a run.")
         return content
 
     @property
@@ -245,7 +244,8 @@ def start_run(
         return _started(path, settings, overwrite=overwrite, is_resumable=True)
     run = Run(path, lock_folder(path, at_end=settle))
     settle(path)
-    there = run.config["settings"] | _numerics(run.config["versions"])
+    config = run.config
+    there = config["settings"] | _numerics(config.get("versions") or {})
     here = json.loads(_json(settings))
     here |= _numerics({name: _version(name) for name in _PACKAGES})
     changes = [
