@@ -56,6 +56,17 @@ class Case(NamedTuple):
         words = " ".join(word[:40] for word in self.args)
         return ascii(" ".join([self.kind, self.script, words, changed, extra]).strip())
 
+    @property
+    def needs_training(self) -> bool:
+        """Whether it needs the runs `base` and `run`."""
+        return self.kind == "damaged" or bool({"base", "run"} & set(self.args))
+
+    @property
+    def limit(self) -> float:
+        """Seconds after which it hangs; longer where models are compiled."""
+        is_refused = self.ends == "refused" and "bytes" not in self.job
+        return 60.0 if is_refused else 300.0
+
 
 def make_folder(folder: Path) -> Path:
     """Data, a model of the hub and a run that is done: what a user has."""
