@@ -4,7 +4,7 @@ import json
 import os
 import signal
 
-from hostile_world import PAIR, Case, a_parquet, packed, write_rows
+from hostile_world import PAIR, Case, a_parquet, packed, pairs, write_rows
 
 TINY = ("--smoke", "--init", "base")
 MODEL = ("--smoke", "--model", "model", "--data", "pairs.jsonl", "--max-length", "32")
@@ -77,7 +77,7 @@ def _lost() -> list[Case]:
         )
     data = _change(
         "data in the run",
-        lambda folder: write_rows(folder / "old" / "pairs.jsonl", [PAIR] * 8),
+        lambda folder: write_rows(folder / "old" / "pairs.jsonl", pairs()),
     )
     here = ("--smoke", "--model", "model", "--data", "old/pairs.jsonl")
     return [
@@ -301,13 +301,6 @@ def _data() -> list[Case]:
             options,
             "--blank keep.*--on-bad-row skip|--on-bad-row skip.*--blank keep",
             _bytes("pairs.jsonl", blank),
-        ),
-        Case(
-            "words",
-            "finetune.py",
-            options,
-            "--on-bad-row skip",
-            _bytes("pairs.jsonl", b'{"prompt": "a"}\n'),
         ),
         Case("data", "finetune.py", options, "", _change("parquet", _parquet)),
         *(

@@ -5,7 +5,6 @@ Reads jobs as JSON lines and answers each with what became of it. A job has the
 or a `signal` that is sent when the text `when` was printed, or after `seconds`.
 """
 
-import contextlib
 import importlib
 import json
 import os
@@ -15,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -91,14 +91,8 @@ def _become(job, out, err):
             print(end.code, file=sys.stderr)
         code = 0 if end.code is None else code
     except BaseException:
-        sys.excepthook(*sys.exc_info())
-    import atexit
-
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(code)
+        traceback.print_exc()
+    sys.exit(code)  # as any process does, with what it does at its end
 
 
 if __name__ == "__main__":

@@ -71,8 +71,7 @@ class Case(NamedTuple):
 def make_folder(folder: Path) -> Path:
     """Data, a model of the hub and a run that is done: what a user has."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [PAIR | {"prompt": f"What is number {i}?"} for i in range(8)]
-    write_rows(folder / "pairs.jsonl", rows)
+    write_rows(folder / "pairs.jsonl", pairs())
     texts = [f"Once there were {i} texts." for i in range(200)]
     (folder / "text.txt").write_text("\n\n".join(texts))
     tokenizer = train_bpe([" ".join(PAIR.values())], vocab_size=280)
@@ -88,6 +87,11 @@ def make_folder(folder: Path) -> Path:
     (folder / "old" / "years.txt").write_text("of work")
     run.release()
     return folder
+
+
+def pairs() -> list[dict[str, str]]:
+    """Rows that differ in everything."""
+    return [{name: f"{text} {i}" for name, text in PAIR.items()} for i in range(8)]
 
 
 def write_rows(path: Path, rows: list[Any]) -> None:

@@ -97,7 +97,7 @@ def test_a_setting_that_cannot_be_written_leaves_the_old_run(tmp_path):
                 tmp_path / "run",
                 _logits,
                 [GOOD],
-                settings=settings,  # type: ignore[arg-type]
+                settings=settings,
                 overwrite=True,
             )
     assert contents(tmp_path / "run") == before
@@ -118,9 +118,15 @@ def test_a_folder_that_another_process_records_in_is_refused(tmp_path):
     ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        for option in ("resume", "overwrite"):
+        for resume in (True, False):
             with pytest.raises(BlockingIOError, match=f"process {holder.pid} on "):
-                ldjax.Recorder(tmp_path / "run", _logits, [GOOD], **{option: True})
+                ldjax.Recorder(
+                    tmp_path / "run",
+                    _logits,
+                    [GOOD],
+                    resume=resume,
+                    overwrite=not resume,
+                )
         holder.kill()
     assert contents(tmp_path / "run") == before
     with ldjax.Recorder(tmp_path / "run", _logits, [GOOD], overwrite=True) as recorder:
