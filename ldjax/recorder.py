@@ -116,7 +116,7 @@ class Recorder:
           FileExistsError: If the folder holds something, and none of `resume` and
             `overwrite` says what to do with it.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         ours = {"every": every, "examples_per_step": examples_per_step}
         _check(probes, {**ours, "batch_size": batch_size})
         check_sinks(log)

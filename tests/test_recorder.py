@@ -432,5 +432,7 @@ def test_mistakes_are_one_message(tmp_path):
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="not a run"):
         make(path=tmp_path / "other", overwrite=True)
-    make(overwrite=True)
+    recorder = make(overwrite=True)
     assert not (tmp_path / "run" / "metrics.parquet").exists()
+    del recorder  # which recorded nothing
+    assert (tmp_path / "run" / "metrics.parquet").exists()
