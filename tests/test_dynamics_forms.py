@@ -312,7 +312,7 @@ def test_logits_of_the_wrong_shape_are_refused():
 def test_a_mask_of_the_wrong_shape_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     wrong = CASE.update._replace(mask=CASE.update.mask[:, :2])
-    with pytest.raises(ValueError, match=r"mask of shape \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"to go with a mask of \(3, 2\)"):
         _first_call(update=wrong)
 
 
