@@ -296,9 +296,10 @@ class Recorder:
         """The floor that an earlier recorder measured last."""
         import polars as pl
 
-        if earlier is None:
+        found = pl.DataFrame() if earlier is None else earlier
+        if not len(found) or "floor" not in found["quantity"]:
             return {}
-        found = earlier.filter(pl.col("quantity") == "floor")
+        found = found.filter(pl.col("quantity") == "floor")
         found = found.filter(pl.col("step") == pl.col("step").max())
         known = {
             (name, type_): value
