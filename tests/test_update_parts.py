@@ -214,7 +214,19 @@ def _assert_witnessed(optimizer, witness, params, rtol=1e-12, num_steps=4):
         params = optax.apply_updates(params, updates)
 
 
-@pytest.mark.parametrize("name", WITNESSED)
+_WITNESSED_FAST = (
+    *("nesterov", "clip, adamw", "clip by value, adam", "lion", "rprop"),
+    *("accumulated adamw", "schedule-free sgd"),
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in _WITNESSED_FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in WITNESSED
+    ],
+)
 def test_every_part_equals_the_numpy_optimizers(name):
     optimizer, witness = WITNESSED[name]
     # Optax accumulates in float32, and counts in it.
@@ -287,7 +299,11 @@ def _average_from_zero():
         (chain_sgd(stateless(lambda g: jnp.maximum(g, 0.1))), "`max`"),
         (chain_sgd(stateless(lambda g: jnp.clip(g, 0.1, 0.3))), "`max`"),
         (chain_sgd(_average_from_zero()), "the state's `.*average"),
-        (optax.lbfgs(0.1, memory_size=1, linesearch=None), "because of `"),
+        pytest.param(
+            optax.lbfgs(0.1, memory_size=1, linesearch=None),
+            "because of `",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["quantised", "bool", "size", "floor", "band", "average", "lbfgs"],
 )
