@@ -100,8 +100,8 @@ def frozen_update(
       `own(gradient)` and the values of `rest` sum to the update.
 
     Raises:
-      ValueError: If the update is not linear even with frozen scales, or `state` is
-        not one of `optimizer.init`.
+      ValueError: If the update is not linear even with frozen scales, `state` is not
+        one of `optimizer.init`, or `gradient` has another structure than `params`.
 
     References:
       Aumann & Shapley 1974, "Values of Non-Atomic Games", for monotone functions.
@@ -124,6 +124,12 @@ def frozen_update(
       >>> own(jnp.array([1.0, 4.0]))  # a quarter of the first, twice the second
       Array([-0.125, -1.   ], dtype=...)
     """
+    if jax.tree.structure(gradient) != jax.tree.structure(params):
+        raise ValueError(
+            "The gradient has another structure than the parameters, so it cannot be "
+            "said which of them are trained and which are copies (as in "
+            "`optax.lookahead`). The total prediction still works: pass `parts=None`."
+        )
     arrays = {k: v for k, v in extra_args.items() if _is_arrays(v)}
     others = {k: v for k, v in extra_args.items() if k not in arrays}
     inputs = (gradient, state, params, arrays)

@@ -325,6 +325,16 @@ def test_a_state_of_another_optimizer_is_refused():
         frozen_update(adam, {"w": 1.0}, optax.sgd(0.1).init({"w": 1.0}), {"w": 1.0})
 
 
+def test_two_sets_of_parameters_are_refused():
+    optimizer = optax.lookahead(optax.sgd(0.1), 2, 0.5)
+    theta = optax.LookaheadParams.init_synced(jnp.ones(2))
+    with pytest.raises(ValueError, match="copies.*lookahead.*parts=None"):
+        frozen_update(
+            optax.with_extra_args_support(optimizer),
+            *(jnp.ones(2), optimizer.init(theta), theta),
+        )
+
+
 def test_yogis_moments_start_where_optax_puts_them():
     """At 1e-6, not at zero: that is all the history there is at the start."""
     optimizer, gradient = optax.yogi(0.1), _gradient(0)
@@ -457,3 +467,15 @@ def test_every_part_has_a_word_and_a_colour_wherever_parts_are_shown():
     assert not [name for name in names if f"part:{name}" not in measures.PARTS]
     assert not [name for name in names if name not in figures.COLORS]
     assert not [name for name in names if f'"part:{name}": "#' not in page]
+
+
+@pytest.mark.parametrize("function", [jnp.tanh, lambda x: x**3], ids=["tanh", "cube"])
+def test_the_share_of_a_monotone_function_is_that_of_aumann_and_shapley(function):
+    r"""A part `p` of `x` has `p` times the mean of phi's derivative from 0 to `x`."""
+    g, part = jnp.array([0.5, -1.2, 0.01]), jnp.array([0.7, 0.3, -2.0])
+    optimizer = stateless(function)
+    _, (share,), _, _ = _split(optimizer, g, optimizer.init(g), g, part)
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    slope = jax.vmap(jax.vmap(jax.grad(function)))
+    slopes = slope(jnp.asarray((nodes[:, None] + 1) / 2) * g[None])
+    assert_close(share, part * (jnp.asarray(weights) @ slopes) / 2)
