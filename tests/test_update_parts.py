@@ -328,7 +328,7 @@ def test_a_state_of_another_optimizer_is_refused():
 def test_two_sets_of_parameters_are_refused():
     optimizer = optax.lookahead(optax.sgd(0.1), 2, 0.5)
     theta = optax.LookaheadParams.init_synced(jnp.ones(2))
-    with pytest.raises(ValueError, match="copies.*lookahead.*parts=None"):
+    with pytest.raises(ValueError, match=r"copies.*lookahead.*parts=None"):
         frozen_update(
             optax.with_extra_args_support(optimizer),
             *(jnp.ones(2), optimizer.init(theta), theta),
