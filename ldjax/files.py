@@ -168,6 +168,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not whole JSON: {error}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object.")
     return content

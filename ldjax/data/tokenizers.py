@@ -139,8 +139,27 @@ class Tokenizer:
         """
         for text in texts:
             _check_text(text)
-        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encodings = self._inner.encode_batch_fast(
+                list(texts), add_special_tokens=False
+            )
+        except Exception as error:  # the library raises plain `Exception`
+            raise ValueError(self._why_unread(texts, error)) from error
         return [encoding.ids for encoding in encodings]
+
+    def _why_unread(self, texts: Sequence[str], error: Exception) -> str:
+        for text in texts:
+            try:
+                self._inner.encode(text, add_special_tokens=False)
+            except Exception as of_text:
+                error, unread = of_text, repr(text[:40])
+                break
+        else:
+            unread = "that it was given"
+        return (
+            f"The tokenizer cannot read the text {unread}: {error}. Has it no unknown "
+            "token for what it does not know?"
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some token ids; special tokens appear as their text.

@@ -11,9 +11,16 @@ import jax.numpy as jnp
 from ldjax.data.tokenizers import Tokenizer, load_tokenizer
 from ldjax.files import whole_folder
 from ldjax.models.hub.adapters import AdapterFolder, is_adapter_folder
+from ldjax.models.hub.agreement import refuse_contradictions
 from ldjax.models.hub.config import read_config, to_hub
-from ldjax.models.hub.files import find_folder, write_tensors
+from ldjax.models.hub.files import (
+    TensorFiles,
+    find_folder,
+    has_weights,
+    write_tensors,
+)
 from ldjax.models.hub.parameters import abstract_params, packed, read_params
+from ldjax.models.hub.settings import Settings
 from ldjax.models.hub.tensors import nested
 from ldjax.models.low_rank import LowRank
 from ldjax.models.transformer import Transformer
@@ -98,6 +105,9 @@ def load(
             return with_adapters(base, config.adapters)
         return with_adapters(base, config.adapters, nested(found.leaves(config)))
     config = dataclasses.replace(read_config(folder), **dtypes)
+    if shapes_only and has_weights(folder):
+        shapes = TensorFiles.of(folder).shapes
+        refuse_contradictions(folder, config, shapes, gross=False)
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder, vocab_size=config.vocab_size)
@@ -201,7 +211,7 @@ def is_run(folder: Path) -> bool:
     """
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "settings" in content
 
@@ -212,19 +222,26 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
     from ldjax.runs import open_run
 
     settings = open_run(path).config["settings"]
-    if "model" not in settings or "num_steps" not in settings:
+    is_read = isinstance(settings, dict) and "num_steps" in settings
+    if not is_read or not isinstance(settings.get("model"), dict):
         raise ValueError(
             f"{path} is not a run of experiments/pretrain.py or finetune.py."
         )
+    try:
+        config = TransformerConfig.of(settings["model"])
+        num_steps = Settings(settings).whole("num_steps")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path / 'config.json'} has no settings of a model: {error}"
+        ) from error
+    config = dataclasses.replace(config, **dtypes)
     checkpoints = Checkpoints(path / "checkpoints")
     step = checkpoints.newest_step() or 0
-    if step < settings["num_steps"]:
+    if step < num_steps:
         raise ValueError(
-            f"The training in {path} stopped at step {step} of "
-            f"{settings['num_steps']}; repeat its command with `--resume`."
+            f"The training in {path} stopped at step {step} of {num_steps}; repeat its "
+            "command with `--resume`."
         )
-    config = TransformerConfig.of(settings["model"])
-    config = dataclasses.replace(config, **dtypes)
     tokenizer = load_tokenizer(path, vocab_size=config.vocab_size)
     model = Transformer(config)
     if shapes_only:

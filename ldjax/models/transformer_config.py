@@ -1,5 +1,6 @@
 """The architecture of a decoder as one record, and the four families that fill it."""
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,6 +21,13 @@ __all__ = [
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 FloatName = Literal["bfloat16", "float16", "float32", "float64"]
 
+#: Far above every published model; so many blocks take minutes to trace.
+MOST_LAYERS = 1024
+_SIZES = (
+    *("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads"),
+    *("head_dim", "mlp_width", "max_positions"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -27,7 +35,7 @@ class TransformerConfig:
 
     Attributes:
       vocab_size: Number of tokens.
-      num_layers: Number of blocks.
+      num_layers: Number of blocks, at most 1024.
       width: Features of the residual stream.
       num_heads: Query heads.
       num_kv_heads: Key and value heads, a divisor of `num_heads` (equal to it where
@@ -38,7 +46,7 @@ class TransformerConfig:
         state the length they are meant for; it is not enforced.
       positions: Learned absolute positions, or rotary ones.
       rotary_fraction: The part of each head that is rotated, from its first feature.
-      rotary_theta: Base of the rotary wavelengths.
+      rotary_theta: Base of the rotary wavelengths, at least 1.
       rotary_scaling: Changes them for longer contexts.
       norm: LayerNorm (scale and bias) or RMSNorm (scale).
       norm_epsilon: Added to the variance, or to the mean square.
@@ -98,15 +106,7 @@ class TransformerConfig:
     param_dtype: FloatName = "float32"
 
     def __post_init__(self) -> None:
-        for name in (
-            *("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads"),
-            *("head_dim", "mlp_width", "max_positions"),
-            *("rotary_fraction", "rotary_theta", "norm_epsilon"),
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"`{name}` must be positive, got {getattr(self, name)}."
-                )
+        self._check_numbers()
         for name, choices in (
             ("positions", ("learned", "rotary")),
             ("norm", ("layer", "rms")),
@@ -141,6 +141,30 @@ class TransformerConfig:
                 f"yarn needs a `rotary_theta` above 1, got {self.rotary_theta}."
             )
         self._check_adapters()
+
+    def _check_numbers(self) -> None:
+        for name in (*_SIZES, "rotary_fraction", "rotary_theta", "norm_epsilon"):
+            value: Any = getattr(self, name)
+            kind = numbers.Integral if name in _SIZES else numbers.Real
+            if isinstance(value, bool) or not isinstance(value, kind):
+                whole = "whole " * (name in _SIZES)
+                raise ValueError(f"`{name}` must be a {whole}number, got {value!r}.")
+            if not 0 < value < float("inf"):
+                raise ValueError(f"`{name}` must be positive, got {value}.")
+        if self.rotary_fraction > 1:
+            raise ValueError(
+                "`rotary_fraction` of `head_dim` must be at most 1, got "
+                f"{self.rotary_fraction}."
+            )
+        if self.rotary_theta < 1:  # waves would be shorter than a token
+            raise ValueError(
+                f"`rotary_theta` must be at least 1, got {self.rotary_theta}."
+            )
+        if self.num_layers > MOST_LAYERS:
+            raise ValueError(
+                f"`num_layers` must be at most {MOST_LAYERS}, got {self.num_layers}. "
+                "Each block is traced by itself."
+            )
 
     def _check_adapters(self) -> None:
         if self.adapters is None:
