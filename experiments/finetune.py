@@ -226,13 +226,18 @@ def describe(config: Config, setup: Setup) -> str:
     """One line before the training starts."""
     counts = setup.counts
     memory = f"{setup.memory}\n" if setup.memory.parts else ""
+    notes = [
+        f"\nnote: {note} ({count:,} prompts)"
+        for note, count in counts.items()
+        if not note.startswith("num_")
+    ]
     return (
         f"{memory}{config.loss} of {setup.base.num_params:,} parameters on "
         f"{counts['num_prompts']:,} prompts ({counts['num_prompts_cut']} cut, "
         f"{counts['num_responses_cut']} responses cut to {setup.max_length} tokens): "
         f"{setup.num_steps} updates; "
         f"{len(setup.observed.probes):,} responses observed, "
-        f"{len(setup.tracked.probes)} tracked"
+        f"{len(setup.tracked.probes)} tracked{''.join(notes)}"
     )
 
 

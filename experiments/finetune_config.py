@@ -155,6 +155,10 @@ class Config:
     leading_space: Literal["raw", "single"] = "single"
     """Give every response exactly one leading space, or leave them as they are: what
     SentencePiece tokenizers (Llama 2), which add a space themselves, need."""
+    special_tokens: Literal["auto", "read", "text"] = "auto"
+    """What special tokens of the model that a text spells are: meant (`read`), or text
+    like any other (`text`); by default meant where the prompt is a dialogue as chat
+    templates write it, such as `<|im_start|>user`. What was done is noted."""
     document_start: bool = True
     """Begin prompts as the documents of pretraining: with the tokenizer's start token
     (Llama), or END where it has none."""

@@ -11,8 +11,9 @@ from finetune_start import Base
 
 from ldjax import AdvantagedSequences, Sequences
 from ldjax.batching import Example, bucket_length, to_sequences
+from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow, Preferences, read_preferences
-from ldjax.data.responses import RowExamples, count_cuts, fill_types
+from ldjax.data.responses import RowExamples, count_cuts, count_notes, fill_types
 from ldjax.data.world import World
 from ldjax.dynamics import ApplyFn, LossFn
 from ldjax.log_probs import is_sequences
@@ -21,8 +22,9 @@ from ldjax.probes import Probe
 from ldjax.sampling import generate_sampled
 from ldjax.scoring import make_score_fn
 
-# The tokenisation protocol of a run: `to_examples` with everything but the row.
-Encoder = Callable[[PreferenceRow], RowExamples]
+# The tokenisation protocol of a run: `to_examples` with everything but the row, of
+# which a keyword may be given anew.
+Encoder = Callable[..., RowExamples]
 
 __all__ = [
     "Data",
@@ -131,15 +133,21 @@ def add_initial(
     batch_size: int,
     seed: int,
 ) -> list[PreferenceRow]:
-    """Rows with `chosen_initial`, sampled from the model where they lack it."""
+    """Rows with `chosen_initial`, sampled from the model where they lack it.
+
+    The samples keep the ids that were drawn, and end where the model ends them.
+    """
     lacking = [row for row in rows if "chosen_initial" not in row.responses]
     if not lacking:
         return list(rows)
-    prompts = [list(encode(row).examples["chosen"].prompt_ids) for row in lacking]
+    prompts = [
+        list(encode(row, tokenizer=base.tokenizer).examples["chosen"].prompt_ids)
+        for row in lacking
+    ]
     # A key for each row: what it gets does not depend on how many are drawn at a time.
     rows_of = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     keys = rows_of(jax.random.key(seed), jnp.arange(len(prompts)))
-    end, texts = base.tokenizer.end_id, []
+    texts: list[DrawnText] = []
     for start in range(0, len(prompts), batch_size):
         drawn = generate_sampled(
             base.model,
@@ -147,12 +155,9 @@ def add_initial(
             prompts[start : start + batch_size],
             key=keys[start : start + batch_size],
             max_new_tokens=max_new_tokens,
-            eos_id=end,
+            eos_id=base.tokenizer.end_ids,
         )
-        texts += [
-            base.tokenizer.decode([i for i in ids if i != end])
-            for ids in drawn.responses()
-        ]
+        texts += [DrawnText(ids, base.tokenizer) for ids in drawn.responses()]
     sampled = iter(texts)
     return [
         row
@@ -202,7 +207,7 @@ def training_rows(
         rows_ = {
             side: padded([row.examples[side] for row in encoded]) for side in sides
         }
-    return rows_, count_cuts(encoded)
+    return rows_, count_cuts(encoded) | count_notes(encoded)
 
 
 #: What the preference of a pair is worth to a policy gradient.

@@ -1,6 +1,7 @@
 """What a finetuning run starts from: base model, data, training rows and probes."""
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from finetune_memory import Plan, plan_memory
 from finetune_start import Base, find_regime, find_start, load_base
 
 from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
-from ldjax.data.responses import to_examples
+from ldjax.data.responses import count_notes, to_examples
 from ldjax.data.world import make_world
 from ldjax.probes import Probe, ProbeSet
 from ldjax.reference import fingerprint
@@ -104,6 +105,9 @@ def make_setup(config: Config) -> Setup:
         target=None if config.has_pairs else config.target,
         max_length=max_length,
     )
+    # Those of the training rows are counted already.
+    notes = Counter(counts) + Counter(count_notes(map(encode, data.test)))
+    counts = {**counts, **notes}
     num_rows = len(jax.tree.leaves(rows)[0])
     steps_per_epoch = num_rows // config.batch_size
 
@@ -193,6 +197,7 @@ def make_encoder(config: Config, base: Base, data: Data) -> tuple[Encoder, int]:
         max_prompt_length=min(config.max_prompt_length, limit // 2),
         start_document=config.document_start,
         leading_space=config.leading_space,
+        special_tokens=config.special_tokens,
         keep=config.keep,
     )
     longest = max(

@@ -23,7 +23,7 @@ sums to the prediction.
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import finetune_config
 import jax
@@ -68,6 +68,8 @@ class Config:
     """What comes before the trained text."""
     update_text: str | None = None
     """The trained text. By default the preferred answer to the same prompt."""
+    special_tokens: Literal["auto", "read", "text"] = "auto"
+    """What special tokens that a text spells are (see `finetune.py`)."""
     learning_rate: float = 1e-5
     """Of the step of gradient descent that is predicted; its loss is the sum over the
     tokens of the update text, in nats."""
@@ -167,14 +169,20 @@ def make_text(config: Config, side: str, base: Base) -> Text:
         prompt, text = row["prompt"], row[type_]
         if config.smoke:
             prompt, text = " question :", " ".join(text.split(" ")[:6])
-    example = to_examples(
+    read = to_examples(
         PreferenceRow(prompt, {"chosen": text}, f"--{side}-text"),
         base.tokenizer,
         max_length=_UNLIMITED,
         max_prompt_length=1,
         start_document=True,
         leading_space="single",
-    ).examples["chosen"]
+        special_tokens=config.special_tokens,
+    )
+    for note in read.notes:
+        for name, flag in (("prompt", "prompt"), ("chosen", "text")):
+            note = note.replace(repr(name), f"--{side}-{flag}")
+        print(f"note: {note}")
+    example = read.examples["chosen"]
     length = len(example.prompt_ids) + len(example.response_ids) - 1
     longest = longest_input(base.model.config)
     if length > longest:

@@ -86,6 +86,8 @@ class Config:
     """Of prompt and response together, in tokens."""
     max_prompt_length: int = 256
     """Of a prompt that has to be cut, in tokens."""
+    special_tokens: Literal["auto", "read", "text"] = "auto"
+    """What special tokens that a text spells are (see `finetune.py`)."""
     cache: Path = Path("runs/cache")
     """Where base models, reference log-probs and compiled functions are kept."""
     log: tuple[SinkName, ...] = ()

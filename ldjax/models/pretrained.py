@@ -153,7 +153,8 @@ def save(
         )
     content = to_hub(config) | {"torch_dtype": config.param_dtype}
     if pretrained.tokenizer is not None:
-        content["eos_token_id"] = pretrained.tokenizer.end_id
+        end, *others = pretrained.tokenizer.end_ids
+        content["eos_token_id"] = [end, *others] if others else end
     with whole_folder(Path(folder)) as partial:
         text = json.dumps(content, indent=2) + "\n"
         (partial / "config.json").write_text(text, encoding="utf-8")

@@ -145,7 +145,7 @@ class TransformerConfig:
     def _check_numbers(self) -> None:
         for name in (*_SIZES, "rotary_fraction", "rotary_theta", "norm_epsilon"):
             value: Any = getattr(self, name)
-            kind = numbers.Integral if name in _SIZES else numbers.Real
+            kind: Any = numbers.Integral if name in _SIZES else numbers.Real
             if isinstance(value, bool) or not isinstance(value, kind):
                 whole = "whole " * (name in _SIZES)
                 raise ValueError(f"`{name}` must be a {whole}number, got {value!r}.")

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 
 from ldjax.batching import Example
 from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow, read_preferences
-from ldjax.data.responses import count_cuts, fill_types, shuffle_words, to_examples
+from ldjax.data.responses import (
+    count_cuts,
+    fill_types,
+    shuffle_words,
+    to_examples,
+)
 from ldjax.data.tokenizers import (
     SpecialTokens,
     load_tokenizer,

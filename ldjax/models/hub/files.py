@@ -25,7 +25,7 @@ _INDEX = "model.safetensors.index.json"
 # All that ldjax reads of a repository.
 _SETTINGS = (
     *("config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "adapter_config.json"),
+    *("special_tokens_map.json", "generation_config.json", "adapter_config.json"),
 )
 _WEIGHTS = ("model*.safetensors", _INDEX, "adapter_model.safetensors")
 _FLOATS = ("F16", "BF16", "F32", "F64")
