@@ -178,10 +178,10 @@ def make_text(config: Config, side: str, base: Base) -> Text:
         leading_space="single",
         special_tokens=config.special_tokens,
     )
-    for note in read.notes:
-        for name, flag in (("prompt", "prompt"), ("chosen", "text")):
-            note = note.replace(repr(name), f"--{side}-{flag}")
-        print(f"note: {note}")
+    flags = {"prompt": f"--{side}-prompt", "chosen": f"--{side}-text"}
+    notes = list(read.notes)
+    for name, flag in flags.items():
+        notes = [note.replace(repr(name), flag) for note in notes]
     example = read.examples["chosen"]
     length = len(example.prompt_ids) + len(example.response_ids) - 1
     longest = longest_input(base.model.config)
@@ -190,7 +190,7 @@ def make_text(config: Config, side: str, base: Base) -> Text:
             f"--{side}-text: prompt and text have {length} tokens but the model reads "
             f"at most {longest}; shorten them"
         )
-    return Text.of(prompt, text, example)
+    return Text.of(prompt, text, example, notes)
 
 
 def longest_input(model: TransformerConfig) -> int:
@@ -234,6 +234,7 @@ def describe(base: Base, texts: dict[str, Text]) -> str:
     return (
         f"K of {probe} x {update} tokens, {vocab:,} x {vocab:,} logits each"
         f"{''.join(warnings)}"
+        + "".join(f"\nnote: {note}" for side in SIDES for note in texts[side].notes)
     )
 
 
@@ -258,6 +259,7 @@ def report(
     run.write_summary(
         {
             "tokens": names,
+            "notes": {side: list(text.notes) for side, text in texts.items()},
             "pushed": pushes,
             "numbers": numbers,
             "identities": identities,

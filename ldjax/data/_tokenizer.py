@@ -321,6 +321,15 @@ def _special_id(inner: "tokenizers.Tokenizer", token: str) -> int:
 
 
 def check_text(text: str) -> str:
+    """The text, if it can be written as bytes.
+
+    Args:
+      text: Any text.
+
+    Examples:
+      >>> check_text("a")
+      'a'
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -197,7 +197,7 @@ def to_examples(
     """
     is_chat = special_tokens != "text" and tokenizer.is_chat(row.prompt)
     reading = _Reading(tokenizer, is_chat or special_tokens == "read")
-    texts, spaces = _spaced(in_order(row.responses), leading_space)
+    texts, spaces = reading.spaced(in_order(row.responses), leading_space)
     prompt_ids, responses = reading.ids(row, texts)
     prompt_ids = reading.begun(prompt_ids, start_document, is_chat)
     if not prompt_ids:
@@ -308,6 +308,23 @@ class _Reading(NamedTuple):
         """Whether it has ids of this tokenizer."""
         return isinstance(text, DrawnText) and self.tokenizer.agrees(text.tokenizer)
 
+    def spaced(
+        self, texts: dict[str, str], leading_space: Literal["raw", "single"]
+    ) -> tuple[dict[str, str], list[str]]:
+        """Texts with leading spaces as asked for, and a note if that cannot be."""
+        if leading_space == "raw":
+            return texts, []
+        single = {
+            name: text if self.is_drawn(text) else f" {text.lstrip(' ')}"
+            for name, text in texts.items()
+        }
+        given, asked = ({t[n] for n in _SIDES if n in t} for t in (texts, single))
+        if len(asked) < len(given):
+            return texts, [
+                "chosen and rejected differ in leading spaces, which are kept"
+            ]
+        return single, []
+
     def begun(self, ids: list[int], start_document: bool, is_chat: bool) -> list[int]:
         """A prompt with the token that documents begin with, if it is to have one."""
         start, end = self.tokenizer.start_id, self.tokenizer.end_id
@@ -324,22 +341,6 @@ class _Reading(NamedTuple):
             if not self.is_drawn(text)
             for token in self.tokenizer.special_in(text)
         ]
-
-
-def _spaced(
-    texts: dict[str, str], leading_space: Literal["raw", "single"]
-) -> tuple[dict[str, str], list[str]]:
-    """The texts with leading spaces as asked for, and a note if that cannot be."""
-    if leading_space == "raw":
-        return texts, []
-    single = {
-        name: text if isinstance(text, DrawnText) else f" {text.lstrip(' ')}"
-        for name, text in texts.items()
-    }
-    as_given, as_asked = ({t[n] for n in _SIDES if n in t} for t in (texts, single))
-    if len(as_asked) < len(as_given):
-        return texts, ["chosen and rejected differ in leading spaces, which are kept"]
-    return single, []
 
 
 _SIDES = ("chosen", "rejected")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,8 @@ from ldjax.data.preferences import PreferenceRow
 from ldjax.data.responses import count_notes, to_examples
 from ldjax.data.tokenizers import load_tokenizer, train_bpe, train_word_level
 
-LOOSE = {"max_length": 99, "max_prompt_length": 50}
-RAW = {"start_document": False, "leading_space": "raw"}
+LOOSE: dict[str, Any] = {"max_length": 99, "max_prompt_length": 50}
+RAW: dict[str, Any] = {"start_document": False, "leading_space": "raw"}
 
 
 # Texts that spell special tokens
@@ -34,7 +35,7 @@ def chat_tokenizer(folder, *, end="<|im_end|>", start=None, others=(), ends=None
 
 
 CHAT = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
-HOW = {**LOOSE, "start_document": True, "leading_space": "raw"}
+HOW: dict[str, Any] = {**LOOSE, "start_document": True, "leading_space": "raw"}
 
 
 def chat_row(prompt=CHAT, chosen="So it is.", **others):
@@ -252,7 +253,7 @@ def test_sides_that_became_equal_are_noted():
     same = to_examples(chat_row("Q", " yes", rejected=" yes"), tokenizer, **HOW)
     assert same.notes == (note,)
     # Cut behind what they have in common.
-    short = {"max_length": 8, "max_prompt_length": 4}
+    short: dict[str, Any] = {"max_length": 8, "max_prompt_length": 4}
     row = chat_row("Q", " yes, it is", rejected=" yes, it was")
     cut = to_examples(row, tokenizer, **RAW, **short)
     assert cut.notes == (note,)
