@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,14 +230,8 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
         raise ValueError(
             f"{path} is not a run of experiments/pretrain.py or finetune.py."
         )
-    try:
-        config = TransformerConfig.of(settings["model"])
+    with _settings_of(path):
         num_steps = Settings(settings).whole("num_steps")
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path / 'config.json'} has no settings of a model: {error}"
-        ) from error
-    config = dataclasses.replace(config, **dtypes)
     checkpoints = Checkpoints(path / "checkpoints")
     step = checkpoints.newest_step() or 0
     if step < num_steps:
@@ -243,6 +239,9 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
             f"The training in {path} stopped at step {step} of {num_steps}; repeat its "
             "command with `--resume`."
         )
+    with _settings_of(path):
+        config = TransformerConfig.of(settings["model"])
+    config = dataclasses.replace(config, **dtypes)
     tokenizer = load_tokenizer(path, vocab_size=config.vocab_size)
     model = Transformer(config)
     if shapes_only:
@@ -253,3 +252,14 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
         lambda leaf: jnp.asarray(leaf, config.param_dtype), progress.state["params"]
     )
     return Pretrained(model, params, config, tokenizer)
+
+
+@contextmanager
+def _settings_of(path: Path) -> Iterator[None]:
+    """Says where a setting of a run is wrong."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path / 'config.json'} has no settings of a model: {error}"
+        ) from error
