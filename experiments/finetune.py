@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from finetune_config import Config, from_command_line
-from finetune_data import cropped, summed_over_sides, with_advantages
+from finetune_data import cropped, summed_over_sides, told_of, with_advantages
 from finetune_figures import (
     draw_by_side,
     draw_curves,
@@ -121,7 +121,7 @@ def main(config: Config) -> int:
         sys.exit(f"finetune.py: {mistake}")
     setup.base.tokenizer.save(run.path)
     write_probes(run, setup)
-    print(devices + describe(config, setup), flush=True)
+    print(devices + describe(config, setup) + told_of(setup.counts), flush=True)
 
     optimizer, options = make_optimizer(config.as_recipe()), account_options(setup.base)
     init, step_fn = make_tracked_step(
@@ -226,18 +226,13 @@ def describe(config: Config, setup: Setup) -> str:
     """One line before the training starts."""
     counts = setup.counts
     memory = f"{setup.memory}\n" if setup.memory.parts else ""
-    notes = [
-        f"\nnote: {note} ({count:,} prompts)"
-        for note, count in counts.items()
-        if not note.startswith("num_")
-    ]
     return (
         f"{memory}{config.loss} of {setup.base.num_params:,} parameters on "
         f"{counts['num_prompts']:,} prompts ({counts['num_prompts_cut']} cut, "
         f"{counts['num_responses_cut']} responses cut to {setup.max_length} tokens): "
         f"{setup.num_steps} updates; "
         f"{len(setup.observed.probes):,} responses observed, "
-        f"{len(setup.tracked.probes)} tracked{''.join(notes)}"
+        f"{len(setup.tracked.probes)} tracked"
     )
 
 

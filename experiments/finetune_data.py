@@ -35,6 +35,7 @@ __all__ = [
     "hub_data",
     "make_probes",
     "summed_over_sides",
+    "told_of",
     "toy_data",
     "training_rows",
     "with_advantages",
@@ -189,6 +190,7 @@ def training_rows(
     *,
     target: Sequence[str] | None,
     max_length: int,
+    also: Sequence[PreferenceRow] = (),
 ) -> tuple[Any, dict[str, int]]:
     """The training examples as one padded pytree of rows, and how much was cut.
 
@@ -207,7 +209,15 @@ def training_rows(
         rows_ = {
             side: padded([row.examples[side] for row in encoded]) for side in sides
         }
-    return rows_, count_cuts(encoded) | count_notes(encoded)
+    # How the texts that are watched only were read is to be known as well.
+    notes = count_notes([*encoded, *map(encode, also)])
+    return rows_, count_cuts(encoded) | notes
+
+
+def told_of(counts: dict[str, int]) -> str:
+    """A line for each note among the counts of `training_rows`."""
+    notes = {n: count for n, count in counts.items() if not n.startswith("num_")}
+    return "".join(f"\nnote: {n} ({count:,} prompts)" for n, count in notes.items())
 
 
 #: What the preference of a pair is worth to a policy gradient.

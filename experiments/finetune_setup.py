@@ -1,7 +1,6 @@
 """What a finetuning run starts from: base model, data, training rows and probes."""
 
 import functools
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from finetune_memory import Plan, plan_memory
 from finetune_start import Base, find_regime, find_start, load_base
 
 from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
-from ldjax.data.responses import count_notes, to_examples
+from ldjax.data.responses import to_examples
 from ldjax.data.world import make_world
 from ldjax.probes import Probe, ProbeSet
 from ldjax.reference import fingerprint
@@ -103,11 +102,9 @@ def make_setup(config: Config) -> Setup:
         data.train,
         encode,
         target=None if config.has_pairs else config.target,
+        also=data.test,
         max_length=max_length,
     )
-    # Those of the training rows are counted already.
-    notes = Counter(counts) + Counter(count_notes(map(encode, data.test)))
-    counts = {**counts, **notes}
     num_rows = len(jax.tree.leaves(rows)[0])
     steps_per_epoch = num_rows // config.batch_size
 

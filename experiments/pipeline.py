@@ -54,6 +54,8 @@ class Config:
     """Stop at a bad row of a file, or leave it out and count it."""
     blank: Literal["bad", "keep"] = "bad"
     """What a blank chosen or rejected response is."""
+    special_tokens: Literal["auto", "read", "text"] = "auto"
+    """What special tokens that a text spells are (see `finetune.py`)."""
     world: str = "demo"
     """Preset of the toy world: demo, small or paper."""
     model: str = ""
@@ -86,8 +88,6 @@ class Config:
     """Of prompt and response together, in tokens."""
     max_prompt_length: int = 256
     """Of a prompt that has to be cut, in tokens."""
-    special_tokens: Literal["auto", "read", "text"] = "auto"
-    """What special tokens that a text spells are (see `finetune.py`)."""
     cache: Path = Path("runs/cache")
     """Where base models, reference log-probs and compiled functions are kept."""
     log: tuple[SinkName, ...] = ()

@@ -7,7 +7,6 @@ has tests of its own there.)
 
 import gzip
 import importlib
-import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -23,20 +22,6 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    ((?:python|make) [^#\n]*?) *(?:#.*)?$", TEXT, re.MULTILINE)
 SCRIPTS = [c for c in COMMANDS if c.startswith("python experiments/")]
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
-
-
-def test_names_of_the_library_are_there():
-    """In Markdown and in docstrings, wherever a reader may copy them from."""
-    files = [ROOT / "README.md", *(ROOT / "experiments").glob("*.md")]
-    files += [*(ROOT / "ldjax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")]
-    named = {
-        name: file.name
-        for file in files
-        for name in re.findall(r"`(ldjax(?:\.\w+)+)", file.read_text("utf-8"))
-    }
-    assert len(named) > 20
-    for name, file in named.items():
-        assert pkgutil.resolve_name(name) is not None, (name, file)
 
 
 def test_commands_are_found():
