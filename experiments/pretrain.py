@@ -344,10 +344,13 @@ def metric_rows(table: Table, batch_size: int) -> list[tuple[Any, ...]]:
 def describe(corpus: Corpus, num_params: int, num_steps: int) -> str:
     """One line before the training starts."""
     sizes = corpus.sizes
+    count = sizes["special_as_text"]
+    note = f"\nnote: {count:,} documents spell special tokens, which are taken as text"
+    note = note if count else ""
     return (
         f"{num_params:,} parameters, {corpus.tokenizer.vocab_size} tokens in the "
         f"vocabulary; {sizes['train_tokens']:,} training tokens of "
-        f"{sizes['train_documents']} documents, {num_steps} updates"
+        f"{sizes['train_documents']} documents, {num_steps} updates{note}"
     )
 
 

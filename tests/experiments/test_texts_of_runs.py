@@ -146,6 +146,24 @@ def test_texts_that_spell_special_tokens_are_noted_by_the_kernel(experiments):
     assert base.tokenizer.padding_id in read.example.response_ids
 
 
+def test_documents_that_spell_special_tokens_are_noted(experiments):
+    documents = [f"a b {i}" for i in range(9)] + ["<|endoftext|> b", "c"]
+    corpus = experiments("pretrain_corpus").make_corpus(
+        documents,
+        tokenizer="bpe",
+        vocab_size=260,
+        context=8,
+        held_out_share=0.3,
+        seed=0,
+    )
+    assert corpus.sizes["special_as_text"] == 1
+    line = experiments("pretrain").describe(corpus, 10, 2)
+    note = "\nnote: 1 documents spell special tokens, which are taken as text"
+    assert line.endswith(f" updates{note}")
+    corpus.sizes["special_as_text"] = 0
+    assert experiments("pretrain").describe(corpus, 10, 2).endswith(" updates")
+
+
 def test_notes_of_texts_are_counted_and_said_once(experiments, tokenizer):
     rows = [
         PreferenceRow("a <|endoftext|>", {"chosen": " a", "rejected": "a"}, "a:1"),
