@@ -80,6 +80,8 @@ class Tokenizer:
     ) -> None:
         inner.no_truncation()
         inner.no_padding()
+        if getattr(inner.model, "dropout", None):  # BPE's, which draws anew each time
+            inner.model.dropout = None
         self._inner = inner
         self.special_tokens = special_tokens
         end, padding, unknown, start = (
@@ -154,7 +156,34 @@ class Tokenizer:
             )
         except Exception as error:  # the library raises plain `Exception`
             raise ValueError(self._why_unread(texts, error)) from error
+        if self._known is not None:
+            self._refuse_losses(texts, self._known)
         return [encoding.ids for encoding in encodings]
+
+    @cached_property
+    def _known(self) -> set[str] | None:
+        """The characters it knows, where it leaves others out silently; else None.
+
+        BPE does so where it has neither an unknown token nor all bytes.
+        """
+        model = self._inner.model
+        has_bytes = "ByteLevel" in self._inner.to_str()
+        is_bpe = type(model).__name__ == "BPE"
+        if not is_bpe or model.unk_token or model.byte_fallback or has_bytes:
+            return None
+        return set("".join(self._inner.get_vocab(with_added_tokens=True)))
+
+    def _refuse_losses(self, texts: Sequence[str], known: set[str]) -> None:
+        normalizer = self._inner.normalizer
+        for text in texts:
+            read = normalizer.normalize_str(text) if normalizer else text
+            lost = [c for c in read if c not in known and not c.isspace()]
+            if lost:
+                raise ValueError(
+                    f"The tokenizer would leave {lost[0]!r} out of the text "
+                    f"{text[:40]!r}, since it has neither bytes nor an unknown token. "
+                    "Take another tokenizer, or remove what it does not know."
+                )
 
     def _why_unread(self, texts: Sequence[str], error: Exception) -> str:
         for text in texts:

@@ -68,7 +68,11 @@ def load_tokenizer(
         raise FileNotFoundError(f"There is no tokenizer at {file}.")
     try:
         inner = Inner.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain `Exception`
+    except (
+        BaseException
+    ) as error:  # plain `Exception`, or Rust's panics, which are none
+        if not isinstance(error, Exception) and "Panic" not in type(error).__name__:
+            raise
         raise ValueError(f"{file} is not a whole tokenizer.json: {error}") from error
     if not inner.get_vocab_size(with_added_tokens=True):
         raise ValueError(f"{file} has no vocabulary. Fetch or copy it again.")

@@ -351,6 +351,19 @@ TOKENIZERS = {
     "negative ids": json.dumps(word_level(vocab={"<|endoftext|>": -1})),
     "ids beyond the model": json.dumps(word_level(vocab={"<|endoftext|>": 10**9})),
     "no end token": json.dumps(word_level(vocab={"a": 1}) | {"added_tokens": []}),
+    "a character map of nothing": json.dumps(
+        word_level()
+        | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}
+    ),
+    "a pattern that is none": json.dumps(
+        word_level()
+        | {
+            "pre_tokenizer": {
+                **{"type": "Split", "pattern": {"Regex": "("}},
+                **{"behavior": "Isolated", "invert": False},
+            }
+        }
+    ),
     "half of one": json.dumps(word_level())[:60],
 }
 
@@ -380,6 +393,33 @@ def test_a_word_without_an_unknown_token_is_said_when_it_is_met(tmp_path):
     assert tokenizer.encode("a") == [1]
     with pytest.raises(ValueError, match=r"cannot read the text 'b': .*unknown"):
         tokenizer.encode_batch(["a", "b"])
+
+
+def test_a_tokenizer_that_would_leave_characters_out_is_refused(tmp_path):
+    bpe = {"type": "BPE", "vocab": {"<|endoftext|>": 0, "a": 1}, "merges": []}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(word_level() | {"model": bpe}))
+    tokenizer = load_tokenizer(file)
+    assert tokenizer.encode("a a") == [1, 1]
+    with pytest.raises(ValueError, match="would leave 'é' out of the text 'aéa'"):
+        tokenizer.encode_batch(["a", "aéa"])
+
+
+def test_a_tokenizer_that_drops_merges_at_random_does_so_no_more(tmp_path):
+    train_bpe(["the cat sat on the mat"] * 3, vocab_size=280).save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["dropout"] = 0.9
+    file.write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    drawn = {tuple(tokenizer.encode("the cat sat")) for _ in range(20)}
+    assert drawn == {
+        tuple(
+            train_bpe(["the cat sat on the mat"] * 3, vocab_size=280).encode(
+                "the cat sat"
+            )
+        )
+    }
 
 
 BESIDE = ('{"eos_token": 3}', '{"eos_token": ["a"]}', '{"eos_token": {"x": 1}}', DEEP)
