@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -222,9 +223,11 @@ def test_all_of_the_probability_is_all_tokens(vocab, spread):
 def test_tokens_that_are_ruled_out_stay_out_and_equals_stay_together():
     inf = np.inf
     logits = jnp.array([0.0, -inf, 0.0, -1.0, -inf])
-    for kept in ({"top_p": 1.0}, {"top_k": 5}, {"top_k": 4}, {"top_k": 10**30}):
+    all_: list[dict[str, Any]] = [{"top_p": 1.0}]
+    for kept in [*all_, {"top_k": 5}, {"top_k": 4}, {"top_k": 10**30}]:
         np.testing.assert_array_equal(filter_logits(logits, **kept), logits)
-    for kept in ({"top_p": 1e-6}, {"top_p": 0.5}, {"top_k": 1}, {"top_k": 2}):
+    some: list[dict[str, Any]] = [{"top_p": 1e-6}, {"top_p": 0.5}]
+    for kept in [*some, {"top_k": 1}, {"top_k": 2}]:
         filtered = filter_logits(logits, **kept)
         np.testing.assert_array_equal(filtered, [0.0, -inf, 0.0, -inf, -inf])
 
