@@ -11,12 +11,15 @@ files only.
 import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import shutil
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ldjax.files import whole_file
 
@@ -106,7 +109,8 @@ def create_run(
 
     Args:
       path: The folder; made with its parents.
-      settings: What the run is asked to do, its seed among them; written as JSON.
+      settings: What the run is asked to do, its seed among them; written as JSON,
+        "inf" and "nan" for numbers that it does not know.
       overwrite: Replace a run that is already there.
 
     Returns:
@@ -134,7 +138,7 @@ def create_run(
         shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
     config = {
-        "settings": dict(settings),
+        "settings": _as_read_back(settings),
         "versions": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "platform": platform.machine(),
@@ -198,7 +202,7 @@ def start_run(
         return create_run(path, settings, overwrite=overwrite)
     run = Run(path)
     there = run.config["settings"] | _numerics(run.config["versions"])
-    here = json.loads(json.dumps(dict(settings), default=str))
+    here = _as_read_back(settings)
     here |= _numerics({name: _version(name) for name in _PACKAGES})
     changes = [
         f"{name} was {there.get(name)}, now {here.get(name)}"
@@ -248,6 +252,29 @@ def _code_state() -> dict[str, Any]:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     # Text first: a value JSON does not know must not leave an empty file.
-    text = json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
+    text = json.dumps(content, indent=2, allow_nan=False, default=_plain) + "\n"
     with whole_file(path) as partial:
         partial.write_text(text)
+
+
+def _as_read_back(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them; "inf" and "nan" for what it does not know."""
+
+    def legible(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: legible(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [legible(item) for item in value]
+        if isinstance(value, np.ndarray | np.generic):
+            return legible(value.tolist())
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)
+        return value
+
+    return json.loads(json.dumps(legible(settings), allow_nan=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: Python's number of one of NumPy's, the text of anything else."""
+    is_numpy = isinstance(value, np.ndarray | np.generic)
+    return value.tolist() if is_numpy else str(value)
