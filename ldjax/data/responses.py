@@ -62,6 +62,9 @@ def fill_types(
     drew rows with no such condition: in one row of their probing set irr_test is what
     was chosen.) The same one may be drawn for several rows.
 
+    A type that cannot be made of a row is left out: where no other row has another
+    prompt and other words, or where the words have only one order, such as "Yes.".
+
     Args:
       rows: The probing set.
       seed: Of draws and shuffles. Each row has draws of its own, so that shuffles do
@@ -71,9 +74,6 @@ def fill_types(
 
     Returns:
       The rows in order.
-
-    Raises:
-      ValueError: If there is no row to take a response from.
 
     Examples:
       >>> first = PreferenceRow("Why?", {"chosen": " So it is."}, "a:1")
@@ -90,8 +90,12 @@ def fill_types(
             for row in unseen
             if row.prompt not in prompts and _words(row, "chosen") not in answers
         ]
+    with_words = {
+        name: (others, {_words(other, "chosen") for other in others})
+        for name, others in donors.items()
+    }
     return [
-        row._replace(responses=_filled(row, place, donors, seed))
+        row._replace(responses=_filled(row, place, with_words, seed))
         for place, row in enumerate(rows)
     ]
 
@@ -356,7 +360,7 @@ def _equal(examples: dict[str, Example]) -> list[str]:
 def _filled(
     row: PreferenceRow,
     place: int,
-    donors: dict[str, Sequence[PreferenceRow]],
+    donors: dict[str, tuple[Sequence[PreferenceRow], set[str]]],
     seed: int,
 ) -> dict[str, str]:
     responses = dict(row.responses)
@@ -364,31 +368,33 @@ def _filled(
     def rng(name: str) -> np.random.Generator:
         return np.random.default_rng((seed, RESPONSE_TYPES.index(name), place))
 
-    for name in donors:
-        if name not in responses:
-            responses[name] = _other_chosen(row, donors[name], name, rng(name))
+    for name, (others, answers) in donors.items():
+        other = _other_chosen(row, others, answers, rng(name))
+        if other is not None:
+            responses.setdefault(name, other)
     for name, whole in (("random_permute", "chosen"), ("random_nonhum", "irr_test")):
-        if name not in responses and whole in responses:
-            responses[name] = shuffle_words(responses[whole], rng(name))
+        # One word, or one word many times, has no other order.
+        if len(set(responses.get(whole, "").split())) > 1:
+            shuffled = shuffle_words(responses[whole], rng(name))
+            responses.setdefault(name, shuffled)
     return in_order(responses)
 
 
 def _other_chosen(
     row: PreferenceRow,
     donors: Sequence[PreferenceRow],
-    name: str,
+    answers: set[str],
     rng: np.random.Generator,
-) -> str:
+) -> str | None:
     # A blank one is taken from nowhere.
-    own = ["", _words(row, "chosen"), _words(row, "rejected")]
+    own = {"", _words(row, "chosen"), _words(row, "rejected")}
+    if answers <= own:  # no need to look at every row for each
+        return None
     for place in rng.permutation(len(donors)):
         donor = donors[place]
         if donor.prompt != row.prompt and _words(donor, "chosen") not in own:
             return donor.responses["chosen"]
-    raise ValueError(
-        f"{row.source}: no row has another prompt and another chosen response, to take "
-        f"as {name!r}. Pass more rows."
-    )
+    return None
 
 
 def _words(row: PreferenceRow, name: str) -> str:
