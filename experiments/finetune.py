@@ -42,6 +42,7 @@ from finetune_results import (
     check_identities,
     curves_of,
     fidelity,
+    legible,
     metrics_table,
     type_changes,
 )
@@ -61,6 +62,7 @@ from ldjax.checkpoints import Checkpoints, Table
 from ldjax.files import whole_file
 from ldjax.losses import make_loss
 from ldjax.models import Pretrained, save_adapters
+from ldjax.progress import progress
 from ldjax.reference import add_reference
 from ldjax.report import write_page
 from ldjax.report.measures import final_parts
@@ -85,7 +87,8 @@ def main(config: Config) -> int:
     try:
         config = config.resolved()
         config.check()
-        setup = make_setup(config)
+        with progress("reading the data and the model"):
+            setup = make_setup(config)
         watch_fn = ldjax.linen.apply_fn(setup.base.model)
         apply_fn = ldjax.linen.apply_fn(setup.base.trained_model)
         rows = setup.rows
@@ -105,8 +108,7 @@ def main(config: Config) -> int:
             )
             loss_fn = summed_over_sides(loss_fn)
         batch_fn = cropped(
-            make_batch_fn(rows, batch_size=config.batch_size, seed=config.seed),
-            setup.max_length,
+            make_batch_fn(rows, batch_size=config.batch_size, seed=config.seed)
         )
         batch_fn, devices = on_all_devices(batch_fn, config.batch_size)
         run = start_run(
@@ -152,6 +154,12 @@ def main(config: Config) -> int:
     sets = {"observed": setup.observed, "tracked": setup.tracked}
     if setup.everything is not None:
         sets["everything"] = setup.everything
+
+    def on_table(table: Table) -> None:
+        write_table(config, run, setup, table)
+        for sink in sinks:
+            sink.write(run.metrics())
+
     table, state = {}, None
     progress_of_run = train(
         initial,
@@ -171,19 +179,18 @@ def main(config: Config) -> int:
             is_explained=config.one_step,
         )
         | {"token_maps": map_observer},
+        on_table=on_table,
     )
     del initial
     try:
-        for progress in progress_of_run:
-            table, state = progress.table, progress.state
-            write_table(config, run, setup, table)
-            for sink in sinks:
-                sink.write(run.metrics())
+        for stage in progress_of_run:
+            table, state = stage.table, stage.state
     except NonFiniteError as error:
         sys.exit(f"finetune.py: {error}")
     for sink in sinks:
         sink.close()
-    return report(config, run, setup, table, state)
+    with progress("writing the report"):
+        return report(config, run, setup, table, state)
 
 
 def all_settings(config: Config, setup: Setup) -> dict[str, Any]:
@@ -191,6 +198,10 @@ def all_settings(config: Config, setup: Setup) -> dict[str, Any]:
     return dataclasses.asdict(config) | {
         "base_model": config.model,
         "model": dataclasses.asdict(setup.base.model.config),
+        # As they were used, not as they were asked for.
+        "max_length": setup.lengths.limit,
+        "max_prompt_length": setup.lengths.prompt_limit,
+        "sample_length": setup.lengths.sample,
         "num_steps": setup.num_steps,
         "regime": setup.regime,
         "fingerprints": setup.fingerprints,
@@ -226,7 +237,7 @@ def describe(config: Config, setup: Setup) -> str:
     """One line before the training starts."""
     counts = setup.counts
     memory = f"{setup.memory}\n" if setup.memory.parts else ""
-    return (
+    line = (
         f"{memory}{config.loss} of {setup.base.num_params:,} parameters on "
         f"{counts['num_prompts']:,} prompts ({counts['num_prompts_cut']} cut, "
         f"{counts['num_responses_cut']} responses cut to {setup.max_length} tokens): "
@@ -234,6 +245,37 @@ def describe(config: Config, setup: Setup) -> str:
         f"{len(setup.observed.probes):,} responses observed, "
         f"{len(setup.tracked.probes)} tracked"
     )
+    return "\n".join([line, *(f"note: {note}" for note in notes(config, setup))])
+
+
+def notes(config: Config, setup: Setup) -> list[str]:
+    """Where a run is not quite what was asked for, since its data do not allow it."""
+    num_train, num_steps = len(setup.data.train), setup.num_steps
+    model = setup.base.model.config
+    left_out = [f"{type_} of {count}" for type_, count in setup.left_out.items()]
+    positions = f"the model has {model.max_positions} positions"
+    found = {
+        f"cannot be made and are left out: {', '.join(left_out)} prompts": left_out,
+        f"--probe-prompts {config.probe_prompts}: there are {num_train} to watch": (
+            config.probe_prompts > num_train
+        ),
+        f"--tracked {config.tracked}: there are {num_train} to track": (
+            config.tracked > num_train
+        ),
+        f"--evaluations {config.evaluations}: there are {num_steps} updates": (
+            config.evaluations > num_steps
+        ),
+        f"--token-maps {config.token_maps}: there are {num_steps} updates": (
+            config.token_maps > num_steps
+        ),
+        f"--warmup-steps {config.warmup_steps}: the run ends before, after {num_steps} "
+        "updates": config.warmup_steps > num_steps,
+        f"--max-length {config.max_length}: {positions}": (
+            setup.lengths.limit < config.max_length
+            and bool(setup.counts["num_prompts_cut"])
+        ),
+    }
+    return [note for note, applies in found.items() if applies]
 
 
 def write_table(config: Config, run: Run, setup: Setup, table: Table) -> None:
@@ -316,7 +358,7 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
             print(f"\nPublished signatures ({setup.regime}), trained prompts:")
             print(signature_table(verdicts))
             if config.data == "toy":
-                order = table["order"]["remainder_ratio"]
+                order = table.get("order", {}).get("remainder_ratio", np.zeros(0))
                 claims = check_claims(setup.regime, curves, verdicts, order)
     why = explanations(series, setup, final_parts(run.metrics()))
     summary |= {
@@ -326,7 +368,8 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
         "identities": identities,
         "fidelity": {name: fit._asdict() for name, fit in fits.items()},
         "counts": setup.counts,
-        "data": setup.data.summary,
+        "data": setup.data.summary | {"left_out": setup.left_out},
+        "notes": notes(config, setup),
     }
     run.write_summary(summary)
     figures = [
@@ -354,14 +397,15 @@ def print_fidelity(fits: dict[str, Any]) -> None:
         f"{'signs':>6} {'rest':>6} {'rest/step':>9} {'floor':>8}"
     )
     for name, fit in fits.items():
-        single = fit.r_squared_at_end is None
-        at_end = "–" if single else f"{fit.r_squared_at_end:.3f}"
         print(
             f"{name:20} {fit.change:+9.2f} {fit.predicted_change:+9.2f} "
-            f"{fit.r_squared:7.3f} {at_end:>7} "
-            f"{fit.sign_agreement:6.3f} {fit.remainder_ratio:6.3f} "
-            f"{fit.step_remainder_ratio:9.3f} {fit.floor_ratio:8.1e}"
+            f"{legible(fit.r_squared):>7} {legible(fit.r_squared_at_end):>7} "
+            f"{legible(fit.sign_agreement):>6} {legible(fit.remainder_ratio):>6} "
+            f"{legible(fit.step_remainder_ratio):>9} "
+            f"{legible(fit.floor_ratio, '.1e'):>8}"
         )
+    if fits["all"].step_remainder_ratio is None:
+        print("nothing moved: no update changed a tracked response")
 
 
 def explanations(

@@ -120,9 +120,18 @@ def file_data(
     if held_out is not None:
         summary["test"] = held_out.summary()
     rows = found.rows[: max_rows or None]
-    if len({row.prompt for row in rows}) > 1:
-        rows = fill_types(rows, seed=seed, unseen=unseen)
+    rows = fill_types(rows, seed=seed, unseen=unseen)
+    summary["left_out"] = _left_out(rows, has_unseen=bool(unseen))
     return Data(rows, unseen, summary)
+
+
+def _left_out(rows: Sequence[PreferenceRow], *, has_unseen: bool) -> dict[str, int]:
+    """Of how many rows a type could not be made (see `fill_types`)."""
+    made = ["irr_train", "random_permute"]
+    if has_unseen:
+        made += ["irr_test", "random_nonhum"]
+    lacking = {type_: sum(type_ not in row.responses for row in rows) for type_ in made}
+    return {type_: count for type_, count in lacking.items() if count}
 
 
 def add_initial(
@@ -195,11 +204,19 @@ def training_rows(
     """The training examples as one padded pytree of rows, and how much was cut.
 
     Rows of the target's responses, or with None of pairs.
+
+    Args:
+      rows: The texts.
+      encode: How they are read.
+      target: Response types, each an example of its own; None for pairs.
+      max_length: Length that others are padded to as well, in tokens; examples may be
+        longer.
     """
     encoded = [encode(row) for row in rows]
 
     def padded(examples: Sequence[Example]) -> Sequences:
-        return jax.tree.map(np.asarray, to_sequences(examples, max_length=max_length))
+        most = max([max_length, *(example.check() for example in examples)])
+        return jax.tree.map(np.asarray, to_sequences(examples, max_length=most))
 
     if target is not None:
         # Each prompt with its targets in turn, as in the authors' extended set.
@@ -248,7 +265,7 @@ def summed_over_sides(loss_fn: LossFn) -> LossFn:
     return total
 
 
-def cropped(batch_fn: Callable[[int], Any], max_length: int) -> Callable[[int], Any]:
+def cropped(batch_fn: Callable[[int], Any]) -> Callable[[int], Any]:
     """Batches without the padding that all of their rows have, in few lengths."""
 
     def cropped_batch(step: int) -> Any:
@@ -257,7 +274,7 @@ def cropped(batch_fn: Callable[[int], Any], max_length: int) -> Callable[[int], 
         longest = max(
             int(np.flatnonzero(np.asarray(side.mask).any(0))[-1]) + 1 for side in sides
         )
-        length = bucket_length(longest, max_length - 1)
+        length = bucket_length(longest, max(side.mask.shape[1] for side in sides))
 
         def crop(side: Any) -> Any:
             # What has one number for each row, such as a reference, has no padding.

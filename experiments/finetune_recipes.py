@@ -1,5 +1,6 @@
 """How a small model is finetuned, and how the paper's are."""
 
+import math
 from typing import Literal, NamedTuple
 
 import optax
@@ -18,7 +19,7 @@ class Recipe(NamedTuple):
       batch_size: Examples (or pairs) of an update.
       epochs: Passes over the training examples.
       warmup_steps: Updates over which the learning rate rises linearly.
-      clip: Largest norm of the gradient.
+      clip: Largest norm of the gradient; infinite for none.
     """
 
     optimizer: OptimizerName
@@ -63,8 +64,10 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     schedule = optax.linear_schedule(
         recipe.learning_rate / ramp, recipe.learning_rate, recipe.warmup_steps
     )
+    # Not a clip at infinity, whose other branch multiplies by it: 0 inf is no number.
+    clip = optax.clip_by_global_norm(recipe.clip)
     return optax.chain(
-        optax.clip_by_global_norm(recipe.clip),
+        optax.identity() if math.isinf(recipe.clip) else clip,
         OPTIMIZERS[recipe.optimizer](
             schedule if recipe.warmup_steps else recipe.learning_rate
         ),

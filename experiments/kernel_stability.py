@@ -206,7 +206,7 @@ def run_stage(
         init(start),
         num_steps=setup.num_steps,
         step_fn=step_fn,
-        batch_fn=cropped(batch_fn, setup.max_length),
+        batch_fn=cropped(batch_fn),
         save_every=setup.num_steps,
         observers={
             "kernel": Observer(observe, is_due),

@@ -86,8 +86,8 @@ class Config:
     """Observations of a stage in equal intervals, besides that at the start."""
     max_length: int = 512
     """Of prompt and response together, in tokens."""
-    max_prompt_length: int = 256
-    """Of a prompt that has to be cut, in tokens."""
+    max_prompt_length: int = 0
+    """Of a prompt that has to be cut, in tokens (see `finetune.py`)."""
     cache: Path = Path("runs/cache")
     """Where base models, reference log-probs and compiled functions are kept."""
     log: tuple[SinkName, ...] = ()

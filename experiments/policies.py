@@ -127,13 +127,12 @@ def make_study(
         smoke=smoke,
     ).resolved()
     setup = make_setup(config)
-    encode, max_length = make_encoder(config, setup.base, setup.data)
     return Study(
         world=make_world(world, seed=seed),
         data=setup.data,
         base=setup.base,
-        encode=encode,
-        max_length=max_length,
+        encode=make_encoder(config, setup.base),
+        max_length=setup.max_length,
         observed=setup.observed,
     )
 
@@ -194,7 +193,7 @@ def train_policy(
         init(params),
         num_steps=num_steps,
         step_fn=step_fn,
-        batch_fn=cropped(batch_fn, study.max_length),
+        batch_fn=cropped(batch_fn),
         save_every=num_steps // keep,
         observers={
             "observed": Observer(
