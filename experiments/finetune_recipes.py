@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import optax
 
-__all__ = ["OPTIMIZERS", "RECIPES", "Recipe", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "RECIPES", "Recipe", "make_clip", "make_optimizer"]
 
 OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
 
@@ -58,16 +58,20 @@ OPTIMIZERS = {
 }
 
 
+def make_clip(norm: float) -> optax.GradientTransformation:
+    """A clip of the gradient at a norm, which may be infinite."""
+    # Not a clip at infinity, whose other branch multiplies by it: 0 inf is no number.
+    return optax.identity() if math.isinf(norm) else optax.clip_by_global_norm(norm)
+
+
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """The recipe's optimizer behind its clip, with its warm-up."""
     ramp = recipe.warmup_steps + 1
     schedule = optax.linear_schedule(
         recipe.learning_rate / ramp, recipe.learning_rate, recipe.warmup_steps
     )
-    # Not a clip at infinity, whose other branch multiplies by it: 0 inf is no number.
-    clip = optax.clip_by_global_norm(recipe.clip)
     return optax.chain(
-        optax.identity() if math.isinf(recipe.clip) else clip,
+        make_clip(recipe.clip),
         OPTIMIZERS[recipe.optimizer](
             schedule if recipe.warmup_steps else recipe.learning_rate
         ),

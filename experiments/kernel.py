@@ -32,6 +32,7 @@ import tyro
 from finetune_start import Base, find_start, load_base
 from kernel_figures import draw_figures
 from kernel_results import Analysis, Text, analyse, check_identities, metric_rows
+from options import COUNT, POSITIVE, SEED, wrong_numbers
 
 from ldjax.data.preferences import PreferenceRow
 from ldjax.data.responses import to_examples
@@ -86,11 +87,7 @@ class Config:
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""
-        problems = {
-            "--learning-rate must be positive": not self.learning_rate > 0,
-            "--top must be at least 1": self.top < 1,
-            "--seed must not be negative": self.seed < 0,
-        }
+        problems: dict[str, bool] = {}
         for side in SIDES:
             text = getattr(self, f"{side}_text")
             prompt = getattr(self, f"{side}_prompt")
@@ -101,6 +98,8 @@ class Config:
                 f"--{side}-prompt needs --{side}-text": text is None and prompt != "",
             }
         wrong = [problem for problem, applies in problems.items() if applies]
+        ranges = {"learning_rate": POSITIVE, "top": COUNT, "seed": SEED}
+        wrong += wrong_numbers(self, ranges)
         if wrong:
             raise ValueError("; ".join(wrong))
 

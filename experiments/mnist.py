@@ -31,6 +31,7 @@ import tyro
 from mnist_claims import check_claims, check_identities
 from mnist_figures import draw_figures
 from mnist_results import NUM_CLASSES, Results
+from options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
 from tqdm import tqdm
 
 import ldjax
@@ -40,6 +41,22 @@ from ldjax.runs import create_run
 from ldjax.sinks import SinkName, check_sinks, make_sink
 
 MODELS = {"lenet": LeNet, "mlp": MLP}
+
+_RANGES = {
+    "seed": SEED,
+    "epochs": COUNT,
+    "num_train": COUNT,
+    "batch_size": COUNT,
+    "learning_rate": POSITIVE,
+    "end_learning_rate": POSITIVE._replace(also=(0,)),
+    "momentum": Range(0, 1 - 2**-24, "in [0, 1)"),
+    "weight_decay": POSITIVE._replace(also=(0,)),
+    "probes_per_class": COUNT,
+    "kernel_images_per_class": COUNT,
+    "draws_per_class": COUNT,
+    "step_epoch": SIZE,
+    "step_rate": POSITIVE,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +142,7 @@ class Config:
             "--classes are digits from 0 to 9": not set(self.classes) <= set(range(10)),
         }
         wrong = [problem for problem, applies in problems.items() if applies]
+        wrong += wrong_numbers(self, _RANGES)
         if wrong:
             raise ValueError("; ".join(wrong))
 

@@ -22,6 +22,7 @@ from finetune_config import PRESETS_OF_THE_PAPER, from_command_line
 from finetune_config import Config as StageConfig
 from finetune_setup import check_fits, load_data
 from finetune_start import find_start, keep_compiled
+from options import POSITIVE, check_numbers
 
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.models import PRESETS as MODELS
@@ -30,6 +31,10 @@ from ldjax.report.words import named, told
 from ldjax.runs import Run, open_run, start_run
 from ldjax.sinks import SinkName
 
+_RANGES = {
+    "sft_epochs": POSITIVE._replace(also=(0,)),
+    "dpo_epochs": POSITIVE._replace(also=(0,)),
+}
 STAGES = ("sft", "dpo_after_sft", "dpo_from_base")
 TITLES = {
     "sft": "SFT on the chosen answers",
@@ -117,6 +122,7 @@ class Config:
 def main(config: Config) -> int:
     """Run the stages; the exit status."""
     try:
+        check_numbers(config, _RANGES)
         stage = config.stage(loss="dpo").resolved()
         stage.check()
         if config.resume and config.overwrite:

@@ -250,7 +250,8 @@ def train(
       flush_every: Number of steps between two looks at the metrics, which wait for the
         device.
       on_table: Called with the table so far after every observation and before every
-        checkpoint, such as to write it where others look at it.
+        checkpoint, such as to write it where others look at it; with the whole one
+        where the run is complete already.
 
     Yields:
       The progress after each checkpoint, and that of a run that is already complete.
@@ -296,6 +297,8 @@ def train(
         tell
     ):
         if first >= num_steps:
+            if on_table:
+                on_table(table)
             yield Progress(first, state, table)
         elif not first and observe(0):
             flush()

@@ -21,7 +21,9 @@ from ldjax.models import Pretrained, Transformer, llama_config, load, save
 from ldjax.probes import Probe, ProbeSet
 from ldjax.runs import open_run
 
-QUESTION = "is the number {} in the list I wrote for you last week , or is it not in it ?"
+QUESTION = "is the number {} in the list I wrote for you last week , or is it not in ?"
+    "is the number {} in the list I wrote for you last week , or is it not in it ?"
+)
 
 
 @pytest.fixture
