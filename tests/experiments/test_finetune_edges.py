@@ -22,8 +22,6 @@ from ldjax.probes import Probe, ProbeSet
 from ldjax.runs import open_run
 
 QUESTION = "is the number {} in the list I wrote for you last week , or is it not in ?"
-    "is the number {} in the list I wrote for you last week , or is it not in it ?"
-)
 
 
 @pytest.fixture
