@@ -46,7 +46,7 @@ from finetune_results import (
     metrics_table,
     type_changes,
 )
-from finetune_setup import Setup, make_setup
+from finetune_setup import Setup, describe, make_setup, notes
 from finetune_start import base_of, keep_compiled, load_base
 from finetune_tokens import make_token_map_fn, moved_tokens, token_map_observer
 from finetune_watch import (
@@ -94,13 +94,14 @@ def main(config: Config) -> int:
         rows = setup.rows
         if config.named_loss.has_reference:
             # By the model that is trained: in bfloat16 both round alike.
-            rows = add_reference(
-                apply_fn,
-                setup.base.params,
-                rows,
-                batch_size=config.batch_size,
-                cache=config.cache,
-            )
+            with progress("scoring the reference"):
+                rows = add_reference(
+                    apply_fn,
+                    setup.base.params,
+                    rows,
+                    batch_size=config.batch_size,
+                    cache=config.cache,
+                )
         loss_fn = make_loss(config.loss, **config.coefficients)
         if config.named_loss.trains_on == "samples":
             rows = with_advantages(
@@ -231,51 +232,6 @@ def write_probes(run: Run, setup: Setup) -> None:
         lines.append(json.dumps(content, ensure_ascii=False) + "\n")
     with whole_file(run.path / "probes.jsonl") as partial:
         partial.write_text("".join(lines), encoding="utf-8")
-
-
-def describe(config: Config, setup: Setup) -> str:
-    """One line before the training starts."""
-    counts = setup.counts
-    memory = f"{setup.memory}\n" if setup.memory.parts else ""
-    line = (
-        f"{memory}{config.loss} of {setup.base.num_params:,} parameters on "
-        f"{counts['num_prompts']:,} prompts ({counts['num_prompts_cut']} cut, "
-        f"{counts['num_responses_cut']} responses cut to {setup.max_length} tokens): "
-        f"{setup.num_steps} updates; "
-        f"{len(setup.observed.probes):,} responses observed, "
-        f"{len(setup.tracked.probes)} tracked"
-    )
-    return "\n".join([line, *(f"note: {note}" for note in notes(config, setup))])
-
-
-def notes(config: Config, setup: Setup) -> list[str]:
-    """Where a run is not quite what was asked for, since its data do not allow it."""
-    num_train, num_steps = len(setup.data.train), setup.num_steps
-    model = setup.base.model.config
-    left_out = [f"{type_} of {count}" for type_, count in setup.left_out.items()]
-    positions = f"the model has {model.max_positions} positions"
-    found = {
-        f"cannot be made and are left out: {', '.join(left_out)} prompts": left_out,
-        f"--probe-prompts {config.probe_prompts}: there are {num_train} to watch": (
-            config.probe_prompts > num_train
-        ),
-        f"--tracked {config.tracked}: there are {num_train} to track": (
-            config.tracked > num_train
-        ),
-        f"--evaluations {config.evaluations}: there are {num_steps} updates": (
-            config.evaluations > num_steps
-        ),
-        f"--token-maps {config.token_maps}: there are {num_steps} updates": (
-            config.token_maps > num_steps
-        ),
-        f"--warmup-steps {config.warmup_steps}: the run ends before, after {num_steps} "
-        "updates": config.warmup_steps > num_steps,
-        f"--max-length {config.max_length}: {positions}": (
-            setup.lengths.limit < config.max_length
-            and bool(setup.counts["num_prompts_cut"])
-        ),
-    }
-    return [note for note, applies in found.items() if applies]
 
 
 def write_table(config: Config, run: Run, setup: Setup, table: Table) -> None:

@@ -27,9 +27,18 @@ from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
 from ldjax.data.responses import to_examples
 from ldjax.data.world import make_world
 from ldjax.probes import Probe, ProbeSet
+from ldjax.progress import progress
 from ldjax.reference import fingerprint
 
-__all__ = ["Lengths", "Setup", "check_fits", "make_encoder", "make_setup"]
+__all__ = [
+    "Lengths",
+    "Setup",
+    "check_fits",
+    "describe",
+    "make_encoder",
+    "make_setup",
+    "notes",
+]
 
 _LONGEST_SAMPLE = 64
 _LONGEST_CUT_PROMPT = 256
@@ -116,14 +125,15 @@ def make_setup(config: Config) -> Setup:
         room = model.max_positions - lengths.sample + 1
         if model.positions == "learned":
             watched = [i for i in watched if prompt_length(rows[i], encode) <= room]
-        filled = add_initial(
-            [rows[i] for i in watched],
-            sampler,
-            encode,
-            max_new_tokens=lengths.sample,
-            batch_size=memory.probes,
-            seed=config.seed,
-        )
+        with progress("sampling chosen_initial"):
+            filled = add_initial(
+                [rows[i] for i in watched],
+                sampler,
+                encode,
+                max_new_tokens=lengths.sample,
+                batch_size=memory.probes,
+                seed=config.seed,
+            )
         max_length = max(max_length, longest(filled, encode))
         return _replaced(rows, dict(zip(watched, filled, strict=True)))
 
@@ -218,6 +228,51 @@ def count_steps(config: Config, num_rows: int) -> int:
             f"updates; there can be at most {COUNT.most:g}"
         )
     return num_steps
+
+
+def describe(config: Config, setup: Setup) -> str:
+    """One line before the training starts."""
+    counts = setup.counts
+    memory = f"{setup.memory}\n" if setup.memory.parts else ""
+    line = (
+        f"{memory}{config.loss} of {setup.base.num_params:,} parameters on "
+        f"{counts['num_prompts']:,} prompts ({counts['num_prompts_cut']} cut, "
+        f"{counts['num_responses_cut']} responses cut to {setup.max_length} tokens): "
+        f"{setup.num_steps} updates; "
+        f"{len(setup.observed.probes):,} responses observed, "
+        f"{len(setup.tracked.probes)} tracked"
+    )
+    return "\n".join([line, *(f"note: {note}" for note in notes(config, setup))])
+
+
+def notes(config: Config, setup: Setup) -> list[str]:
+    """Where a run is not quite what was asked for, since its data do not allow it."""
+    num_train, num_steps = len(setup.data.train), setup.num_steps
+    model = setup.base.model.config
+    left_out = [f"{type_} of {count}" for type_, count in setup.left_out.items()]
+    positions = f"the model has {model.max_positions} positions"
+    found = {
+        f"cannot be made and are left out: {', '.join(left_out)} prompts": left_out,
+        f"--probe-prompts {config.probe_prompts}: there are {num_train} to watch": (
+            config.probe_prompts > num_train
+        ),
+        f"--tracked {config.tracked}: there are {num_train} to track": (
+            config.tracked > num_train
+        ),
+        f"--evaluations {config.evaluations}: there are {num_steps} updates": (
+            config.evaluations > num_steps
+        ),
+        f"--token-maps {config.token_maps}: there are {num_steps} updates": (
+            config.token_maps > num_steps
+        ),
+        f"--warmup-steps {config.warmup_steps}: the run ends before, after {num_steps} "
+        "updates": config.warmup_steps > num_steps,
+        f"--max-length {config.max_length}: {positions}": (
+            setup.lengths.limit < config.max_length
+            and bool(setup.counts["num_prompts_cut"])
+        ),
+    }
+    return [note for note, applies in found.items() if applies]
 
 
 def load_data(config: Config) -> Data:

@@ -43,6 +43,7 @@ from ldjax.models import (
     TransformerConfig,
     gpt2_config,
 )
+from ldjax.progress import progress
 from ldjax.runs import Run, create_run
 
 SIDES = ("probe", "update")
@@ -119,9 +120,10 @@ def main(config: Config) -> int:
     if config.smoke:  # compiling takes far longer than running
         jax.config.update("jax_disable_most_optimizations", True)
     try:
-        analysis = analyse(
-            base, **texts, learning_rate=config.learning_rate, seed=config.seed
-        )
+        with progress("computing the kernel and its checks"):
+            analysis = analyse(
+                base, **texts, learning_rate=config.learning_rate, seed=config.seed
+            )
     except MemoryError as too_large:
         sys.exit(f"kernel.py: {too_large}")
     run.write_metrics(metric_rows(analysis))

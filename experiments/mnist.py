@@ -32,11 +32,11 @@ from mnist_claims import check_claims, check_identities
 from mnist_figures import draw_figures
 from mnist_results import NUM_CLASSES, Results
 from options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
-from tqdm import tqdm
 
 import ldjax
 from ldjax.data import Images, as_sequences, load_digits, load_mnist
 from ldjax.models import MLP, LeNet
+from ldjax.progress import progress
 from ldjax.runs import create_run
 from ldjax.sinks import SinkName, check_sinks, make_sink
 
@@ -261,23 +261,27 @@ def train(
     init, step, finish = ldjax.make_pending_step(apply_fn, ldjax.losses.sft, optimizer)
     state = init(params, take(images, np.arange(config.batch_size)), probe)
     yield 0, params, None
-    progress = tqdm(range(1, config.epochs + 1), unit="epoch", disable=None)
-    for epoch in progress:
-        order = np.random.default_rng((config.seed, epoch))
-        index = order.permutation(len(images.train_labels))[: steps * config.batch_size]
-        comparisons = []
-        # A Python loop: inside `lax.scan` XLA's CPU code takes twice as long.
-        for batch in index.reshape(steps, config.batch_size):
-            state, step_before = step(state, take(images, batch))
-            comparisons.append(step_before)
-        # Each step reports the one before it: move them up by one.
-        comparisons = [*comparisons[1:], finish(state)]
-        loss = state.now.loss
-        if not np.isfinite(loss):
-            sys.exit(f"mnist.py: the loss is {loss} in epoch {epoch}; stopped there")
-        progress.set_postfix(loss=f"{loss:.3f} nats")
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *comparisons)
-        yield epoch, state.now.params, stacked
+    with progress("training", config.epochs, unit="epochs") as tell:
+        for epoch in range(1, config.epochs + 1):
+            order = np.random.default_rng((config.seed, epoch))
+            index = order.permutation(len(images.train_labels))[
+                : steps * config.batch_size
+            ]
+            comparisons = []
+            # A Python loop: inside `lax.scan` XLA's CPU code takes twice as long.
+            for batch in index.reshape(steps, config.batch_size):
+                state, step_before = step(state, take(images, batch))
+                comparisons.append(step_before)
+            # Each step reports the one before it: move them up by one.
+            comparisons = [*comparisons[1:], finish(state)]
+            loss = state.now.loss
+            if not np.isfinite(loss):
+                sys.exit(
+                    f"mnist.py: the loss is {loss} in epoch {epoch}; stopped there"
+                )
+            tell(epoch, f"{loss:.3f} nats")
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *comparisons)
+            yield epoch, state.now.params, stacked
 
 
 def kernel_epochs(epochs: int) -> set[int]:

@@ -16,19 +16,17 @@ opens the result.
 
 import dataclasses
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 import tyro
 from finetune_recipes import make_clip
 from options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
 from pretrain_corpus import Corpus, make_corpus
+from pretrain_watch import Watch, make_held_out_loss
 
-from ldjax import Sequences, StepState
 from ldjax.checkpoints import Checkpoints, Table
 from ldjax.data.text import read_documents
 from ldjax.data.tokenizers import train_word_level
@@ -39,7 +37,6 @@ from ldjax.models import PRESETS, Transformer, load, preset
 from ldjax.progress import progress
 from ldjax.report.figures import COLORS, figure
 from ldjax.runs import Run, start_run
-from ldjax.scoring import make_score_fn
 from ldjax.training import (
     NonFiniteError,
     Observer,
@@ -310,46 +307,6 @@ def optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     )
-
-
-def make_held_out_loss(apply_fn: Any, rows: Sequences, batch_size: int) -> Any:
-    """A function from parameters to the held-out loss, in nats per token."""
-    score_fn = make_score_fn(apply_fn)
-    batches = [
-        jax.tree.map(lambda leaf, i=i: leaf[i : i + batch_size], rows)
-        for i in range(0, len(rows.tokens), batch_size)
-    ]
-    num_tokens = int(rows.mask.sum())
-
-    def held_out_loss(params: Any) -> float:
-        scores = [np.asarray(score_fn(params, batch), float) for batch in batches]
-        return -sum(float(score.sum()) for score in scores) / num_tokens
-
-    return held_out_loss
-
-
-class Watch:
-    """Measures speed and held-out loss, and keeps the latter out of the former."""
-
-    def __init__(self, held_out_loss: Any, tokens_per_step: int) -> None:
-        self._held_out_loss = held_out_loss
-        self._tokens_per_step = tokens_per_step
-        self._since: tuple[int, float] | None = None
-
-    def speed(self, state: StepState) -> dict[str, float]:
-        """Tokens per second since the last evaluation; compilation included."""
-        step = int(state.step)  # waits for the device
-        if self._since is None:
-            return {}
-        since, start = self._since
-        seconds = time.perf_counter() - start
-        return {"tokens_per_second": (step - since) * self._tokens_per_step / seconds}
-
-    def held_out(self, state: StepState) -> dict[str, float]:
-        """The held-out loss in nats per token."""
-        loss = self._held_out_loss(state.params)
-        self._since = int(state.step), time.perf_counter()
-        return {"held_out_loss": loss}
 
 
 def metric_rows(table: Table, batch_size: int) -> list[tuple[Any, ...]]:
