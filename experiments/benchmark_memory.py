@@ -144,16 +144,14 @@ def measure(folder: Path, loss: str) -> dict[str, int]:
     """Bytes planned and taken."""
     plans: list[Plan] = []
 
-    def remembered(config: Any, base: Any, *, max_length: int, num_tracked: int) -> Any:
+    def planned(config: Any, base: Any, *, max_length: int, num_tracked: int) -> Plan:
         plan = plan_memory(config, base, max_length=max_length, num_tracked=num_tracked)
-        plans.append(
-            plan
-            if plan.parts
-            else make_plan(config, base, plan.probes, max_length, num_tracked)
-        )
+        if not plan.parts:  # as if memory mattered, which a run goes by
+            plan = make_plan(config, base, plan.probes, max_length, num_tracked)
+        plans.append(plan)
         return plan
 
-    finetune_setup.plan_memory = remembered
+    finetune_setup.plan_memory = planned
     config = finetune.Config(
         loss=loss,
         data=str(folder / "rows.jsonl"),
