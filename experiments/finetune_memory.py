@@ -42,7 +42,7 @@ _SLACK = 1.7
 # What a process holds besides: the libraries, and what their compiler leaves behind,
 # which grows with the program. A model of nothing and two blocks had 1.1 GB; one of 30
 # blocks 1.4 GB more than `_SLACK` says.
-_PROCESS, _PROCESS_PER_BLOCK = int(1.3e9), int(30e6)
+_PROCESS, _PROCESS_PER_BLOCK = int(1.1e9), int(30e6)
 
 # Tracing takes a fifth of a second for each block. Deeper models are traced at these
 # depths: each further block adds as much as the last ones did.

@@ -46,7 +46,7 @@ class Fidelity(NamedTuple):
     r"""How well the predictions of all steps, added up, explain what happened.
 
     Over all sequences and steps of a type, of the changes accumulated since the start.
-    A share of what is zero, such as of the change of a run that moves nothing, is None.
+    A share of nothing, such as of a change within its rounding, is None.
 
     Attributes:
       r_squared: :math:`1 - \sum (m - p)^2 / \sum (m - \bar m)^2`; None without a
@@ -101,6 +101,10 @@ def fidelity(series: Mapping[str, np.ndarray], probes: Sequence[Probe]) -> Any:
 
 
 _COMPARED = ("predicted", "measured", "floor")
+_SHARES = (
+    *("r_squared", "r_squared_at_end", "remainder_ratio"),
+    *("step_remainder_ratio", "floor_ratio"),
+)
 
 
 def _fidelity(series: Mapping[str, np.ndarray]) -> Fidelity:
@@ -108,7 +112,7 @@ def _fidelity(series: Mapping[str, np.ndarray]) -> Fidelity:
     sums = {"p": predicted.cumsum(0), "m": measured.cumsum(0)}
     resolved = np.maximum(abs(predicted), abs(measured)) > floor
     agrees = np.sign(predicted) == np.sign(measured)
-    return Fidelity(
+    found = Fidelity(
         r_squared=r_squared(sums["m"], sums["p"]),
         r_squared_at_end=r_squared(sums["m"][-1], sums["p"][-1]),
         sign_agreement=float(agrees[resolved].mean()) if resolved.any() else None,
@@ -118,6 +122,11 @@ def _fidelity(series: Mapping[str, np.ndarray]) -> Fidelity:
         change=float(sums["m"][-1].mean()),
         predicted_change=float(sums["p"][-1].mean()),
     )
+    largest = np.maximum(abs(sums["p"]), abs(sums["m"]))
+    if (largest > floor.cumsum(0)).any():
+        return found
+    # Nothing moved that is more than the rounding of two programs: no share of it.
+    return found._replace(**dict.fromkeys(_SHARES))
 
 
 def r_squared(measured: np.ndarray, predicted: np.ndarray) -> float | None:
