@@ -211,6 +211,7 @@ def training_rows(
       target: Response types, each an example of its own; None for pairs.
       max_length: Length that others are padded to as well, in tokens; examples may be
         longer.
+      also: Rows that are watched only: how they were read is counted, too.
     """
     encoded = [encode(row) for row in rows]
 
@@ -226,7 +227,6 @@ def training_rows(
         rows_ = {
             side: padded([row.examples[side] for row in encoded]) for side in sides
         }
-    # How the texts that are watched only were read is to be known as well.
     notes = count_notes([*encoded, *map(encode, also)])
     return rows_, count_cuts(encoded) | notes
 

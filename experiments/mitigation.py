@@ -256,7 +256,7 @@ def listen(
 
     def said(params: Any, decoding: str) -> Said:
         texts = responses(study, params, asked, key=keys[decoding])
-        return Said(texts, judged(study, asked, texts))
+        return Said([*texts], judged(study, asked, texts))
 
     return {
         decoding: {

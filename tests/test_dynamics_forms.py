@@ -296,7 +296,11 @@ def test_a_saturated_log_prob_has_a_floor_too():
 
 
 def _first_call(
-    apply_fn=apply_toy, optimizer=MOMENTUM, update=None, params=None, **options
+    apply_fn=apply_toy,
+    optimizer: optax.GradientTransformation = MOMENTUM,
+    update=None,
+    params=None,
+    **options,
 ):
     init, step = make_step(apply_fn, losses.sft, optimizer, **options)
     params = toy_params() if params is None else params

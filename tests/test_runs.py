@@ -1,6 +1,7 @@
 """The run folder: what is written can be found again, and nothing is half-written."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ SETTINGS = {
 
 
 def test_settings_that_json_does_not_know_are_read_back_and_resumed(tmp_path):
-    start = {"resume": True, "overwrite": False}
+    start: dict[str, Any] = {"resume": True, "overwrite": False}
     run = start_run(tmp_path / "a", SETTINGS, **start)
     assert run.config["settings"] == {
         "clip": "inf",
