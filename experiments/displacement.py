@@ -35,7 +35,7 @@ from displacement_measure import SIDES, Batch, make_labels_fn, make_origin_step
 from finetune_config import Config as FinetuneConfig
 from finetune_data import training_rows
 from finetune_recipes import make_optimizer
-from finetune_results import metrics_table, r_squared
+from finetune_results import legible, metrics_table, r_squared
 from finetune_setup import Setup, choose, make_encoder, make_setup
 from finetune_start import keep_compiled
 
@@ -96,8 +96,8 @@ class Config:
     """Updates, in equal intervals, of which every label is measured."""
     max_length: int = 512
     """Of prompt and response together, in tokens."""
-    max_prompt_length: int = 256
-    """Of a prompt that has to be cut, in tokens."""
+    max_prompt_length: int = 0
+    """Of a prompt that has to be cut, in tokens (see `finetune.py`)."""
     cache: Path = Path("runs/cache")
     """Where base models and compiled functions are kept."""
     seed: int = 0
@@ -184,7 +184,7 @@ def main(config: Config) -> int:
 
 def finetuned(stage: FinetuneConfig, setup: Setup) -> Any:
     """Parameters after SFT on the chosen answers."""
-    encode, _ = make_encoder(stage, setup.base, setup.data)
+    encode = make_encoder(stage, setup.base)
     rows, _ = training_rows(
         setup.data.train, encode, target=("chosen",), max_length=setup.max_length
     )
@@ -370,12 +370,12 @@ def check_criterion(name: RateName, steps: dict[str, np.ndarray]) -> dict[str, A
     }
 
 
-def check_r_squared(name: RateName, share: float) -> dict[str, Any]:
+def check_r_squared(name: RateName, share: float | None) -> dict[str, Any]:
     """Whether first order explains single updates at the small rate."""
     return {
-        "text": f"{RATES[name]}: the parts explain R2 = {share:.4f} of the changes of "
-        f"single updates (at least {LEAST_R_SQUARED})",
-        "holds": share >= LEAST_R_SQUARED,
+        "text": f"{RATES[name]}: the parts explain R2 = {legible(share, '.4f')} of the "
+        f"changes of single updates (at least {LEAST_R_SQUARED})",
+        "holds": share is not None and share >= LEAST_R_SQUARED,
     }
 
 
@@ -399,8 +399,8 @@ def print_why(rate: str, numbers: dict[str, Any]) -> None:
     for origin, change in numbers["parts"].items():
         print(f"  {origin:14} {change:+9.3f}")
     print(
-        f"The parts explain R2 = {numbers['r_squared']:.3f} of single updates, "
-        f"{numbers['r_squared_accumulated']:.3f} accumulated. Trained on alone, "
+        f"The parts explain R2 = {legible(numbers['r_squared'])} of single updates, "
+        f"{legible(numbers['r_squared_accumulated'])} accumulated. Trained on alone, "
         f"{alone['start']:.0%} of the pairs would lower their own chosen answer at the "
         f"start, {alone['end']:.0%} at the end, {alone['all']:.1%} over all updates."
     )

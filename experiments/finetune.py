@@ -29,7 +29,7 @@ from typing import Any
 import command
 import numpy as np
 from finetune_config import Config, from_command_line
-from finetune_data import cropped, summed_over_sides, with_advantages
+from finetune_data import cropped, summed_over_sides, told_of, with_advantages
 from finetune_figures import (
     draw_by_side,
     draw_curves,
@@ -43,10 +43,11 @@ from finetune_results import (
     check_identities,
     curves_of,
     fidelity,
+    legible,
     metrics_table,
     type_changes,
 )
-from finetune_setup import Setup, make_setup
+from finetune_setup import Setup, describe, make_setup, notes
 from finetune_start import base_of, keep_compiled, load_base
 from finetune_tokens import make_token_map_fn, moved_tokens, token_map_observer
 from finetune_watch import (
@@ -62,6 +63,7 @@ from ldjax.checkpoints import Checkpoints, Table
 from ldjax.files import whole_file
 from ldjax.losses import make_loss
 from ldjax.models import Pretrained, save_adapters
+from ldjax.progress import progress
 from ldjax.reference import add_reference
 from ldjax.report import write_page
 from ldjax.report.measures import final_parts
@@ -87,19 +89,21 @@ def main(config: Config) -> int:
     with command.set_up():
         config = config.resolved()
         config.check()
-        setup = make_setup(config)
+        with progress("reading the data and the model"):
+            setup = make_setup(config)
         watch_fn = ldjax.linen.apply_fn(setup.base.model)
         apply_fn = ldjax.linen.apply_fn(setup.base.trained_model)
         rows = setup.rows
         if config.named_loss.has_reference:
             # By the model that is trained: in bfloat16 both round alike.
-            rows = add_reference(
-                apply_fn,
-                setup.base.params,
-                rows,
-                batch_size=config.batch_size,
-                cache=config.cache,
-            )
+            with progress("scoring the reference"):
+                rows = add_reference(
+                    apply_fn,
+                    setup.base.params,
+                    rows,
+                    batch_size=config.batch_size,
+                    cache=config.cache,
+                )
         loss_fn = make_loss(config.loss, **config.coefficients)
         if config.named_loss.trains_on == "samples":
             rows = with_advantages(
@@ -107,8 +111,7 @@ def main(config: Config) -> int:
             )
             loss_fn = summed_over_sides(loss_fn)
         batch_fn = cropped(
-            make_batch_fn(rows, batch_size=config.batch_size, seed=config.seed),
-            setup.max_length,
+            make_batch_fn(rows, batch_size=config.batch_size, seed=config.seed)
         )
         batch_fn, devices = on_all_devices(batch_fn, config.batch_size)
         run = start_run(
@@ -121,7 +124,7 @@ def main(config: Config) -> int:
         sinks = [make_sink(name, run) for name in config.log]
     setup.base.tokenizer.save(run.path)
     write_probes(run, setup)
-    print(devices + describe(config, setup), flush=True)
+    print(devices + describe(config, setup) + told_of(setup.counts), flush=True)
 
     optimizer, options = make_optimizer(config.as_recipe()), account_options(setup.base)
     init, step_fn = make_tracked_step(
@@ -152,6 +155,12 @@ def main(config: Config) -> int:
     sets = {"observed": setup.observed, "tracked": setup.tracked}
     if setup.everything is not None:
         sets["everything"] = setup.everything
+
+    def on_table(table: Table) -> None:
+        write_table(config, run, setup, table)
+        for sink in sinks:
+            sink.write(run.metrics())
+
     table, state = {}, None
     progress_of_run = train(
         initial,
@@ -171,19 +180,18 @@ def main(config: Config) -> int:
             is_explained=config.one_step,
         )
         | {"token_maps": map_observer},
+        on_table=on_table,
     )
     del initial
     try:
-        for progress in progress_of_run:
-            table, state = progress.table, progress.state
-            write_table(config, run, setup, table)
-            for sink in sinks:
-                sink.write(run.metrics())
+        for stage in progress_of_run:
+            table, state = stage.table, stage.state
     except NonFiniteError as error:
         sys.exit(f"finetune.py: {error}")
     for sink in sinks:
         sink.close()
-    return report(config, run, setup, table, state)
+    with progress("writing the report"):
+        return report(config, run, setup, table, state)
 
 
 def all_settings(config: Config, setup: Setup) -> dict[str, Any]:
@@ -191,6 +199,10 @@ def all_settings(config: Config, setup: Setup) -> dict[str, Any]:
     return dataclasses.asdict(config) | {
         "base_model": config.model,
         "model": dataclasses.asdict(setup.base.model.config),
+        # As they were used, not as they were asked for.
+        "max_length": setup.lengths.limit,
+        "max_prompt_length": setup.lengths.prompt_limit,
+        "sample_length": setup.lengths.sample,
         "num_steps": setup.num_steps,
         "regime": setup.regime,
         "fingerprints": setup.fingerprints,
@@ -220,20 +232,6 @@ def write_probes(run: Run, setup: Setup) -> None:
         lines.append(json.dumps(content, ensure_ascii=False) + "\n")
     with whole_file(run.path / "probes.jsonl") as partial:
         partial.write_text("".join(lines), encoding="utf-8")
-
-
-def describe(config: Config, setup: Setup) -> str:
-    """One line before the training starts."""
-    counts = setup.counts
-    memory = f"{setup.memory}\n" if setup.memory.parts else ""
-    return (
-        f"{memory}{config.loss} of {setup.base.num_params:,} parameters on "
-        f"{counts['num_prompts']:,} prompts ({counts['num_prompts_cut']} cut, "
-        f"{counts['num_responses_cut']} responses cut to {setup.max_length} tokens): "
-        f"{setup.num_steps} updates; "
-        f"{len(setup.observed.probes):,} responses observed, "
-        f"{len(setup.tracked.probes)} tracked"
-    )
 
 
 def write_table(config: Config, run: Run, setup: Setup, table: Table) -> None:
@@ -316,7 +314,7 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
             print(f"\nPublished signatures ({setup.regime}), trained prompts:")
             print(signature_table(verdicts))
             if config.data == "toy":
-                order = table["order"]["remainder_ratio"]
+                order = table.get("order", {}).get("remainder_ratio", np.zeros(0))
                 claims = check_claims(setup.regime, curves, verdicts, order)
     why = explanations(series, setup, final_parts(run.metrics()))
     summary |= {
@@ -326,7 +324,8 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
         "identities": identities,
         "fidelity": {name: fit._asdict() for name, fit in fits.items()},
         "counts": setup.counts,
-        "data": setup.data.summary,
+        "data": setup.data.summary | {"left_out": setup.left_out},
+        "notes": notes(config, setup),
     }
     run.write_summary(summary)
     figures = [
@@ -354,14 +353,15 @@ def print_fidelity(fits: dict[str, Any]) -> None:
         f"{'signs':>6} {'rest':>6} {'rest/step':>9} {'floor':>8}"
     )
     for name, fit in fits.items():
-        single = fit.r_squared_at_end is None
-        at_end = "–" if single else f"{fit.r_squared_at_end:.3f}"
         print(
             f"{name:20} {fit.change:+9.2f} {fit.predicted_change:+9.2f} "
-            f"{fit.r_squared:7.3f} {at_end:>7} "
-            f"{fit.sign_agreement:6.3f} {fit.remainder_ratio:6.3f} "
-            f"{fit.step_remainder_ratio:9.3f} {fit.floor_ratio:8.1e}"
+            f"{legible(fit.r_squared):>7} {legible(fit.r_squared_at_end):>7} "
+            f"{legible(fit.sign_agreement):>6} {legible(fit.remainder_ratio):>6} "
+            f"{legible(fit.step_remainder_ratio):>9} "
+            f"{legible(fit.floor_ratio, '.1e'):>8}"
         )
+    if fits["all"].step_remainder_ratio is None:
+        print("nothing moved: no update changed a tracked response")
 
 
 def explanations(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import tyro
 from finetune_recipes import RECIPES, OptimizerName, Recipe
+from options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
 
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.data.world import PRESETS as WORLDS
@@ -36,6 +37,25 @@ _PAPER: dict[str, Any] = {
 PRESETS_OF_THE_PAPER: dict[str, dict[str, Any]] = {
     "pythia-410m": {"model": "EleutherAI/pythia-410m", **_PAPER},
     "qwen1.5-0.5b": {"model": "Qwen/Qwen1.5-0.5B", **_PAPER},
+}
+
+_RANGES = {
+    "max_rows": SIZE,
+    "lora_rank": SIZE,
+    "lora_alpha": POSITIVE._replace(also=(0,)),
+    "learning_rate": POSITIVE,
+    "batch_size": COUNT,
+    "epochs": POSITIVE,
+    "warmup_steps": SIZE,
+    "clip": POSITIVE._replace(most=float("inf"), words="positive; inf for none"),
+    "probe_prompts": COUNT,
+    "tracked": COUNT,
+    "token_maps": SIZE,
+    "evaluations": COUNT,
+    "max_length": Range(2, COUNT.most, "at least 2"),
+    "max_prompt_length": SIZE,
+    "checkpoint_every": COUNT,
+    "seed": SEED,
 }
 
 
@@ -129,7 +149,7 @@ class Config:
     warmup_steps: int = -1
     """Updates of a linear warm-up, instead of the recipe's, if not -1."""
     clip: float = 0.0
-    """Largest norm of the gradient, instead of the recipe's, if not 0."""
+    """Largest norm of the gradient, instead of the recipe's, if not 0; inf for none."""
     probe_prompts: int = 40
     """Trained prompts whose responses are observed; and half as many held-out ones."""
     observe_all: bool = False
@@ -148,13 +168,18 @@ class Config:
     recommended to judge the published signatures."""
     max_length: int = 512
     """Of prompt and response together, in tokens."""
-    max_prompt_length: int = 256
-    """Of a prompt that has to be cut, in tokens."""
+    max_prompt_length: int = 0
+    """Of a prompt that has to be cut, in tokens; 0 stands for 256, or half of the
+    longest example allowed where that is less."""
     keep: Literal["start", "end"] = "end"
     """Which part of a prompt that is cut to keep."""
     leading_space: Literal["raw", "single"] = "single"
     """Give every response exactly one leading space, or leave them as they are: what
     SentencePiece tokenizers (Llama 2), which add a space themselves, need."""
+    special_tokens: Literal["auto", "read", "text"] = "auto"
+    """What special tokens of the model that a text spells are: meant (`read`), or text
+    like any other (`text`); by default meant where the prompt is a dialogue as chat
+    templates write it, such as `<|im_start|>user`. What was done is noted."""
     document_start: bool = True
     """Begin prompts as the documents of pretraining: with the tokenizer's start token
     (Llama), or END where it has none."""
@@ -224,7 +249,6 @@ class Config:
             make_loss(self.loss, **self.coefficients)
         except ValueError as mistake:
             raise ValueError(f"--coefficients: {mistake}") from None
-        at_least_one = ("batch_size", "probe_prompts", "tracked", "evaluations")
         is_size = self.model in MODELS
         problems = {
             f"--world must be one of {', '.join(WORLDS)}": self.world not in WORLDS,
@@ -239,12 +263,9 @@ class Config:
             "--data hh-helpful-base needs a --model that has learned to read": (
                 self.data == HUB_DATA and is_size and self.init is None
             ),
-            "--lora-rank must not be negative": self.lora_rank < 0,
             "--lora-alpha and --lora-targets need --lora-rank": (
                 not self.lora_rank and bool(self.lora_alpha or self.lora_targets)
             ),
-            "--lora-alpha must not be negative": self.lora_alpha < 0,
-            "--max-rows must not be negative": self.max_rows < 0,
             f"--target must be of {', '.join(RESPONSE_TYPES)}": (
                 not self.target or not set(self.target) <= set(RESPONSE_TYPES)
             ),
@@ -254,20 +275,15 @@ class Config:
             "--resume and --overwrite contradict each other": (
                 self.resume and self.overwrite
             ),
-            "--learning-rate must be positive": not self.learning_rate > 0,
-            "--epochs must be positive": not self.epochs > 0,
-            "--clip must be positive": not self.clip > 0,
-            "--warmup-steps must not be negative": self.warmup_steps < 0,
-            "--token-maps must not be negative": self.token_maps < 0,
-            "--seed must not be negative": self.seed < 0,
+            "--max-prompt-length must be less than --max-length": (
+                self.max_prompt_length >= self.max_length > 1
+            ),
             "--tracked must be at most --probe-prompts": (
                 self.tracked > self.probe_prompts
             ),
-        } | {
-            f"--{name.replace('_', '-')} must be at least 1": getattr(self, name) < 1
-            for name in (*at_least_one, "checkpoint_every")
         }
         wrong = [problem for problem, applies in problems.items() if applies]
+        wrong += wrong_numbers(self, _RANGES)
         if wrong:
             raise ValueError("; ".join(wrong))
 

@@ -11,8 +11,9 @@ from finetune_start import Base
 
 from ldjax import AdvantagedSequences, Sequences
 from ldjax.batching import Example, bucket_length, to_sequences
+from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow, Preferences, read_preferences
-from ldjax.data.responses import RowExamples, count_cuts, fill_types
+from ldjax.data.responses import RowExamples, count_cuts, count_notes, fill_types
 from ldjax.data.world import World
 from ldjax.dynamics import ApplyFn, LossFn
 from ldjax.log_probs import is_sequences
@@ -21,8 +22,9 @@ from ldjax.probes import Probe
 from ldjax.sampling import generate_sampled
 from ldjax.scoring import make_score_fn
 
-# The tokenisation protocol of a run: `to_examples` with everything but the row.
-Encoder = Callable[[PreferenceRow], RowExamples]
+# The tokenisation protocol of a run: `to_examples` with everything but the row, of
+# which a keyword may be given anew.
+Encoder = Callable[..., RowExamples]
 
 __all__ = [
     "Data",
@@ -33,6 +35,7 @@ __all__ = [
     "hub_data",
     "make_probes",
     "summed_over_sides",
+    "told_of",
     "toy_data",
     "training_rows",
     "with_advantages",
@@ -117,9 +120,18 @@ def file_data(
     if held_out is not None:
         summary["test"] = held_out.summary()
     rows = found.rows[: max_rows or None]
-    if len({row.prompt for row in rows}) > 1:
-        rows = fill_types(rows, seed=seed, unseen=unseen)
+    rows = fill_types(rows, seed=seed, unseen=unseen)
+    summary["left_out"] = _left_out(rows, has_unseen=bool(unseen))
     return Data(rows, unseen, summary)
+
+
+def _left_out(rows: Sequence[PreferenceRow], *, has_unseen: bool) -> dict[str, int]:
+    """Of how many rows a type could not be made (see `fill_types`)."""
+    made = ["irr_train", "random_permute"]
+    if has_unseen:
+        made += ["irr_test", "random_nonhum"]
+    lacking = {type_: sum(type_ not in row.responses for row in rows) for type_ in made}
+    return {type_: count for type_, count in lacking.items() if count}
 
 
 def add_initial(
@@ -131,15 +143,21 @@ def add_initial(
     batch_size: int,
     seed: int,
 ) -> list[PreferenceRow]:
-    """Rows with `chosen_initial`, sampled from the model where they lack it."""
+    """Rows with `chosen_initial`, sampled from the model where they lack it.
+
+    The samples keep the ids that were drawn, and end where the model ends them.
+    """
     lacking = [row for row in rows if "chosen_initial" not in row.responses]
     if not lacking:
         return list(rows)
-    prompts = [list(encode(row).examples["chosen"].prompt_ids) for row in lacking]
+    prompts = [
+        list(encode(row, tokenizer=base.tokenizer).examples["chosen"].prompt_ids)
+        for row in lacking
+    ]
     # A key for each row: what it gets does not depend on how many are drawn at a time.
     rows_of = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     keys = rows_of(jax.random.key(seed), jnp.arange(len(prompts)))
-    end, texts = base.tokenizer.end_id, []
+    texts: list[DrawnText] = []
     for start in range(0, len(prompts), batch_size):
         drawn = generate_sampled(
             base.model,
@@ -147,12 +165,9 @@ def add_initial(
             prompts[start : start + batch_size],
             key=keys[start : start + batch_size],
             max_new_tokens=max_new_tokens,
-            eos_id=end,
+            eos_id=base.tokenizer.end_ids,
         )
-        texts += [
-            base.tokenizer.decode([i for i in ids if i != end])
-            for ids in drawn.responses()
-        ]
+        texts += [DrawnText(ids, base.tokenizer) for ids in drawn.responses()]
     sampled = iter(texts)
     return [
         row
@@ -184,15 +199,25 @@ def training_rows(
     *,
     target: Sequence[str] | None,
     max_length: int,
+    also: Sequence[PreferenceRow] = (),
 ) -> tuple[Any, dict[str, int]]:
     """The training examples as one padded pytree of rows, and how much was cut.
 
     Rows of the target's responses, or with None of pairs.
+
+    Args:
+      rows: The texts.
+      encode: How they are read.
+      target: Response types, each an example of its own; None for pairs.
+      max_length: Length that others are padded to as well, in tokens; examples may be
+        longer.
+      also: Rows that are watched only: how they were read is counted, too.
     """
     encoded = [encode(row) for row in rows]
 
     def padded(examples: Sequence[Example]) -> Sequences:
-        return jax.tree.map(np.asarray, to_sequences(examples, max_length=max_length))
+        most = max([max_length, *(example.check() for example in examples)])
+        return jax.tree.map(np.asarray, to_sequences(examples, max_length=most))
 
     if target is not None:
         # Each prompt with its targets in turn, as in the authors' extended set.
@@ -202,7 +227,14 @@ def training_rows(
         rows_ = {
             side: padded([row.examples[side] for row in encoded]) for side in sides
         }
-    return rows_, count_cuts(encoded)
+    notes = count_notes([*encoded, *map(encode, also)])
+    return rows_, count_cuts(encoded) | notes
+
+
+def told_of(counts: dict[str, int]) -> str:
+    """A line for each note among the counts of `training_rows`."""
+    notes = {n: count for n, count in counts.items() if not n.startswith("num_")}
+    return "".join(f"\nnote: {n} ({count:,} prompts)" for n, count in notes.items())
 
 
 #: What the preference of a pair is worth to a policy gradient.
@@ -233,7 +265,7 @@ def summed_over_sides(loss_fn: LossFn) -> LossFn:
     return total
 
 
-def cropped(batch_fn: Callable[[int], Any], max_length: int) -> Callable[[int], Any]:
+def cropped(batch_fn: Callable[[int], Any]) -> Callable[[int], Any]:
     """Batches without the padding that all of their rows have, in few lengths."""
 
     def cropped_batch(step: int) -> Any:
@@ -242,7 +274,7 @@ def cropped(batch_fn: Callable[[int], Any], max_length: int) -> Callable[[int], 
         longest = max(
             int(np.flatnonzero(np.asarray(side.mask).any(0))[-1]) + 1 for side in sides
         )
-        length = bucket_length(longest, max_length - 1)
+        length = bucket_length(longest, max(side.mask.shape[1] for side in sides))
 
         def crop(side: Any) -> Any:
             # What has one number for each row, such as a reference, has no padding.

@@ -1,10 +1,11 @@
 """How a small model is finetuned, and how the paper's are."""
 
+import math
 from typing import Literal, NamedTuple
 
 import optax
 
-__all__ = ["OPTIMIZERS", "RECIPES", "Recipe", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "RECIPES", "Recipe", "make_clip", "make_optimizer"]
 
 OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
 
@@ -18,7 +19,7 @@ class Recipe(NamedTuple):
       batch_size: Examples (or pairs) of an update.
       epochs: Passes over the training examples.
       warmup_steps: Updates over which the learning rate rises linearly.
-      clip: Largest norm of the gradient.
+      clip: Largest norm of the gradient; infinite for none.
     """
 
     optimizer: OptimizerName
@@ -57,6 +58,12 @@ OPTIMIZERS = {
 }
 
 
+def make_clip(norm: float) -> optax.GradientTransformation:
+    """A clip of the gradient at a norm, which may be infinite."""
+    # Not a clip at infinity, whose other branch multiplies by it: 0 inf is no number.
+    return optax.identity() if math.isinf(norm) else optax.clip_by_global_norm(norm)
+
+
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """The recipe's optimizer behind its clip, with its warm-up."""
     ramp = recipe.warmup_steps + 1
@@ -64,7 +71,7 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
         recipe.learning_rate / ramp, recipe.learning_rate, recipe.warmup_steps
     )
     return optax.chain(
-        optax.clip_by_global_norm(recipe.clip),
+        make_clip(recipe.clip),
         OPTIMIZERS[recipe.optimizer](
             schedule if recipe.warmup_steps else recipe.learning_rate
         ),

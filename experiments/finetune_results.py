@@ -20,8 +20,10 @@ __all__ = [
     "Fidelity",
     "check_claims",
     "check_identities",
+    "check_order",
     "curves_of",
     "fidelity",
+    "legible",
     "metrics_table",
     "r_squared",
     "type_changes",
@@ -44,11 +46,12 @@ class Fidelity(NamedTuple):
     r"""How well the predictions of all steps, added up, explain what happened.
 
     Over all sequences and steps of a type, of the changes accumulated since the start.
+    A share of nothing, such as of a change within its rounding, is None.
 
     Attributes:
-      r_squared: :math:`1 - \sum (m - p)^2 / \sum (m - \bar m)^2`.
-      r_squared_at_end: The same for the whole run's change, over sequences alone; None
-        for a single one, which has no spread to explain.
+      r_squared: :math:`1 - \sum (m - p)^2 / \sum (m - \bar m)^2`; None without a
+        spread to explain, such as that of one update and one sequence.
+      r_squared_at_end: The same for the whole run's change, over sequences alone.
       sign_agreement: Share of single steps above the rounding floor whose predicted and
         measured change have the same sign.
       remainder_ratio: :math:`\|m - p\| / \|m\|` of the whole run's change.
@@ -58,12 +61,12 @@ class Fidelity(NamedTuple):
       predicted_change: The same, predicted.
     """
 
-    r_squared: float
+    r_squared: float | None
     r_squared_at_end: float | None
-    sign_agreement: float
-    remainder_ratio: float
-    step_remainder_ratio: float
-    floor_ratio: float
+    sign_agreement: float | None
+    remainder_ratio: float | None
+    step_remainder_ratio: float | None
+    floor_ratio: float | None
     change: float
     predicted_change: float
 
@@ -83,10 +86,11 @@ def fidelity(series: Mapping[str, np.ndarray], probes: Sequence[Probe]) -> Any:
         if (types == type_).any()
     }
     found["all"] = _fidelity({k: series[k] for k in _COMPARED})
-    if {"chosen", "rejected"} <= set(types):
-        # Both sides of a pair stand in the order of the prompts.
-        sides = [np.flatnonzero(types == side) for side in ("chosen", "rejected")]
-        assert (names[sides[0]] == names[sides[1]]).all()
+    with_rejected = set(names[types == "rejected"])
+    both = [name for name in names[types == "chosen"] if name in with_rejected]
+    if both:
+        place = {(p.prompt_name, p.type): i for i, p in enumerate(probes)}
+        sides = [[place[name, side] for name in both] for side in _SIDES]
         margin = {
             k: series[k][:, sides[0]] - series[k][:, sides[1]]
             for k in ("predicted", "measured")
@@ -97,6 +101,10 @@ def fidelity(series: Mapping[str, np.ndarray], probes: Sequence[Probe]) -> Any:
 
 
 _COMPARED = ("predicted", "measured", "floor")
+_SHARES = (
+    *("r_squared", "r_squared_at_end", "remainder_ratio"),
+    *("step_remainder_ratio", "floor_ratio"),
+)
 
 
 def _fidelity(series: Mapping[str, np.ndarray]) -> Fidelity:
@@ -104,27 +112,50 @@ def _fidelity(series: Mapping[str, np.ndarray]) -> Fidelity:
     sums = {"p": predicted.cumsum(0), "m": measured.cumsum(0)}
     resolved = np.maximum(abs(predicted), abs(measured)) > floor
     agrees = np.sign(predicted) == np.sign(measured)
-    is_single = predicted.shape[1] < 2
-    return Fidelity(
+    found = Fidelity(
         r_squared=r_squared(sums["m"], sums["p"]),
-        r_squared_at_end=None if is_single else r_squared(sums["m"][-1], sums["p"][-1]),
-        sign_agreement=float(agrees[resolved].mean()) if resolved.any() else 1.0,
+        r_squared_at_end=r_squared(sums["m"][-1], sums["p"][-1]),
+        sign_agreement=float(agrees[resolved].mean()) if resolved.any() else None,
         remainder_ratio=_ratio(sums["m"][-1] - sums["p"][-1], sums["m"][-1]),
         step_remainder_ratio=_ratio(measured - predicted, measured),
         floor_ratio=_ratio(floor, measured),
         change=float(sums["m"][-1].mean()),
         predicted_change=float(sums["p"][-1].mean()),
     )
+    largest = np.maximum(abs(sums["p"]), abs(sums["m"]))
+    if (largest > floor.cumsum(0)).any():
+        return found
+    # Nothing moved that is more than the rounding of two programs: no share of it.
+    return found._replace(**dict.fromkeys(_SHARES))
 
 
-def r_squared(measured: np.ndarray, predicted: np.ndarray) -> float:
-    r"""How much of what was measured is predicted, :math:`1 - SS_r / SS_t`."""
+def r_squared(measured: np.ndarray, predicted: np.ndarray) -> float | None:
+    r"""How much of what was measured is predicted, :math:`1 - SS_r / SS_t`.
+
+    None where all that was measured is the same: there is no spread to explain.
+    """
+    # Exactly: the mean of equal numbers may be off by a rounding.
+    if not np.ptp(measured):
+        return None
     spread = ((measured - measured.mean()) ** 2).sum()
-    return float(1 - ((measured - predicted) ** 2).sum() / max(spread, 1e-300))
+    return float(1 - ((measured - predicted) ** 2).sum() / spread)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> float:
-    return float(np.linalg.norm(part) / max(np.linalg.norm(whole), 1e-300))
+def _ratio(part: np.ndarray, whole: np.ndarray) -> float | None:
+    size = np.linalg.norm(whole)
+    return float(np.linalg.norm(part) / size) if size else None
+
+
+def legible(share: float | None, digits: str = ".3f") -> str:
+    """A share for a table: a dash where there is none, few digits where it is absurd.
+
+    Examples:
+      >>> legible(0.98765), legible(None), legible(-3e12)
+      ('0.988', '–', '< -1000')
+    """
+    if share is None:
+        return "–"
+    return format(share, digits) if share > -1000 else "< -1000"
 
 
 def metrics_table(
@@ -155,12 +186,14 @@ def _long(
 ) -> pl.DataFrame:
     """One row for each step and thing measured, a prompt's name and a type."""
     names, types = zip(*of, strict=True)
+    # Texts are copied inside of polars: a long run is written at every observation.
+    place = np.tile(np.arange(len(of)), len(steps))
     return pl.DataFrame(
         {
             "step": np.repeat(steps.astype(np.int64), len(of)),
-            "probe": pl.Series(names * len(steps), dtype=pl.String),
-            "type": pl.Series(types * len(steps), dtype=pl.String),
-            "quantity": pl.Series([quantity] * values.size, dtype=pl.String),
+            "probe": pl.Series(names, dtype=pl.String).gather(place),
+            "type": pl.Series(types, dtype=pl.String).gather(place),
+            "quantity": pl.repeat(quantity, values.size, dtype=pl.String, eager=True),
             "value": values.astype(np.float64).ravel(),
         }
     )
@@ -221,7 +254,8 @@ def check_identities(
     gap = np.abs(sum(part.astype(float) for part in parts) - predicted)
     # Each part is a sum over tokens and parameters in float32.
     scale = sum(np.abs(part.astype(float)) for part in parts) + series["floor"]
-    worst = float((gap / scale).max())
+    # Where nothing moved, and a response is certain, there is nothing to divide by.
+    worst = float((gap / np.maximum(scale, 1e-250)).max())
     whole = np.abs(
         series["measured"].astype(float).sum(0) - np.diff(observed["log_prob"], axis=0)
     )
@@ -249,9 +283,19 @@ def _has(series: Mapping[str, np.ndarray], name: str) -> bool:
 
 
 def check_claims(
-    regime: str, curves: Curves, verdicts: Sequence[Verdict], order: np.ndarray
+    regime: str,
+    curves: Curves,
+    verdicts: Sequence[Verdict],
+    order: Sequence[float] | np.ndarray,
 ) -> list[Check]:
-    """What the toy world has to show."""
+    """What the toy world has to show.
+
+    Args:
+      regime: Which signatures it is compared with.
+      curves: Of the trained prompts.
+      verdicts: Of the signatures.
+      order: By how much the remainder fell when an update was halved, where one moved.
+    """
     gated = GATED.get(regime, ())
     claims = [
         {
@@ -279,18 +323,22 @@ def check_claims(
                 "holds": change["rejected"] < min(change["chosen"], 0),
             }
         )
+    return [*claims, check_order(order)]
+
+
+def check_order(order: Sequence[float] | np.ndarray) -> Check:
+    """Whether the remainder is of second order, as far as anything moved."""
+    least, most = ORDER_BOUNDS
     ratios = ", ".join(f"{ratio:.2f}" for ratio in order)
-    claims.append(
-        {
-            "text": f"the remainder falls {ratios} times when an update is halved",
-            "holds": bool(
-                (order > ORDER_BOUNDS[0]).all() and (order < ORDER_BOUNDS[1]).all()
-            ),
-            "value": order.tolist(),
-            "bound": ORDER_BOUNDS,
-        }
-    )
-    return claims
+    text = f"the remainder falls {ratios} times when an update is halved"
+    if not len(order):
+        text = "nothing moved, so there is no remainder that falls with the update"
+    return {
+        "text": text,
+        "holds": all(least < ratio < most for ratio in order),
+        "value": [float(ratio) for ratio in order],
+        "bound": ORDER_BOUNDS,
+    }
 
 
 _SIDES = ("chosen", "rejected")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import pretrain
 from finetune_config import Config
 
@@ -92,7 +93,7 @@ def load_base(config: Config, source: str, *, shapes_only: bool = False) -> Base
     Raises:
       FileNotFoundError: If there is no such model.
       MemoryError: If its parameters alone do not fit.
-      ValueError: If it has no tokenizer, or cannot be read.
+      ValueError: If it has no tokenizer, cannot be read, or is not of finite numbers.
     """
     if not shapes_only:
         _refuse_too_large(source)
@@ -100,6 +101,8 @@ def load_base(config: Config, source: str, *, shapes_only: bool = False) -> Base
     tokenizer = found.tokenizer
     if tokenizer is None:
         raise ValueError(f"{source} has no tokenizer.json to read texts with")
+    if not shapes_only:
+        _refuse_not_finite(source, found.params)
     if config.lora_rank:
         found = _adapted(config, found, shapes_only=shapes_only)
     trained = Transformer(dataclasses.replace(found.config, dtype=config.dtype))
@@ -114,6 +117,18 @@ def _refuse_too_large(source: str) -> None:
             f"the parameters of {source} take {human_bytes(needed)}; there are "
             f"{human_bytes(limit)} to use. Choose a smaller --model"
         )
+
+
+def _refuse_not_finite(source: str, params: Any) -> None:
+    """A rate cannot be the reason for what the parameters already are."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not (is_finite := jnp.isfinite(leaf)).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"the model in {source} has parameters that are no numbers: {name} has "
+                f"{int((~is_finite).sum())} of {leaf.size} that are NaN or infinite. "
+                "Get or make it anew"
+            )
 
 
 def find_regime(config: Config, start: str) -> str | None:

@@ -32,6 +32,8 @@ __all__ = [
 #: Where the order of the remainder is checked, first order leaves this share of the
 #: change; the third order then bends the ratio of 4 by about as much.
 SMALL_REMAINDER = 0.05
+#: By as much an update is stretched or shrunk to get there.
+LARGEST_SCALE = 2.0**40
 
 #: Observed besides the even intervals: most happens early.
 EARLY_STEPS = (1, 2, 4, 8)
@@ -190,7 +192,7 @@ def make_observers(
       observed probe by the update that follows, predicted and measured), `tokens` (the
       log-prob of every tracked token), `everything` at both ends, and `order` (by how
       much the remainder of the tracked probes falls when the update is halved) at the
-      start and half-way.
+      start and half-way, unless nothing moves.
     """
     due = even_steps(num_steps, evaluations) | set(EARLY_STEPS)
     mesh = data_mesh()
@@ -245,16 +247,27 @@ def make_observers(
             )
             change = tracked_change_fn(state.params, params)
             rest = np.linalg.norm(change["measured"] - change["predicted"])
-            return float(rest), float(rest / np.linalg.norm(change["measured"]))
+            return float(rest), float(np.linalg.norm(change["measured"]))
 
+        def is_small(scale: float) -> bool:
+            rest, moved = remainder(scale)
+            return rest <= SMALL_REMAINDER * moved
+
+        # Not by what was measured: two programs round differently.
+        pairs = zip(
+            *map(jax.tree.leaves, (state.params, following.params)), strict=True
+        )
+        if all(bool((old == new).all()) for old, new in pairs):
+            return {}  # nothing moved, so there is no remainder to halve
         # The largest scale at which it is small: there it is best resolved, too.
         scale = 1.0
-        while remainder(scale)[1] <= SMALL_REMAINDER:
+        while is_small(scale) and scale < LARGEST_SCALE:
             scale *= 2
-        while remainder(scale)[1] > SMALL_REMAINDER:
+        while not is_small(scale) and scale > 1 / LARGEST_SCALE:
             scale /= 2
-        ratio = remainder(scale)[0] / remainder(scale / 2)[0]
-        return {"scale": scale, "remainder_ratio": ratio}
+        whole, half = remainder(scale)[0], remainder(scale / 2)[0]
+        # A change that is linear to the last bit has no order either.
+        return {"scale": scale, "remainder_ratio": whole / half} if half else {}
 
     observers = {
         "order": Observer(order, {0, num_steps // 2}.__contains__),

@@ -22,7 +22,7 @@ sums to the prediction.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import command
 import finetune_config
@@ -32,6 +32,7 @@ import tyro
 from finetune_start import Base, find_start, load_base
 from kernel_figures import draw_figures
 from kernel_results import Analysis, Text, analyse, check_identities, metric_rows
+from options import COUNT, POSITIVE, SEED, wrong_numbers
 
 from ldjax.data.preferences import PreferenceRow
 from ldjax.data.responses import to_examples
@@ -42,6 +43,7 @@ from ldjax.models import (
     TransformerConfig,
     gpt2_config,
 )
+from ldjax.progress import progress
 from ldjax.runs import Run, create_run
 
 SIDES = ("probe", "update")
@@ -68,6 +70,8 @@ class Config:
     """What comes before the trained text."""
     update_text: str | None = None
     """The trained text. By default the preferred answer to the same prompt."""
+    special_tokens: Literal["auto", "read", "text"] = "auto"
+    """What special tokens that a text spells are (see `finetune.py`)."""
     learning_rate: float = 1e-5
     """Of the step of gradient descent that is predicted; its loss is the sum over the
     tokens of the update text, in nats."""
@@ -84,11 +88,7 @@ class Config:
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""
-        problems = {
-            "--learning-rate must be positive": not self.learning_rate > 0,
-            "--top must be at least 1": self.top < 1,
-            "--seed must not be negative": self.seed < 0,
-        }
+        problems: dict[str, bool] = {}
         for side in SIDES:
             text = getattr(self, f"{side}_text")
             prompt = getattr(self, f"{side}_prompt")
@@ -99,6 +99,8 @@ class Config:
                 f"--{side}-prompt needs --{side}-text": text is None and prompt != "",
             }
         wrong = [problem for problem, applies in problems.items() if applies]
+        ranges = {"learning_rate": POSITIVE, "top": COUNT, "seed": SEED}
+        wrong += wrong_numbers(self, ranges)
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -116,9 +118,10 @@ def main(config: Config) -> int:
     print(describe(base, texts), flush=True)
     if config.smoke:  # compiling takes far longer than running
         jax.config.update("jax_disable_most_optimizations", True)
-    analysis = analyse(
-        base, **texts, learning_rate=config.learning_rate, seed=config.seed
-    )
+    with progress("computing the kernel and its checks"):
+        analysis = analyse(
+            base, **texts, learning_rate=config.learning_rate, seed=config.seed
+        )
     run.write_metrics(metric_rows(analysis))
     return report(config, run, base.tokenizer, texts, analysis)
 
@@ -163,14 +166,20 @@ def make_text(config: Config, side: str, base: Base) -> Text:
         prompt, text = row["prompt"], row[type_]
         if config.smoke:
             prompt, text = " question :", " ".join(text.split(" ")[:6])
-    example = to_examples(
+    read = to_examples(
         PreferenceRow(prompt, {"chosen": text}, f"--{side}-text"),
         base.tokenizer,
         max_length=_UNLIMITED,
         max_prompt_length=1,
         start_document=True,
         leading_space="single",
-    ).examples["chosen"]
+        special_tokens=config.special_tokens,
+    )
+    flags = {"prompt": f"--{side}-prompt", "chosen": f"--{side}-text"}
+    notes = list(read.notes)
+    for name, flag in flags.items():
+        notes = [note.replace(repr(name), flag) for note in notes]
+    example = read.examples["chosen"]
     length = len(example.prompt_ids) + len(example.response_ids) - 1
     longest = longest_input(base.model.config)
     if length > longest:
@@ -178,7 +187,7 @@ def make_text(config: Config, side: str, base: Base) -> Text:
             f"--{side}-text: prompt and text have {length} tokens but the model reads "
             f"at most {longest}; shorten them"
         )
-    return Text.of(prompt, text, example)
+    return Text.of(prompt, text, example, notes)
 
 
 def longest_input(model: TransformerConfig) -> int:
@@ -222,6 +231,7 @@ def describe(base: Base, texts: dict[str, Text]) -> str:
     return (
         f"K of {probe} x {update} tokens, {vocab:,} x {vocab:,} logits each"
         f"{''.join(warnings)}"
+        + "".join(f"\nnote: {note}" for side in SIDES for note in texts[side].notes)
     )
 
 
@@ -246,6 +256,7 @@ def report(
     run.write_summary(
         {
             "tokens": names,
+            "notes": {side: list(text.notes) for side, text in texts.items()},
             "pushed": pushes,
             "numbers": numbers,
             "identities": identities,

@@ -5,6 +5,7 @@ difference relative to the largest of the numbers compared.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,7 @@ class Text(NamedTuple):
       example: Both as token ids.
       sequences: What the model reads, `[1, pos]`.
       positions: Where a token of the text is predicted.
+      notes: Of how the texts were read.
     """
 
     prompt: str
@@ -50,15 +52,18 @@ class Text(NamedTuple):
     example: Example
     sequences: ldjax.Sequences
     positions: np.ndarray
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, prompt: str, text: str, example: Example) -> "Text":
+    def of(
+        cls, prompt: str, text: str, example: Example, notes: Sequence[str] = ()
+    ) -> "Text":
         """With its arrays, without padding."""
         length = len(example.prompt_ids) + len(example.response_ids) - 1
         padded = to_sequences([example])
         sequences = jax.tree.map(lambda leaf: leaf[:, :length], padded)
         positions = np.flatnonzero(np.asarray(sequences.mask[0]))
-        return cls(prompt, text, example, sequences, positions)
+        return cls(prompt, text, example, sequences, positions, tuple(notes))
 
     @property
     def scored(self) -> ldjax.Sequences:

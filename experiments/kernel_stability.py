@@ -37,6 +37,7 @@ from kernel_stability_results import (
     tightness,
     verdicts,
 )
+from options import COUNT, POSITIVE, SEED, wrong_numbers
 
 import ldjax
 from ldjax.checkpoints import Table
@@ -104,9 +105,19 @@ class Config:
             ),
             "--update-tokens must not be negative": self.update_tokens < 0,
             "--times must be at least 2": self.times < 2,
-            "--step-norm must be positive": not self.step_norm > 0,
         }
         wrong = [problem for problem, applies in problems.items() if applies]
+        epochs = POSITIVE._replace(also=(0,))
+        wrong += wrong_numbers(
+            self,
+            {
+                "sft_epochs": epochs,
+                "dpo_epochs": epochs,
+                "probe_prompts": COUNT,
+                "step_norm": POSITIVE,
+                "seed": SEED,
+            },
+        )
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -205,7 +216,7 @@ def run_stage(
         init(start),
         num_steps=setup.num_steps,
         step_fn=step_fn,
-        batch_fn=cropped(batch_fn, setup.max_length),
+        batch_fn=cropped(batch_fn),
         save_every=setup.num_steps,
         observers={
             "kernel": Observer(observe, is_due),

@@ -53,6 +53,7 @@ from mitigation_results import (
     wins,
 )
 from mitigation_tables import tables
+from options import POSITIVE, SEED, wrong_numbers
 from policies import (
     Policy,
     Study,
@@ -143,11 +144,11 @@ class Config:
                 not 1 <= self.probe_prompts <= there.num_train
             ),
             "--losses must all be different": len(set(self.losses)) < len(self.losses),
-            "--sft-epochs must be positive": not self.sft_epochs > 0,
             "--judged must be at least 1": self.judged < 1,
             "--evaluations must be at least 1": self.evaluations < 1,
         }
         wrong = [problem for problem, applies in problems.items() if applies]
+        wrong += wrong_numbers(self, {"sft_epochs": POSITIVE, "seeds": SEED})
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -250,7 +251,7 @@ def listen(
 
     def said(params: Any, decoding: str) -> Said:
         texts = responses(study, params, asked, key=keys[decoding])
-        return Said(texts, judged(study, asked, texts))
+        return Said([*texts], judged(study, asked, texts))
 
     return {
         decoding: {

@@ -32,15 +32,32 @@ import tyro
 from mnist_claims import check_claims, check_identities
 from mnist_figures import draw_figures
 from mnist_results import NUM_CLASSES, Results
-from tqdm import tqdm
+from options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
 
 import ldjax
 from ldjax.data import Images, as_sequences, load_digits, load_mnist
 from ldjax.models import MLP, LeNet
+from ldjax.progress import progress
 from ldjax.runs import create_run
 from ldjax.sinks import SinkName, check_sinks, make_sink
 
 MODELS = {"lenet": LeNet, "mlp": MLP}
+
+_RANGES = {
+    "seed": SEED,
+    "epochs": COUNT,
+    "num_train": COUNT,
+    "batch_size": COUNT,
+    "learning_rate": POSITIVE,
+    "end_learning_rate": POSITIVE._replace(also=(0,)),
+    "momentum": Range(0, 1 - 2**-24, "in [0, 1)"),
+    "weight_decay": POSITIVE._replace(also=(0,)),
+    "probes_per_class": COUNT,
+    "kernel_images_per_class": COUNT,
+    "draws_per_class": COUNT,
+    "step_epoch": SIZE,
+    "step_rate": POSITIVE,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +143,7 @@ class Config:
             "--classes are digits from 0 to 9": not set(self.classes) <= set(range(10)),
         }
         wrong = [problem for problem, applies in problems.items() if applies]
+        wrong += wrong_numbers(self, _RANGES)
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -243,23 +261,27 @@ def train(
     init, step, finish = ldjax.make_pending_step(apply_fn, ldjax.losses.sft, optimizer)
     state = init(params, take(images, np.arange(config.batch_size)), probe)
     yield 0, params, None
-    progress = tqdm(range(1, config.epochs + 1), unit="epoch", disable=None)
-    for epoch in progress:
-        order = np.random.default_rng((config.seed, epoch))
-        index = order.permutation(len(images.train_labels))[: steps * config.batch_size]
-        comparisons = []
-        # A Python loop: inside `lax.scan` XLA's CPU code takes twice as long.
-        for batch in index.reshape(steps, config.batch_size):
-            state, step_before = step(state, take(images, batch))
-            comparisons.append(step_before)
-        # Each step reports the one before it: move them up by one.
-        comparisons = [*comparisons[1:], finish(state)]
-        loss = state.now.loss
-        if not np.isfinite(loss):
-            sys.exit(f"mnist.py: the loss is {loss} in epoch {epoch}; stopped there")
-        progress.set_postfix(loss=f"{loss:.3f} nats")
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *comparisons)
-        yield epoch, state.now.params, stacked
+    with progress("training", config.epochs, unit="epochs") as tell:
+        for epoch in range(1, config.epochs + 1):
+            order = np.random.default_rng((config.seed, epoch))
+            index = order.permutation(len(images.train_labels))[
+                : steps * config.batch_size
+            ]
+            comparisons = []
+            # A Python loop: inside `lax.scan` XLA's CPU code takes twice as long.
+            for batch in index.reshape(steps, config.batch_size):
+                state, step_before = step(state, take(images, batch))
+                comparisons.append(step_before)
+            # Each step reports the one before it: move them up by one.
+            comparisons = [*comparisons[1:], finish(state)]
+            loss = state.now.loss
+            if not np.isfinite(loss):
+                sys.exit(
+                    f"mnist.py: the loss is {loss} in epoch {epoch}; stopped there"
+                )
+            tell(epoch, f"{loss:.3f} nats")
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *comparisons)
+            yield epoch, state.now.params, stacked
 
 
 def kernel_epochs(epochs: int) -> set[int]:

@@ -48,6 +48,7 @@ from phenomena_start import Start, make_start
 from policies import check_model
 
 from ldjax.files import whole_file
+from ldjax.progress import progress
 from ldjax.runs import Run, create_run
 from ldjax.training import NonFiniteError
 
@@ -122,7 +123,9 @@ def study(config: Config, seed: int) -> Iterator[tuple[str, Outcome]]:
     start = make_start(config, seed)
     for name in config.chosen:
         print(f"=== seed {seed}: {name} ===", flush=True)
-        yield name, measure(name, start, config)
+        with progress(f"seed {seed}: {name}"):
+            outcome = measure(name, start, config)
+        yield name, outcome
 
 
 def measure(name: str, start: Start, config: Config) -> Outcome:

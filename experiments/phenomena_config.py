@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from options import COUNT, POSITIVE, SEED, wrong_numbers
+
 from ldjax.data.world import PRESETS as WORLDS
 
 __all__ = ["NAMES", "Config"]
@@ -90,7 +92,6 @@ class Config:
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""
         unknown = [name for name in self.only.split(",") if name not in (*NAMES, "")]
-        positive = ("sft_epochs", "dpo_epochs", "long_dpo_epochs")
         counts = ("checkpoints", "kernel_tokens")
         of_prompts = ("kernel_prompts", "heat_prompts")
         problems = {
@@ -112,10 +113,6 @@ class Config:
             "--samples must be at least 2": self.samples < 2,
         }
         problems |= {
-            f"{_option(name)} must be positive": not getattr(self, name) > 0
-            for name in positive
-        }
-        problems |= {
             f"{_option(name)} must be at least 1": getattr(self, name) < 1
             for name in counts
         }
@@ -126,6 +123,9 @@ class Config:
             for name in of_prompts
         }
         wrong = [problem for problem, applies in problems.items() if applies]
+        ranges = dict.fromkeys(("dpo_epochs", "long_dpo_epochs"), POSITIVE)
+        ranges |= dict.fromkeys(("sft_epochs", "probe_prompts"), COUNT)
+        wrong += wrong_numbers(self, ranges | {"seeds": SEED})
         if wrong:
             raise ValueError("; ".join(wrong))
 

@@ -22,6 +22,7 @@ from finetune_config import PRESETS_OF_THE_PAPER, from_command_line
 from finetune_config import Config as StageConfig
 from finetune_setup import check_fits, load_data
 from finetune_start import find_start, keep_compiled
+from options import POSITIVE, check_numbers
 
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.models import PRESETS as MODELS
@@ -30,6 +31,10 @@ from ldjax.report.words import named, told
 from ldjax.runs import Run, open_run, start_run
 from ldjax.sinks import SinkName
 
+_RANGES = {
+    "sft_epochs": POSITIVE._replace(also=(0,)),
+    "dpo_epochs": POSITIVE._replace(also=(0,)),
+}
 STAGES = ("sft", "dpo_after_sft", "dpo_from_base")
 TITLES = {
     "sft": "SFT on the chosen answers",
@@ -54,6 +59,8 @@ class Config:
     """Stop at a bad row of a file, or leave it out and count it."""
     blank: Literal["bad", "keep"] = "bad"
     """What a blank chosen or rejected response is."""
+    special_tokens: Literal["auto", "read", "text"] = "auto"
+    """What special tokens that a text spells are (see `finetune.py`)."""
     world: str = "demo"
     """Preset of the toy world: demo, small or paper."""
     model: str = ""
@@ -84,8 +91,8 @@ class Config:
     """Observations of a stage in equal intervals, besides that at the start."""
     max_length: int = 512
     """Of prompt and response together, in tokens."""
-    max_prompt_length: int = 256
-    """Of a prompt that has to be cut, in tokens."""
+    max_prompt_length: int = 0
+    """Of a prompt that has to be cut, in tokens (see `finetune.py`)."""
     cache: Path = Path("runs/cache")
     """Where base models, reference log-probs and compiled functions are kept."""
     log: tuple[SinkName, ...] = ()
@@ -116,6 +123,7 @@ class Config:
 def main(config: Config) -> int:
     """Run the stages; the exit status."""
     with command.set_up():
+        check_numbers(config, _RANGES)
         stage = config.stage(loss="dpo").resolved()
         stage.check()
         if config.resume and config.overwrite:

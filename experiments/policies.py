@@ -18,6 +18,7 @@ from finetune_setup import make_encoder, make_setup
 from finetune_start import Base, load_base
 
 import ldjax
+from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow
 from ldjax.data.world import World, make_world
 from ldjax.data.world_judge import Verdict, judge
@@ -126,13 +127,12 @@ def make_study(
         smoke=smoke,
     ).resolved()
     setup = make_setup(config)
-    encode, max_length = make_encoder(config, setup.base, setup.data)
     return Study(
         world=make_world(world, seed=seed),
         data=setup.data,
         base=setup.base,
-        encode=encode,
-        max_length=max_length,
+        encode=make_encoder(config, setup.base),
+        max_length=setup.max_length,
         observed=setup.observed,
     )
 
@@ -193,7 +193,7 @@ def train_policy(
         init(params),
         num_steps=num_steps,
         step_fn=step_fn,
-        batch_fn=cropped(batch_fn, study.max_length),
+        batch_fn=cropped(batch_fn),
         save_every=num_steps // keep,
         observers={
             "observed": Observer(
@@ -215,17 +215,20 @@ def responses(
     *,
     key: jax.Array | None = None,
     temperature: float = 1.0,
-) -> list[str]:
-    """A free-running response to each prompt: sampled, or greedy without a key."""
+) -> list[DrawnText]:
+    """A free-running response to each prompt: sampled, or greedy without a key.
+
+    With the ids that were drawn, which a policy that is trained on one is trained on.
+    """
     tokenizer = study.base.tokenizer
     prompts = [
         list(next(iter(study.encode(row).examples.values())).prompt_ids) for row in rows
     ]
     longest = min(_LONGEST_SAMPLE, study.max_length)
-    end = tokenizer.end_id
+    ends = tokenizer.end_ids
     if key is None:
         drawn = generate_greedy(
-            study.base.model, params, prompts, max_new_tokens=longest, eos_id=end
+            study.base.model, params, prompts, max_new_tokens=longest, eos_id=ends
         )
     else:
         drawn = generate_sampled(
@@ -234,13 +237,10 @@ def responses(
             prompts,
             key=key,
             max_new_tokens=longest,
-            eos_id=end,
+            eos_id=ends,
             temperature=temperature,
         )
-    return [
-        tokenizer.decode([token for token in ids if token != end])
-        for ids in drawn.responses()
-    ]
+    return [DrawnText(ids, tokenizer) for ids in drawn.responses()]
 
 
 def judged(

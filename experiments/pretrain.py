@@ -16,18 +16,18 @@ opens the result.
 
 import dataclasses
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import command
 import jax
-import numpy as np
 import optax
 import tyro
+from finetune_recipes import make_clip
+from options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
 from pretrain_corpus import Corpus, make_corpus
+from pretrain_watch import Watch, make_held_out_loss
 
-from ldjax import Sequences, StepState
 from ldjax.checkpoints import Checkpoints, Table
 from ldjax.data.text import read_documents
 from ldjax.data.tokenizers import train_word_level
@@ -35,9 +35,9 @@ from ldjax.data.world import PRESETS as WORLDS
 from ldjax.data.world import make_world
 from ldjax.linen import apply_fn as make_apply_fn
 from ldjax.models import PRESETS, Transformer, load, preset
+from ldjax.progress import progress
 from ldjax.report.figures import COLORS, figure
 from ldjax.runs import Run, start_run
-from ldjax.scoring import make_score_fn
 from ldjax.training import (
     NonFiniteError,
     Observer,
@@ -51,6 +51,24 @@ from ldjax.training import (
 # What may differ when a run is resumed: where things are, and what the numbers do not
 # depend on. The content of text and tokenizer is compared by hash.
 FREE = {"out", "resume", "overwrite", "checkpoint_every", "text", "field", "tokenizer"}
+
+_RANGES = {
+    "documents": Range(2, COUNT.most, "at least 2"),
+    "vocab_size": COUNT,
+    "context": COUNT,
+    "batch_size": COUNT,
+    "epochs": POSITIVE,
+    "steps": SIZE,
+    "learning_rate": POSITIVE,
+    "betas": Range(0, 1 - 2**-24, "in [0, 1)"),
+    "weight_decay": POSITIVE._replace(also=(0,)),
+    "clip": POSITIVE._replace(most=float("inf"), words="positive; inf for none"),
+    "warmup_steps": SIZE,
+    "held_out_share": Range(1.2e-38, 1 - 2**-24, "between 0 and 1"),
+    "evaluate_every": COUNT,
+    "checkpoint_every": COUNT,
+    "seed": SEED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +111,9 @@ class Config:
     """Of AdamW, of matrices only; multiplied by the learning rate. -1 stands for 1 for
     text (strong, because a small text is read many times), 0.01 for the toy world."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; inf for no limit."""
     warmup_steps: int = 50
-    """Updates over which the learning rate rises from 0."""
+    """Updates over which the learning rate rises from 0; at most half of the run."""
     held_out_share: float = 0.0
     """Share of the documents that is held out; 0 stands for 0.1 for text, 0.02 for the
     toy world."""
@@ -145,27 +163,15 @@ class Config:
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""
-        counts = ("context", "batch_size", "evaluate_every", "checkpoint_every")
         problems = {
             f"--preset must be one of {', '.join(PRESETS)}": self.preset not in PRESETS,
             "--resume and --overwrite contradict each other": (
                 self.resume and self.overwrite
             ),
             f"--world must be one of {', '.join(WORLDS)}": self.world not in WORLDS,
-            "--documents must be at least 2": self.documents < 2,
-            "--epochs must be positive": self.epochs <= 0,
-            "--steps must not be negative": self.steps < 0,
-            "--warmup-steps must not be negative": self.warmup_steps < 0,
-            "--learning-rate must be positive": not self.learning_rate > 0,
-            "--clip must be positive": not self.clip > 0,
-            "--weight-decay must not be negative": self.weight_decay < 0,
-            "--betas must lie in [0, 1)": not all(0 <= b < 1 for b in self.betas),
-            "--seed must not be negative": self.seed < 0,
-        } | {
-            f"--{name.replace('_', '-')} must be at least 1": getattr(self, name) < 1
-            for name in counts
         }
         wrong = [problem for problem, applies in problems.items() if applies]
+        wrong += wrong_numbers(self, _RANGES)
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -176,7 +182,8 @@ def main(config: Config) -> int:
     with command.set_up():
         config = config.resolved()
         config.check()
-        corpus = load_corpus(config)
+        with progress("reading the text and its tokens"):
+            corpus = load_corpus(config)
         model = Transformer(
             preset(
                 config.preset,
@@ -210,7 +217,7 @@ def main(config: Config) -> int:
     print(describe(corpus, num_params, settings["num_steps"]), flush=True)
     table: Table = {}
     try:
-        for progress in train(
+        for stage in train(
             init(params),
             num_steps=settings["num_steps"],
             step_fn=step_fn,
@@ -222,9 +229,11 @@ def main(config: Config) -> int:
                 "held_out": Observer(watch.held_out, every(config.evaluate_every)),
             },
             tokens_per_step=tokens_per_step,
+            on_table=lambda table: run.write_metrics(
+                metric_rows(table, config.batch_size)
+            ),
         ):
-            table = progress.table
-            run.write_metrics(metric_rows(table, config.batch_size))
+            table = stage.table
     except NonFiniteError as error:
         sys.exit(f"pretrain.py: {error}")
     return report(config, run, corpus, table, held_out_loss, num_params)
@@ -251,14 +260,31 @@ def load_corpus(config: Config) -> Corpus:
 
 def all_settings(config: Config, corpus: Corpus, model: Transformer) -> dict[str, Any]:
     """What `config.json` says of the run."""
-    steps_per_epoch = len(corpus.train.tokens) // config.batch_size
+    num_rows = len(corpus.train.tokens)
+    if config.batch_size > num_rows:
+        raise ValueError(
+            f"--batch-size must be at most the number of rows of {config.context} "
+            f"tokens, {num_rows}, got {config.batch_size}"
+        )
+    steps_per_epoch = num_rows // config.batch_size
     num_steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
+    if num_steps > COUNT.most:
+        raise ValueError(
+            f"--epochs {config.epochs:g} are {num_steps:.3g} updates; there can be at "
+            f"most {COUNT.most:g}"
+        )
     return dataclasses.asdict(config) | {
         "num_steps": num_steps,
+        "warmup_steps": warmup_steps(config, num_steps),
         "model": dataclasses.asdict(model.config),
         "fingerprints": corpus.fingerprints,
         "reductions": {"loss": "mean over tokens"},
     }
+
+
+def warmup_steps(config: Config, num_steps: int) -> int:
+    """As many as are asked for, but half of the run at most."""
+    return min(config.warmup_steps, num_steps // 2)
 
 
 def optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
@@ -266,13 +292,13 @@ def optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=min(config.warmup_steps, num_steps // 2),
+        warmup_steps=warmup_steps(config, num_steps),
         decay_steps=num_steps,
         end_value=config.learning_rate / 10,
     )
     beta1, beta2 = config.betas
     return optax.chain(
-        optax.clip_by_global_norm(config.clip),
+        make_clip(config.clip),
         optax.adamw(
             schedule,
             b1=beta1,
@@ -281,46 +307,6 @@ def optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     )
-
-
-def make_held_out_loss(apply_fn: Any, rows: Sequences, batch_size: int) -> Any:
-    """A function from parameters to the held-out loss, in nats per token."""
-    score_fn = make_score_fn(apply_fn)
-    batches = [
-        jax.tree.map(lambda leaf, i=i: leaf[i : i + batch_size], rows)
-        for i in range(0, len(rows.tokens), batch_size)
-    ]
-    num_tokens = int(rows.mask.sum())
-
-    def held_out_loss(params: Any) -> float:
-        scores = [np.asarray(score_fn(params, batch), float) for batch in batches]
-        return -sum(float(score.sum()) for score in scores) / num_tokens
-
-    return held_out_loss
-
-
-class Watch:
-    """Measures speed and held-out loss, and keeps the latter out of the former."""
-
-    def __init__(self, held_out_loss: Any, tokens_per_step: int) -> None:
-        self._held_out_loss = held_out_loss
-        self._tokens_per_step = tokens_per_step
-        self._since: tuple[int, float] | None = None
-
-    def speed(self, state: StepState) -> dict[str, float]:
-        """Tokens per second since the last evaluation; compilation included."""
-        step = int(state.step)  # waits for the device
-        if self._since is None:
-            return {}
-        since, start = self._since
-        seconds = time.perf_counter() - start
-        return {"tokens_per_second": (step - since) * self._tokens_per_step / seconds}
-
-    def held_out(self, state: StepState) -> dict[str, float]:
-        """The held-out loss in nats per token."""
-        loss = self._held_out_loss(state.params)
-        self._since = int(state.step), time.perf_counter()
-        return {"held_out_loss": loss}
 
 
 def metric_rows(table: Table, batch_size: int) -> list[tuple[Any, ...]]:
@@ -344,10 +330,13 @@ def metric_rows(table: Table, batch_size: int) -> list[tuple[Any, ...]]:
 def describe(corpus: Corpus, num_params: int, num_steps: int) -> str:
     """One line before the training starts."""
     sizes = corpus.sizes
+    count = sizes["special_as_text"]
+    note = f"\nnote: {count:,} documents spell special tokens, which are taken as text"
+    note = note if count else ""
     return (
         f"{num_params:,} parameters, {corpus.tokenizer.vocab_size} tokens in the "
         f"vocabulary; {sizes['train_tokens']:,} training tokens of "
-        f"{sizes['train_documents']} documents, {num_steps} updates"
+        f"{sizes['train_documents']} documents, {num_steps} updates{note}"
     )
 
 

@@ -27,7 +27,8 @@ class Corpus(NamedTuple):
       tokenizer: Trained on the training half, or given.
       train: Rows to train on.
       held_out: Rows of the held-out documents.
-      sizes: Documents and tokens of both halves.
+      sizes: Documents and tokens of both halves, and how many documents spell special
+        tokens, which are text there.
       bigram: `k` and held-out loss (nats per token) of the bigram model.
       fingerprints: SHA-256 of text and tokenizer.
     """
@@ -87,6 +88,7 @@ def make_corpus(
             "train_tokens": int(train_rows.mask.sum()),
             "held_out_documents": len(halves[1]),
             "held_out_tokens": int(held_out_rows.mask.sum()),
+            "special_as_text": sum(bool(tokenizer.special_in(d)) for d in documents),
         },
         bigram={"k": k, "loss": bigram_loss(bigram, held_out_rows, k=k)},
         fingerprints={

@@ -27,6 +27,7 @@ import command
 import jax
 import jax.numpy as jnp
 import numpy as np
+import options
 import tyro
 from squeezing_figures import draw_figures
 
@@ -56,10 +57,8 @@ class Config:
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""
-        if self.points < 2:
-            raise ValueError(f"--points must be at least 2, got {self.points}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must not be negative, got {self.seed}")
+        points = options.Range(2, 100_000, "at least 2 and at most 100000")
+        options.check_numbers(self, {"points": points, "seed": options.SEED})
 
 
 class Step(NamedTuple):

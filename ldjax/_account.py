@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ldjax import _resolution
+from ldjax._doors import Door
 from ldjax.log_probs import (
     Sequences,
     is_sequences,
@@ -28,9 +29,7 @@ from ldjax.update_parts import PARTS, frozen_update
 #: Parts of a step that are no side of its update.
 REST = frozenset({*PARTS, "rounding"})
 
-#: Updates between two measurements of the rounding noise.
-NOISE_EVERY = 64
-#: It is measured on this share of the probes, and on no fewer than so many.
+#: Rounding noise is measured on this share of the probes, and on no fewer than so many.
 NOISE_SHARE, NOISE_ROWS = 8, 8
 
 Params = Any
@@ -96,19 +95,22 @@ class Reasons(NamedTuple):
 class Account(NamedTuple):
     """The three things both forms of the step do: train, explain, watch."""
 
-    apply_fn: ApplyFn
+    apply_fn: Door
     loss_fn: LossFn
     optimizer: Optimizer
     parts: str | None
     full_vocab: bool | None
     probe_batch_size: int | None
-    watch_fn: ApplyFn | None
+    watch_fn: Door
     where: Any
 
     @classmethod
     def checked(cls, *settings: Any) -> "Account":
         """With settings that make sense."""
         account = cls(*settings)
+        door = Door(account.apply_fn)
+        watch_fn = Door(account.watch_fn) if account.watch_fn else door
+        account = account._replace(apply_fn=door, watch_fn=watch_fn)
         if account.parts not in ("side", "example", None):
             raise ValueError(
                 f'`parts` must be "side", "example" or None, got {account.parts!r}.'
@@ -153,14 +155,14 @@ class Account(NamedTuple):
             return self.apply_fn(whole(params), sequences)
 
         def loss_of(params: Params) -> Array:
-            logits = [_logits(apply_fn, params, side) for side in sides.values()]
+            logits = [apply_fn(params, side) for side in sides.values()]
             return self.loss_fn(_like(update, logits), update)
 
         sides = _sides(update)
         logits, pullbacks = {}, {}
         for name, side in sides.items():
             logits[name], pullbacks[name] = jax.vjp(
-                lambda p, side=side: _logits(apply_fn, p, side), params
+                lambda p, side=side: apply_fn(p, side), params
             )
         loss, residual = jax.value_and_grad(self.loss_fn)(
             _like(update, logits.values()), update
@@ -262,12 +264,12 @@ class Account(NamedTuple):
             return noise.astype(jnp.float32)
 
         known = jnp.asarray(state.noise, jnp.float32)
-        is_due = jnp.isnan(known) | (state.step % NOISE_EVERY == 0)
+        is_due = jnp.isnan(known) | (state.step % _resolution.NOISE_EVERY == 0)
         return jax.lax.cond(is_due, measured, lambda: known)
 
     def _watch_chunk(self, params: Params, chunk: Sequences) -> Observed:
         with jax.default_matmul_precision("highest"):
-            logits = _logits(self.watch_fn or self.apply_fn, params, chunk)
+            logits = self.watch_fn(params, chunk)
         full_vocab = self.full_vocab
         if full_vocab is None:
             full_vocab = jnp.issubdtype(chunk.tokens.dtype, jnp.floating)
@@ -458,22 +460,3 @@ def _sides(batch: Batch) -> dict[str, Sequences]:
 def _like(batch: Batch, leaves: Any) -> Any:
     """One leaf for each side, in the structure of the batch."""
     return jax.tree.structure(batch, is_leaf=is_sequences).unflatten(leaves)
-
-
-def _logits(apply_fn: ApplyFn, params: Params, sequences: Sequences) -> Array:
-    logits = apply_fn(params, sequences)
-    expected = sequences.targets.shape
-    if logits.shape[:-1] != expected or sequences.mask.shape != expected:
-        raise ValueError(
-            f"`apply_fn` returned logits of shape {logits.shape} for targets of shape "
-            f"{expected} and a mask of shape {sequences.mask.shape}; expected "
-            "[batch, pos, vocab] for [batch, pos]. A classifier has one position: "
-            "`logits[:, None, :]` and `labels[:, None]`."
-        )
-    if jnp.finfo(logits.dtype).bits < 32:
-        raise TypeError(
-            f"`apply_fn` returned {logits.dtype} logits, too coarse for differences of "
-            "log-probs: return `logits.astype(jnp.float32)`; the compute inside may "
-            "stay narrower."
-        )
-    return logits

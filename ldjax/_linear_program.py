@@ -24,8 +24,6 @@ from ldjax._linear_rules import (
 )
 from ldjax._primitives import CALLS
 
-__all__ = ["Program"]
-
 _MAX_UNROLLED = 64  # steps of a loop
 
 

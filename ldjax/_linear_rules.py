@@ -13,16 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-__all__ = [
-    "NOISE",
-    "Fact",
-    "fact_of_constant",
-    "frozen",
-    "linear",
-    "linear_together",
-    "rule",
-]
-
 NOISE = -1  # the source of what was drawn at random; inputs are numbered from 0
 _CONSTANT = "a constant term"
 

@@ -25,6 +25,9 @@ __all__ = ["compute_eps", "floor", "noise", "perturbed", "unit"]
 #: sample, not of all.
 UNITS = 4
 
+#: Updates between two measurements of the noise.
+NOISE_EVERY = 64
+
 # What moves numbers, and rounds none.
 _MOVES = frozenset(
     (
@@ -64,11 +67,15 @@ def noise(log_probs: Array, perturbed: Array, units: Array) -> Array:
 
     Returns:
       A scalar, the largest.
+
+    Examples:
+      >>> noise(jnp.array([-2.0, 0.0]), jnp.array([-2.5, 0.0]), jnp.array([0.1, 0.1]))
+      Array(5., dtype=...)
     """
     return jnp.max(jnp.abs(perturbed - log_probs) / units, initial=0)
 
 
-def floor(units: Array, noise: Array) -> Array:
+def floor(units: Any, noise: Any) -> Any:
     """Changes below it, in nats, may be rounding alone.
 
     Args:

@@ -155,9 +155,11 @@ def make_step(
       pytrees of them.
 
     Raises:
-      TypeError: On the first call, if logits or parameters have an unusable dtype.
-      ValueError: On the first call, if shapes do not fit, or if `parts` is asked of an
-        optimizer whose update cannot be split.
+      TypeError: If parameters are no floats (by `init`); if logits or a batch are of a
+        type that nothing can be computed from.
+      ValueError: If shapes do not fit; if a token id is in no table that the model
+        looks it up in, or a target under the mask is no label; if `parts` is asked of
+        an optimizer whose update cannot be split.
 
     References:
       Ren & Sutherland 2025, Proposition 1; equation 7 for the sides of a pair.
@@ -180,7 +182,7 @@ def make_step(
     )
 
     @jax.jit
-    def step(
+    def taken(
         state: StepState, update: Batch, probe: Batch
     ) -> tuple[StepState, StepComparison]:
         new_state, reasons = account.train(state, update)
@@ -190,6 +192,12 @@ def make_step(
         return new_state, _compare(
             *(probe, old, new), predicted, by_part, new_state.noise
         )
+
+    def step(
+        state: StepState, update: Batch, probe: Batch
+    ) -> tuple[StepState, StepComparison]:
+        account.apply_fn.check(taken, state=state, update=update, probe=probe)
+        return taken(state, update, probe)
 
     return account.init, step
 
@@ -263,7 +271,9 @@ def make_pending_step(
         return PendingState(now, probe, *unmeasured)
 
     @jax.jit
-    def step(state: PendingState, update: Batch) -> tuple[PendingState, StepComparison]:
+    def taken(
+        state: PendingState, update: Batch
+    ) -> tuple[PendingState, StepComparison]:
         now, reasons = account.train(state.now, update)
         old, predicted, by_part = account.explain(
             state.now.params, reasons, state.probe
@@ -274,6 +284,10 @@ def make_pending_step(
         )
         now = now._replace(noise=account.resolve(state.now, state.probe))
         return PendingState(now, state.probe, old, predicted, by_part), before
+
+    def step(state: PendingState, update: Batch) -> tuple[PendingState, StepComparison]:
+        account.apply_fn.check(taken, state=state, update=update)
+        return taken(state, update)
 
     @jax.jit
     def finish(state: PendingState) -> StepComparison:

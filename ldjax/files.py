@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ldjax._file_kinds import kind_of, text_kind_of
 from ldjax.memory import human_bytes
 
 __all__ = [
@@ -85,7 +86,7 @@ def read_lines(path: Path) -> list[Line]:
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: If it is damaged gzip, or gzip under another name.
+      ValueError: If it is damaged gzip, or gzip under another name; if it is no text.
 
     Examples:
       >>> import tempfile
@@ -94,6 +95,8 @@ def read_lines(path: Path) -> list[Line]:
       >>> [line.data.decode() for line in read_lines(path)]
       ['one', '', 'two\u2028']
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give a file in it.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     data = path.read_bytes()
@@ -107,6 +110,8 @@ def read_lines(path: Path) -> list[Line]:
             ) from error
     elif data.startswith(b"\x1f\x8b"):
         raise ValueError(f"{path} is gzipped. Add .gz to its name, or unpack it.")
+    if (kind := kind_of(data[:2048])) is not None:
+        raise ValueError(f"{path} is {kind}")
     data = data.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n")
     return [
         Line(f"{path}:{number}", line.removesuffix(b"\r"))
@@ -158,9 +163,10 @@ def json_object(data: bytes) -> dict[str, Any]:
     try:
         content = json.loads(text, object_pairs_hook=_fields)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"not JSON: {error}. Write one JSON object on each line (JSON lines)."
-        ) from error
+        kind = text_kind_of(text)
+        fix = "Write one JSON object on each line (JSON lines)"
+        fix = fix if kind is None else f"{fix}; {kind}"
+        raise ValueError(f"not JSON: {error}. {fix}.") from error
     except RecursionError as error:
         raise ValueError("not a JSON object of texts: nested too deeply.") from error
     if not isinstance(content, dict):
@@ -195,6 +201,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not whole JSON: {error}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object.")
     return content

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ldjax import _resolution
 from ldjax._doors import Door, check_params
 from ldjax.batching import Example, bucketed_batches
 from ldjax.log_probs import Sequences, check_sequences, token_log_probs
@@ -26,6 +27,7 @@ __all__ = [
     "ProbeSet",
     "TokenQuantities",
     "make_change_fn",
+    "make_floor_fn",
     "make_observe_fn",
     "sequence_quantities",
     "token_quantities",
@@ -375,6 +377,58 @@ def make_change_fn(
         )
 
     return change
+
+
+def make_floor_fn(
+    apply_fn: ApplyFn, probes: ProbeSet
+) -> Callable[[Any], dict[str, np.ndarray]]:
+    """A function to what rounding can make of the change of every probe.
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`.
+      probes: What is watched.
+
+    Returns:
+      `params -> {"floor": [probe]}`, sums over tokens, in nats: that of
+      `ldjax.StepComparison`, its noise measured at these parameters on all probes. Two
+      forward passes.
+
+    Raises:
+      TypeError: On a call, as `make_observe_fn`, and if parameters are no floats.
+      ValueError: On a call, as `make_observe_fn`.
+
+    Examples:
+      >>> probe = Probe("train/0", "chosen", Example((1, 2), (3,)))
+      >>> probes = ProbeSet.of([probe], max_length=4, batch_size=1)
+      >>> apply_fn = lambda w, s: jnp.zeros((1, 3, 5)).at[:, :, 3].set(w)
+      >>> bool(make_floor_fn(apply_fn, probes)(jnp.array(1.0))["floor"][0] > 0)
+      True
+    """
+    apply_fn = Door(apply_fn)
+
+    def evaluate(params: Any, batch: Sequences) -> tuple[Array, Array]:
+        with jax.default_matmul_precision("highest"):
+            logits = apply_fn(params, batch)
+        log_probs = token_log_probs(logits, batch.targets, batch.mask)
+        largest = jnp.where(batch.mask, jnp.abs(logits).max(-1), 0)
+        return log_probs, _resolution.unit(log_probs, largest)
+
+    @jax.jit
+    def of_batch(params: Any, batch: Sequences) -> dict[str, Array]:
+        eps = _resolution.compute_eps(evaluate, params, batch)
+        log_probs, units = evaluate(params, batch)
+        others, _ = evaluate(_resolution.perturbed(params, eps), batch)
+        noise = _resolution.noise(log_probs, others, units)
+        sums = jnp.where(batch.mask, units, 0).sum(-1)
+        return {"unit": sums, "noise": jnp.broadcast_to(noise, sums.shape)}
+
+    def floor(params: Any) -> dict[str, np.ndarray]:
+        check_params(params)
+        _check(apply_fn, of_batch, probes, params=params)
+        found = probes.gather([of_batch(params, batch) for _, batch in probes.batches])
+        return {"floor": _resolution.floor(found["unit"], found["noise"].max())}
+
+    return floor
 
 
 def _check(door: Door, program: Any, probes: ProbeSet, **params: Any) -> None:

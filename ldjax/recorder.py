@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
+from ldjax import _resolution
 from ldjax._doors import was_donated
 from ldjax.batching import check_count
 from ldjax.files import whole_file
-from ldjax.probes import ApplyFn, Probe, ProbeSet, make_change_fn, make_observe_fn
+from ldjax.probes import (
+    ApplyFn,
+    Probe,
+    ProbeSet,
+    make_change_fn,
+    make_floor_fn,
+    make_observe_fn,
+)
 from ldjax.runs import METRIC_COLUMNS, start_run
 from ldjax.sinks import SinkName, check_sinks, make_sink
 
@@ -43,8 +51,8 @@ class Recorder:
 
     With `every=1` the same two are also recorded as `predicted` and `measured` of the
     trained prompts, which the page adds up over the run; `floor` is what rounding can
-    make of them: :math:`8 \epsilon (T + |\log\pi|)` for :math:`T` tokens. Where an
-    update was left out, these sums would not be the change of the run, so there are
+    make of them (see `ldjax.StepComparison`), measured every 64 steps. Where an update
+    was left out, these sums would not be the change of the run, so there are
     none; all else is exact at the steps where it is recorded. `close` observes the
     parameters behind the last update, too.
 
@@ -142,7 +150,8 @@ class Recorder:
         self._observe = make_observe_fn(apply_fn, watched)
         self._change = make_change_fn(apply_fn, watched)
         self._names = [(probe.prompt_name, probe.type) for probe in probes]
-        self._counts = np.array([len(probe.example.response_ids) for probe in probes])
+        self._floor_fn = make_floor_fn(apply_fn, watched)
+        self._floor: dict[str, np.ndarray] = {}
         self._every, self._examples_per_step = every, examples_per_step
         self._is_summed = is_summed
         self._frames: list[pl.DataFrame] = []
@@ -191,6 +200,10 @@ class Recorder:
         if (step - first) % self._every == 0:
             change = self._change(params, new_params)  # first: it asks more of them
             observed = self._observe(params)
+            if is_summed and step % _resolution.NOISE_EVERY == 0:
+                self._floor = self._floor_fn(params)
+            elif is_summed and not self._floor:
+                self._floor = self._floor_of(earlier) or self._floor_fn(params)
             frames = self._rows_of(step, observed, change, loss, is_summed=is_summed)
         # From here on nothing fails: a step is kept as a whole or not at all.
         self._frames += frames if earlier is None else [earlier, *frames]
@@ -280,6 +293,22 @@ class Recorder:
         table = self.run.metrics().filter(pl.col("step") < step)
         return table if len(table) else None
 
+    def _floor_of(self, earlier: "pl.DataFrame | None") -> dict[str, np.ndarray]:
+        """The floor that an earlier recorder measured last."""
+        import polars as pl
+
+        found = pl.DataFrame() if earlier is None else earlier
+        if not len(found) or "floor" not in found["quantity"]:
+            return {}
+        found = found.filter(pl.col("quantity") == "floor")
+        found = found.filter(pl.col("step") == pl.col("step").max())
+        known = {
+            (name, type_): value
+            for name, type_, value in found["probe", "type", "value"].iter_rows()
+        }
+        names = [(_tracked(name), type_) for name, type_ in self._names]
+        return {"floor": np.array([known.get(name, np.nan) for name in names])}
+
     def _goes_on(self, step: int, earlier: "pl.DataFrame | None") -> bool:
         """Whether the update before a step is recorded too."""
         import polars as pl
@@ -304,8 +333,7 @@ class Recorder:
         if loss is not None:
             frames.append(self._rows(step, [("", "")], {"loss": _scalar(loss)}))
         if is_summed:  # what is added up over the run, of the trained prompts
-            floor = _floor(observed["log_prob"], self._counts)
-            numbers = {**change, "floor": floor}
+            numbers = {**change, **self._floor}
             is_trained = [name.startswith(_TRAINED) for name, _ in self._names]
             tracked = [
                 (_tracked(name), type_)
@@ -332,12 +360,6 @@ class Recorder:
         schema |= dict.fromkeys(METRIC_COLUMNS[2:5], pl.String)
         frame = pl.DataFrame([place + row for row in rows], schema, orient="row")
         return frame.with_columns(value=values)
-
-
-def _floor(log_probs: np.ndarray, num_tokens: np.ndarray) -> np.ndarray:
-    """What rounding can make of a change of each response's log-prob, in nats."""
-    # At most twice that of `make_step`, which knows the log-prob of each token.
-    return 8 * np.finfo(log_probs.dtype).eps * (num_tokens + np.abs(log_probs))
 
 
 def _scalar(loss: Any) -> np.ndarray:

@@ -162,7 +162,8 @@ def create_run(
 
     Args:
       path: The folder; made with its parents. A link to one is followed.
-      settings: What the run is asked to do, its seed among them; written as JSON.
+      settings: What the run is asked to do, its seed among them; written as JSON,
+        "inf" and "nan" for numbers that it does not know.
       overwrite: Replace a run that is already there. It is kept in the folder until the
         new one has its first numbers, and is back in its place if that never happens.
 

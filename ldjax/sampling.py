@@ -21,12 +21,18 @@ from ldjax.models.transformer import Cache, Transformer
 __all__ = ["Generated", "filter_logits", "generate_greedy", "generate_sampled"]
 
 
+#: Below it, logits that are divided by the temperature may overflow.
+_TINY_TEMPERATURE = 1e-6
+#: Beyond these the logits' differences are infinite or nothing in float32 anyhow.
+_TEMPERATURES = 1e-30, 1e30
+
+
 class Generated(NamedTuple):
     """Responses drawn from a model.
 
     Attributes:
       tokens: `[batch, pos]` new token ids; 0 after the end of a row.
-      mask: `[batch, pos]`, true on the tokens of the response, its EOS included.
+      mask: `[batch, pos]`, true on the tokens of the response, its end token included.
       num_steps: New tokens of the longest row, after which the loop ended.
 
     Examples:
@@ -41,7 +47,7 @@ class Generated(NamedTuple):
     num_steps: Int[Array, ""]
 
     def responses(self) -> list[list[int]]:
-        """The new tokens of each row as a list, EOS included where it was drawn."""
+        """The new tokens of each row as a list, with the end token if one was drawn."""
         rows = zip(np.asarray(self.tokens), np.asarray(self.mask), strict=True)
         return [tokens[mask].tolist() for tokens, mask in rows]
 
@@ -58,10 +64,15 @@ def filter_logits(
     likely tokens whose probability is at least p, of those that `top_k` left, with
     their probabilities renormalised. Tokens as likely as the last one kept are kept.
 
+    A token is kept where those before it in the order of likelihood have less than p,
+    which is to say that those from it on have more than 1 - p. Of the two sums the
+    smaller one decides, since each is rounded relative to itself: the first is 1 up to
+    rounding long before the end of a large vocabulary.
+
     Args:
       logits: Of one position, in nats, after the temperature.
       top_k: Number of tokens to keep; None, or more than there are, keeps all.
-      top_p: Probability to keep, in (0, 1]; None keeps all.
+      top_p: Probability to keep, in (0, 1]; None and 1 keep all.
 
     Returns:
       The logits, with `-inf` at the tokens that are not to be drawn.
@@ -78,11 +89,18 @@ def filter_logits(
     descending = -jnp.sort(-logits)
     lowest = -jnp.inf
     if top_k is not None:
+        if isinstance(top_k, int):  # may be beyond the integers of an array
+            top_k = min(top_k, logits.shape[-1])
         lowest = descending[jnp.minimum(top_k, logits.shape[-1]) - 1]
     if top_p is not None:
         descending = jnp.where(descending < lowest, -jnp.inf, descending)
         probs = jax.nn.softmax(descending)
-        is_kept = jnp.cumsum(probs) - probs < top_p  # true at the first in any case
+        before = jnp.cumsum(probs) - probs
+        from_it_on = jnp.cumsum(probs[::-1])[::-1]
+        is_kept = jnp.where(
+            jnp.asarray(top_p) > 0.5, from_it_on > 1 - top_p, before < top_p
+        ) | (jnp.asarray(top_p) >= 1)  # what has no probability left, too
+        is_kept = is_kept.at[0].set(True)
         lowest = jnp.maximum(lowest, jnp.where(is_kept, descending, jnp.inf).min())
     return jnp.where(logits < lowest, -jnp.inf, logits)
 
@@ -93,7 +111,7 @@ def generate_greedy(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
 ) -> Generated:
     r"""The most likely token at each step, the one of lowest id among equals.
 
@@ -104,7 +122,8 @@ def generate_greedy(
       params: Its parameters (`variables["params"]`).
       prompts: Token ids of each row's prompt, of any lengths.
       max_new_tokens: Length at which a row ends at the latest, in tokens.
-      eos_id: The token that ends a row; None for rows of full length.
+      eos_id: The token that ends a row, or each that does; None for rows of full
+        length.
 
     Returns:
       The new tokens. Compiled: once for each number of rows, bucket of the longest
@@ -112,8 +131,8 @@ def generate_greedy(
 
     Raises:
       TypeError: If a prompt is no row of integers.
-      ValueError: If a prompt is empty or has unknown ids, or if the learned positions
-        do not suffice.
+      ValueError: If a prompt is empty or has unknown ids, if the learned positions do
+        not suffice, or if the model's logits are no numbers.
 
     Examples:
       >>> from ldjax.models import llama_config
@@ -123,11 +142,12 @@ def generate_greedy(
       (2, 4)
     """
     tokens, mask = _left_padded(model, prompts, max_new_tokens)
-    return _generate(
+    generated, is_sound = _generate(
         *(params, tokens, mask, None, _Draw(None, None, None), _eos(eos_id)),
         model=model,
         max_new_tokens=max_new_tokens,
     )
+    return _sound(generated, is_sound)
 
 
 def generate_sampled(
@@ -137,7 +157,7 @@ def generate_sampled(
     *,
     key: Key[Array, "*batch"],
     max_new_tokens: int,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -154,8 +174,10 @@ def generate_sampled(
         for rows whose draws should not depend on their place in the batch. New token
         `l` of a row is drawn with `fold_in(row_key, l)`.
       max_new_tokens: Length at which a row ends at the latest, in tokens.
-      eos_id: The token that ends a row; None for rows of full length.
-      temperature: `T`, by which the logits are divided; 1 for the model itself.
+      eos_id: The token that ends a row, or each that does; None for rows of full
+        length.
+      temperature: `T`, positive and finite, by which the logits are divided; 1 for the
+        model itself.
       top_k: See `filter_logits`.
       top_p: See `filter_logits`.
 
@@ -177,13 +199,15 @@ def generate_sampled(
       >>> drawn.tokens.shape
       (1, 4)
     """
-    if temperature <= 0:
+    if not 0 < temperature < float("inf"):
         raise ValueError(
-            f"`temperature` must be positive, got {temperature}. For its limit 0 use "
-            "`generate_greedy`."
+            f"`temperature` must be positive and finite, got {temperature}. For its "
+            "limit 0 use `generate_greedy`."
         )
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+    if top_k is not None:
+        if top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        top_k = min(top_k, model.config.vocab_size)
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"`top_p` must be in (0, 1], got {top_p}.")
     if key.shape not in ((), (len(prompts),)):
@@ -191,15 +215,18 @@ def generate_sampled(
             f"`key` must be one key or one for each of the {len(prompts)} prompts, "
             f"got shape {key.shape}."
         )
+    lowest, highest = _TEMPERATURES
+    temperature = min(max(temperature, lowest), highest)
     tokens, mask = _left_padded(model, prompts, max_new_tokens)
     if not key.shape:
         rows = jnp.arange(len(prompts))
         key = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
-    return _generate(
+    generated, is_sound = _generate(
         *(params, tokens, mask, key, _Draw(temperature, top_k, top_p), _eos(eos_id)),
         model=model,
         max_new_tokens=max_new_tokens,
     )
+    return _sound(generated, is_sound)
 
 
 class _Draw(NamedTuple):
@@ -215,6 +242,7 @@ class _State(NamedTuple):
     is_done: Bool[Array, " batch"]
     tokens: Int[Array, "batch pos"]
     mask: Bool[Array, "batch pos"]
+    is_sound: Bool[Array, ""]
     cache: Cache
 
 
@@ -225,26 +253,28 @@ def _generate(
     mask: Bool[Array, "batch prompt_pos"],
     keys: Key[Array, " batch"] | None,
     draw: _Draw,
-    eos_id: Int[Array, ""],
+    eos_ids: Int[Array, " ends"],
     *,
     model: Transformer,
     max_new_tokens: int,
-) -> Generated:
+) -> tuple[Generated, Bool[Array, ""]]:
     apply = functools.partial(cast("Any", model.apply), {"params": params})
 
-    def pick(hidden: Array, step: Array) -> Array:
+    def pick(hidden: Array, step: Array) -> tuple[Array, Array]:
         logits = apply(hidden[:, -1], method=model.head)
+        # The argmax of NaN looks like a token. -inf is a label that is ruled out.
+        is_sound = jnp.isfinite(logits.max(axis=-1))
         if keys is None:
-            return logits.argmax(axis=-1).astype(jnp.int32)
+            return logits.argmax(axis=-1).astype(jnp.int32), is_sound
         filtered = functools.partial(filter_logits, top_k=draw.top_k, top_p=draw.top_p)
-        logits = logits / draw.temperature
+        logits = _cooled(logits, draw.temperature)
         if draw.top_k is not None or draw.top_p is not None:  # spares a sort
             logits = jax.vmap(filtered)(logits)
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
         drawn = jax.vmap(jax.random.categorical)(step_keys, logits)
-        return drawn.astype(jnp.int32)
+        return drawn.astype(jnp.int32), is_sound
 
-    def record(state: _State, token: Array) -> _State:
+    def record(state: _State, token: Array, is_sound: Array) -> _State:
         write = functools.partial(
             jax.lax.dynamic_update_slice_in_dim, start_index=state.step, axis=1
         )
@@ -252,9 +282,10 @@ def _generate(
         return _State(
             step=state.step + 1,
             token=new,
-            is_done=state.is_done | (new == eos_id),
+            is_done=state.is_done | (new[:, None] == eos_ids[None]).any(-1),
             tokens=write(state.tokens, new[:, None]),
             mask=write(state.mask, ~state.is_done[:, None]),
+            is_sound=state.is_sound & (is_sound | state.is_done).all(),
             cache=state.cache,
         )
 
@@ -263,7 +294,7 @@ def _generate(
             *(state.token[:, None], state.cache, ~state.is_done[:, None]),
             method=model.extend,
         )
-        return record(state._replace(cache=cache), pick(hidden, state.step))
+        return record(state._replace(cache=cache), *pick(hidden, state.step))
 
     def is_going(state: _State) -> Array:
         return (state.step < max_new_tokens) & ~state.is_done.all()
@@ -280,15 +311,32 @@ def _generate(
         is_done=jnp.zeros(batch, bool),
         tokens=jnp.zeros((batch, max_new_tokens), jnp.int32),
         mask=jnp.zeros((batch, max_new_tokens), bool),
+        is_sound=jnp.ones((), bool),
         cache=cache,
     )
-    state = record(state, pick(hidden, state.step))
+    state = record(state, *pick(hidden, state.step))
     state = jax.lax.while_loop(is_going, body, state)
-    return Generated(state.tokens, state.mask, state.step)
+    return Generated(state.tokens, state.mask, state.step), state.is_sound
 
 
-def _eos(eos_id: int | None) -> Array:
-    return jnp.asarray(-1 if eos_id is None else eos_id, jnp.int32)  # no token is -1
+def _cooled(logits: Array, temperature: Array) -> Array:
+    """Logits over a temperature; relative to the largest where that may overflow."""
+    below = (logits - logits.max(axis=-1, keepdims=True)) / temperature
+    return jnp.where(temperature < _TINY_TEMPERATURE, below, logits / temperature)
+
+
+def _eos(eos_id: int | Sequence[int] | None) -> Array:
+    ids = [] if eos_id is None else np.atleast_1d(np.asarray(eos_id, np.int32))
+    return jnp.asarray(ids, jnp.int32)
+
+
+def _sound(generated: Generated, is_sound: Array) -> Generated:
+    if not is_sound:
+        raise ValueError(
+            "The model's logits are not finite: there is nothing to draw from. Are its "
+            "parameters those of a training that diverged?"
+        )
+    return generated
 
 
 def _left_padded(

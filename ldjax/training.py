@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from tqdm import tqdm
 
 from ldjax._doors import Door
 from ldjax.checkpoints import Checkpoints, Progress, Table
 from ldjax.dynamics import ApplyFn, LossFn, StepState
 from ldjax.log_probs import Sequences
+from ldjax.progress import progress
 
 __all__ = [
     "NonFiniteError",
@@ -233,6 +233,7 @@ def train(
     observers: Mapping[str, Observer] | None = None,
     tokens_per_step: int = 1,
     flush_every: int = 10,
+    on_table: Callable[[Table], None] | None = None,
 ) -> Generator[Progress, None, None]:
     """Train from the newest checkpoint on, or from the start where there is none.
 
@@ -248,6 +249,9 @@ def train(
       tokens_per_step: For the speed on the progress bar, in tokens.
       flush_every: Number of steps between two looks at the metrics, which wait for the
         device.
+      on_table: Called with the table so far after every observation and before every
+        checkpoint, such as to write it where others look at it; with the whole one
+        where the run is complete already.
 
     Yields:
       The progress after each checkpoint, and that of a run that is already complete.
@@ -271,42 +275,51 @@ def train(
     observers = observers or {}
     pending: list[tuple[str, int, Mapping[str, Any]]] = []
 
-    def observe(step: int) -> None:
-        for name, observer in observers.items():
-            if step == num_steps or observer.is_due(step):
-                pending.append((name, step, observer.observe(state)))
+    def observe(step: int) -> bool:
+        """Whether there was something to observe."""
+        due = [
+            name
+            for name, observer in observers.items()
+            if step == num_steps or observer.is_due(step)
+        ]
+        for name in due:
+            tell(step, f"measuring: {name}")
+            pending.append((name, step, observers[name].observe(state)))
+        return bool(due)
 
-    if not first:
-        observe(0)
-    elif first >= num_steps:
-        yield Progress(first, state, table)
-    with _progress_bar(first, num_steps, tokens_per_step) as bar:
+    def flush() -> None:
+        nonlocal table
+        table = _extended(table, pending, checkpoints)
+        pending.clear()
+
+    scale = tokens_per_step, "token"
+    with progress("training", num_steps, done=first, unit="updates", scale=scale) as (
+        tell
+    ):
+        if first >= num_steps:
+            if on_table:
+                on_table(table)
+            yield Progress(first, state, table)
+        elif not first and observe(0):
+            flush()
+            if on_table:
+                on_table(table)
         for step in range(first, num_steps):
             state, metrics = step_fn(state, batch_fn(step))
             pending.append(("train", step, metrics))
             done = step + 1
-            observe(done)
+            is_observed = observe(done)
             is_saved = done % save_every == 0 or done == num_steps
-            if is_saved or done % flush_every == 0:
-                table = _extended(table, pending, checkpoints)
-                pending.clear()
+            if is_saved or is_observed or done % flush_every == 0:
+                flush()
                 loss = table["train"]["loss"][-flush_every:].mean()
-                bar.set_postfix_str(f"{loss:.3f} nats/token", refresh=False)
-                bar.update(done * tokens_per_step - bar.n)
+                tell(done, f"{loss:.3f} nats/token")
+            if on_table and (is_saved or is_observed):
+                on_table(table)
             if is_saved:
                 if checkpoints:
                     checkpoints.save(Progress(done, state, table))
                 yield Progress(done, state, table)
-
-
-def _progress_bar(first: int, num_steps: int, tokens_per_step: int) -> tqdm:
-    return tqdm(
-        initial=first * tokens_per_step,
-        total=num_steps * tokens_per_step,
-        unit="token",
-        unit_scale=True,
-        disable=None,  # where no one watches
-    )
 
 
 def _extended(
@@ -317,12 +330,13 @@ def _extended(
     """The table with the pending measurements, all of them finite."""
     table = dict(table)
     by_series: dict[str, list[dict[str, Any]]] = {}
-    for name, step, numbers in jax.device_get(pending):
+    measured = jax.device_get(pending)
+    for name, step, numbers in measured:
         for quantity, value in numbers.items():
             if not np.isfinite(value).all():
                 raise NonFiniteError(
-                    f"At step {step}: {quantity} ({name}) is {value}, not finite. "
-                    f"{_last_good(checkpoints)} A lower learning rate may help."
+                    f"At step {step}: {quantity} ({name}) is {_not_finite(value)}, not "
+                    f"finite. {_advice(table, measured, checkpoints)}"
                 )
         if numbers:
             by_series.setdefault(name, []).append({"step": step, **numbers})
@@ -337,6 +351,31 @@ def _extended(
 
 def _joined(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     return np.concatenate([old, new])
+
+
+def _not_finite(value: Any) -> str:
+    """The first such number, and how many there are."""
+    value = np.asarray(value)
+    wrong = value[~np.isfinite(value)]
+    count = f" in {wrong.size} of {value.size} places" if value.size > 1 else ""
+    return f"{wrong[0]}{count}"
+
+
+def _advice(
+    table: Table,
+    measured: list[tuple[str, int, Mapping[str, Any]]],
+    checkpoints: Checkpoints | None,
+) -> str:
+    """What to do: a rate has no part in what is there before the first update."""
+    first = [numbers["loss"] for name, step, numbers in measured if name == "train"]
+    if "train" in table:
+        first = table["train"]["loss"]
+    if len(first) and not np.isfinite(first[0]):
+        return (
+            "It is so before the first update: the parameters that the run starts from "
+            "or its rows are the reason, not the learning rate."
+        )
+    return f"{_last_good(checkpoints)} A lower learning rate may help."
 
 
 def _last_good(checkpoints: Checkpoints | None) -> str:

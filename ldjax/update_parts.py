@@ -100,8 +100,8 @@ def frozen_update(
       `own(gradient)` and the values of `rest` sum to the update.
 
     Raises:
-      ValueError: If the update is not linear even with frozen scales, or `state` is
-        not one of `optimizer.init`.
+      ValueError: If the update is not linear even with frozen scales, `state` is not
+        one of `optimizer.init`, or `gradient` has another structure than `params`.
 
     References:
       Aumann & Shapley 1974, "Values of Non-Atomic Games", for monotone functions.
@@ -124,6 +124,12 @@ def frozen_update(
       >>> own(jnp.array([1.0, 4.0]))  # a quarter of the first, twice the second
       Array([-0.125, -1.   ], dtype=...)
     """
+    if jax.tree.structure(gradient) != jax.tree.structure(params):
+        raise ValueError(
+            "The gradient has another structure than the parameters, so it cannot be "
+            "said which of them are trained and which are copies (as in "
+            "`optax.lookahead`). The total prediction still works: pass `parts=None`."
+        )
     arrays = {k: v for k, v in extra_args.items() if _is_arrays(v)}
     others = {k: v for k, v in extra_args.items() if k not in arrays}
     inputs = (gradient, state, params, arrays)
@@ -154,15 +160,17 @@ def frozen_update(
     }
     moved = {i: leaves[i] - copies[i] if i in copies else leaves[i] for i in moments}
     accumulated = _accumulated(program, places, moments - copies.keys(), updates)
-    parts = {
-        "history": {i: moved[i] for i in sorted(moments - accumulated)},
-        "accumulated": {i: moved[i] for i in sorted(accumulated)},
-        "weight_decay": {i: leaves[i] for i in places.params} | copies,
-        "noise": {NOISE: None},
-    }
+    parts = (
+        {i: part for i, part in moved.items() if i not in accumulated},
+        {i: part for i, part in moved.items() if i in accumulated},
+        {i: leaves[i] for i in places.params} | copies,
+        {NOISE: None},
+    )
     sources = set().union(*(fact.sources or () for fact in updates))
     rest = {
-        label: respond(parts[label]) for label in PARTS if sources & parts[label].keys()
+        label: respond(part)
+        for label, part in zip(PARTS, parts, strict=True)
+        if sources & part.keys()
     }
     return own, rest
 
@@ -238,7 +246,11 @@ class _Start(NamedTuple):
 
 
 def _read(closed: Any, places: _Places, start: _Start) -> tuple[Program, set[int]]:
-    """The program, with the leaves of the state that carry shares."""
+    """The program, with the leaves of the state that carry shares.
+
+    They are found by trial: all that might are taken for such, and those that the
+    program does not bear out are dropped until it agrees.
+    """
     facts = [Fact(None)] * places.extra.stop
     for i in (*places.gradient, *places.params):
         facts[i] = Fact({i: frozenset()}, touched=True)
@@ -248,22 +260,7 @@ def _read(closed: Any, places: _Places, start: _Start) -> tuple[Program, set[int
         obstacle = f"the state's `{start.names[i]}`"
         facts[leaf] = Fact(None, touched=start.is_touched(i), obstacle=obstacle)
 
-    # Counts, schedules and keys are what no gradient ever reaches.
-    changed = True
-    while changed:
-        new = _new_state(Program(closed, facts), places)
-        changed = False
-        for leaf, fact in new.items():
-            now = facts[leaf]
-            reached = now._replace(
-                touched=now.touched or fact.touched, noise=now.noise or fact.noise
-            )
-            changed |= reached != now
-            facts[leaf] = reached
-    for leaf in places.state:
-        if not facts[leaf].touched:
-            facts[leaf] = Fact(None, noise=facts[leaf].noise)
-
+    _find_clocks(closed, places, facts)
     moments = {
         leaf
         for i, leaf in enumerate(places.state)
@@ -285,6 +282,25 @@ def _read(closed: Any, places: _Places, start: _Start) -> tuple[Program, set[int
             obstacle = why or f"the state's `{names[leaf]}`"
             facts[leaf] = Fact(None, touched=True, obstacle=obstacle)
         moments -= scales.keys()
+
+
+def _find_clocks(closed: Any, places: _Places, facts: list[Fact]) -> None:
+    """Correct `facts` of the state: which leaves are counts, schedules and keys.
+
+    These are what no gradient ever reaches; what is drawn from a key is noise.
+    """
+    changed = True
+    while changed:
+        changed = False
+        for leaf, new in _new_state(Program(closed, facts), places).items():
+            now = facts[leaf]
+            facts[leaf] = now._replace(
+                touched=now.touched or new.touched, noise=now.noise or new.noise
+            )
+            changed |= facts[leaf] != now
+    for leaf in places.state:
+        if not facts[leaf].touched:
+            facts[leaf] = Fact(None, noise=facts[leaf].noise)
 
 
 def _new_state(program: Program, places: _Places) -> dict[int, Fact]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldjax.models import (
+    Pretrained,
     Transformer,
     gpt2_config,
     llama_config,
@@ -40,6 +41,13 @@ def make_decoder(style, **changes):
     config = dataclasses.replace(CONFIGS[style], param_dtype="float64", **changes)
     model = Transformer(config)
     return model, random_params(model)
+
+
+def pretrained(style="gpt2", *, tokenizer=None, **changes):
+    """A drawn model."""
+    config = dataclasses.replace(CONFIGS[style], **changes)
+    model = Transformer(config)
+    return Pretrained(model, random_params(model), config, tokenizer)
 
 
 def random_params(model, seed=0):

@@ -94,6 +94,7 @@ class ByToken(nn.Module):
     @nn.compact
     def __call__(self, tokens):
         table = {"clipped ids": _ClippedIds, "silent id": _SilentId}
+        table["masked table"] = _MaskedTable
         embed = table.get(self.how, nn.Embed)(VOCAB, WIDTH, name="embed")
         x = embed(tokens)
         is_mask = (tokens == MASK)[..., None]
@@ -145,6 +146,13 @@ class Switched(nn.Module):
 class _ClippedIds(nn.Embed):
     def __call__(self, inputs):
         return jnp.take(self.embedding, inputs, axis=0, mode="clip")
+
+
+class _MaskedTable(nn.Embed):
+    def setup(self):
+        shape = self.num_embeddings, self.features
+        table = self.param("embedding", self.embedding_init, shape, self.param_dtype)
+        self.embedding = table * (np.arange(VOCAB) != MASK)[:, None]
 
 
 class _SilentId(nn.Embed):
@@ -213,6 +221,7 @@ _MAKERS: dict[str, Any] = {
     "transposed": lambda: _by_token("transposed", _MASKED, warned=_MIX),
     "stopped token": lambda: _by_token("stopped token", _MASKED),
     "silent id": lambda: _by_token("silent id", _MASKED, warned=_TABLE),
+    "masked table": lambda: _by_token("masked table", _MASKED, warned=_TABLE),
     "clipped ids": lambda: _by_token("clipped ids", _FAR, warned=_TABLE),
     "negative ids": lambda: _by_token("", _NEGATIVE),
     "negative ids, tied": lambda: _by_token("", _NEGATIVE, True),

@@ -296,7 +296,11 @@ def test_a_saturated_log_prob_has_a_floor_too():
 
 
 def _first_call(
-    apply_fn=apply_toy, optimizer=MOMENTUM, update=None, params=None, **options
+    apply_fn=apply_toy,
+    optimizer: optax.GradientTransformation = MOMENTUM,
+    update=None,
+    params=None,
+    **options,
 ):
     init, step = make_step(apply_fn, losses.sft, optimizer, **options)
     params = toy_params() if params is None else params
@@ -312,7 +316,7 @@ def test_logits_of_the_wrong_shape_are_refused():
 def test_a_mask_of_the_wrong_shape_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     wrong = CASE.update._replace(mask=CASE.update.mask[:, :2])
-    with pytest.raises(ValueError, match=r"mask of shape \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"to go with a mask of \(3, 2\)"):
         _first_call(update=wrong)
 
 

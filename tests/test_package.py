@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 import statistics
 import subprocess
 import sys
@@ -144,3 +145,17 @@ def test_imports_point_one_way():
             assert "flax" not in text, f"{file.name} mentions flax"
             for later in order[rank + 1 :]:
                 assert f"from ldjax.{later}" not in text, f"{file.name} imports {later}"
+
+
+def test_names_of_the_library_are_there():
+    """In Markdown and in docstrings, wherever a reader may copy them from."""
+    files = [ROOT / "README.md", *(ROOT / "experiments").glob("*.md")]
+    files += [*(ROOT / "ldjax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")]
+    named = {
+        name: file.name
+        for file in files
+        for name in re.findall(r"`(ldjax(?:\.\w+)+)", file.read_text("utf-8"))
+    }
+    assert len(named) > 20
+    for name, file in named.items():
+        assert pkgutil.resolve_name(name) is not None, (name, file)

@@ -121,7 +121,8 @@ def test_changes_are_those_of_the_step_that_explains_itself(run):
                 if name.startswith("train/"):
                     assert summed[quantity][tracked] == value
             if name.startswith("train/"):
-                assert floor <= summed["floor"][tracked] * (1 + 1e-9) <= 2.01 * floor
+                # Measured at the first step, and not again within 64.
+                assert 0.5 * floor < summed["floor"][tracked] < 2 * floor
 
 
 def test_measured_changes_add_up_to_the_change_of_the_run(run):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -282,6 +283,36 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         run.write_metrics([("not a step", 0, "", "", "", 0.0)])
     assert run.metrics().rows() == ROWS
     assert not list(run.path.glob(".*.partial"))
+
+
+SETTINGS = {
+    "clip": np.inf,
+    "rates": (np.float32(0.5), float("nan"), -np.inf),
+    "steps": np.int64(3),
+    "places": np.arange(2),
+    "of": {"share": np.float64(0.25), "on": np.bool_(True)},
+}
+
+
+def test_settings_that_json_does_not_know_are_read_back_and_resumed(tmp_path):
+    start: dict[str, Any] = {"resume": True, "overwrite": False}
+    run = start_run(tmp_path / "a", SETTINGS, **start)
+    assert run.config["settings"] == {
+        "clip": "inf",
+        "rates": [0.5, "nan", "-inf"],
+        "steps": 3,
+        "places": [0, 1],
+        "of": {"share": 0.25, "on": True},
+    }
+    assert start_run(tmp_path / "a", SETTINGS, **start) == run
+    with pytest.raises(ValueError, match=r"clip was inf, now 1\.0\."):
+        start_run(tmp_path / "a", SETTINGS | {"clip": 1.0}, **start)
+
+
+def test_a_summary_has_numpys_numbers_as_numbers(tmp_path):
+    run = create_run(tmp_path / "a", {})
+    run.write_summary({"holds": np.bool_(False), "value": np.float32(0.5)})
+    assert run.summary == {"holds": False, "value": 0.5}
 
 
 def test_the_code_state_names_a_commit_or_nothing(tmp_path):

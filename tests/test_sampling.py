@@ -1,6 +1,8 @@
 """Cached decoding equals decoding that recomputes everything, one row at a time."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +186,103 @@ def test_the_filter_keeps_what_a_sorted_list_keeps(seed, top_k, top_p):
     assert all(filtered[i] == logits[i] for i in kept)
 
 
+def kept_exactly(logits, top_p):
+    """By sums in long double: at each place as many as are needed to have `top_p`."""
+    probs = np.exp(np.sort(logits.astype(np.longdouble))[::-1])
+    probs /= probs.sum()
+    return np.count_nonzero(np.cumsum(probs) - probs < np.longdouble(top_p))
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 1 - 1e-3, 1 - 1e-5, 1 - 2**-20])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 5.0])
+def test_the_filter_keeps_what_exact_sums_keep_of_a_large_vocabulary(top_p, spread):
+    logits = spread * np.random.default_rng(0).normal(size=50_257).astype(np.float32)
+    # All different, in steps far above rounding where they are all alike.
+    logits = logits + np.linspace(0, 1e-2, 50_257, dtype=np.float32)
+    top_p = float(np.float32(top_p))
+    filtered = np.asarray(filter_logits(jnp.asarray(logits), top_p=top_p))
+    kept = np.count_nonzero(filtered > -np.inf)
+    wanted = kept_exactly(logits, top_p)
+    # The sum that decides has a relative error of 32 roundings, which moves the bound
+    # by as many tokens as have that probability there.
+    error = 32 * np.finfo(np.float32).eps * min(top_p, 1 - top_p)
+    few, many = (kept_exactly(logits, top_p + e) for e in (-error, error))
+    assert few - 1 <= kept <= many + 1, (few, wanted, many)
+    assert kept == wanted or many > few
+
+
+@pytest.mark.parametrize("vocab", [3, 50_257])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 300.0])
+def test_all_of_the_probability_is_all_tokens(vocab, spread):
+    logits = spread * np.random.default_rng(1).normal(size=vocab).astype(np.float32)
+    for top_p in (1.0, jnp.float32(1)):
+        filtered = filter_logits(jnp.asarray(logits), top_p=top_p)
+        np.testing.assert_array_equal(filtered, logits)
+
+
+def test_tokens_that_are_ruled_out_stay_out_and_equals_stay_together():
+    inf = np.inf
+    logits = jnp.array([0.0, -inf, 0.0, -1.0, -inf])
+    all_: list[dict[str, Any]] = [{"top_p": 1.0}]
+    for kept in [*all_, {"top_k": 5}, {"top_k": 4}, {"top_k": 10**30}]:
+        np.testing.assert_array_equal(filter_logits(logits, **kept), logits)
+    some: list[dict[str, Any]] = [{"top_p": 1e-6}, {"top_p": 0.5}]
+    for kept in [*some, {"top_k": 1}, {"top_k": 2}]:
+        filtered = filter_logits(logits, **kept)
+        np.testing.assert_array_equal(filtered, [0.0, -inf, 0.0, -inf, -inf])
+
+
+def test_each_end_token_ends_a_row():
+    model, params = make_decoder("gpt2", num_layers=1)
+    whole = generate_greedy(model, params, PROMPTS, max_new_tokens=NUM_NEW).responses()
+    ends = [whole[0][3], whole[1][1], VOCAB + 5]  # the last one is never drawn
+
+    def until(ids):
+        stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        return ids[: stop + 1]
+
+    for decode in (
+        generate_greedy,
+        functools.partial(generate_sampled, key=jax.random.key(0), top_k=1),
+    ):
+        ended = decode(model, params, PROMPTS, max_new_tokens=NUM_NEW, eos_id=ends)
+        assert ended.responses() == [until(ids) for ids in whole]
+        assert any(len(ids) < NUM_NEW for ids in ended.responses())
+        none = decode(model, params, PROMPTS, max_new_tokens=NUM_NEW, eos_id=[])
+        assert none.responses() == whole
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-20, 1e20, 1e300])
+def test_temperatures_beyond_the_range_of_the_logits_have_their_limits(temperature):
+    model, params = make_decoder("gpt2", num_layers=1)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    model = Transformer(dataclasses.replace(model.config, param_dtype="float32"))
+    drawn = generate_sampled(
+        *(model, params, [PROMPTS[0]] * 200),
+        key=jax.random.key(0),
+        max_new_tokens=1,
+        temperature=temperature,
+    )
+    tokens = np.asarray(drawn.tokens[:, 0])
+    if temperature < 1:
+        greedy = generate_greedy(model, params, PROMPTS[:1], max_new_tokens=1)
+        assert set(tokens.tolist()) == set(greedy.responses()[0])
+    else:  # all alike: each of 23 is drawn 8.7 times, five deviations are 14.4
+        assert np.bincount(tokens, minlength=VOCAB).max() <= 23
+        assert len(set(tokens.tolist())) > VOCAB / 2
+
+
+def test_a_model_of_no_numbers_draws_nothing():
+    model, params = make_decoder("gpt2", num_layers=1)
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        generate_greedy(model, broken, PROMPTS, max_new_tokens=2)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        generate_sampled(
+            *(model, broken, PROMPTS), key=jax.random.key(0), max_new_tokens=2
+        )
+
+
 def test_equal_shapes_compile_once_whatever_the_temperature():
     model, params = make_decoder("neox", num_layers=1)
 
@@ -219,8 +318,14 @@ def test_mistakes_are_refused():
         greedy([(1,) * 60], max_new_tokens=6)
     with pytest.raises(ValueError, match="`temperature` must be positive"):
         sampled(key=key, temperature=0.0)
-    with pytest.raises(ValueError, match="`top_k` must be at least 1"):
-        sampled(key=key, top_k=0)
+    for temperature in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="must be positive and finite"):
+            sampled(key=key, temperature=temperature)
+    for top_k in (0, -3):
+        with pytest.raises(ValueError, match="`top_k` must be at least 1"):
+            sampled(key=key, top_k=top_k)
+    with pytest.raises(ValueError, match="`top_p` must be in"):
+        sampled(key=key, top_p=float("nan"))
     with pytest.raises(ValueError, match="`top_p` must be in"):
         sampled(key=key, top_p=1.5)
     with pytest.raises(ValueError, match="one for each of the 1 prompts"):

@@ -228,6 +228,44 @@ def test_an_observation_that_is_not_finite_stops_the_run():
         list(run(observers=observers))
 
 
+def test_a_rate_is_not_blamed_for_what_is_so_before_the_first_update():
+    def step_fn(state, batch):
+        return state, {"loss": np.nan if state < 0 else batch, "norms": np.ones(3)}
+
+    def message(start, batch_fn):
+        settings = {"num_steps": 2, "step_fn": step_fn, "batch_fn": batch_fn}
+        with pytest.raises(NonFiniteError) as error:
+            list(train(start, **settings, save_every=1))
+        return str(error.value)
+
+    assert "before the first update" in message(-1, float)
+    assert "learning rate may help" not in message(-1, float)
+    assert "lower learning rate may help" in message(
+        1, lambda step: [0.5, np.inf][step]
+    )
+
+
+def test_many_numbers_that_are_not_finite_are_one_line():
+    observers = {
+        "all": Observer(lambda state: {"norms": np.full(5000, np.nan)}, every(5))
+    }
+    with pytest.raises(NonFiniteError, match=r"is nan in 5000 of 5000 places") as error:
+        list(run(observers=observers))
+    assert "\n" not in str(error.value)
+
+
+def test_the_table_is_handed_out_at_every_observation():
+    written = []
+
+    def on_table(table):
+        series = {name: values["step"].tolist() for name, values in table.items()}
+        written.append((series["seen"][-1], len(series.get("train", []))))
+
+    observers = {"seen": Observer(lambda state: {"norm": 1.0}, every(3))}
+    list(run(num_steps=8, save_every=4, observers=observers, on_table=on_table))
+    assert written == [(0, 0), (3, 3), (3, 4), (6, 6), (8, 8)]
+
+
 def test_an_exploding_run_ends_with_a_finite_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     rate = lambda count: jnp.where(count == 3, jnp.inf, 0.1)

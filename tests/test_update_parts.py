@@ -214,7 +214,19 @@ def _assert_witnessed(optimizer, witness, params, rtol=1e-12, num_steps=4):
         params = optax.apply_updates(params, updates)
 
 
-@pytest.mark.parametrize("name", WITNESSED)
+_WITNESSED_FAST = (
+    *("nesterov", "clip, adamw", "clip by value, adam", "lion", "rprop"),
+    *("accumulated adamw", "schedule-free sgd"),
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in _WITNESSED_FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in WITNESSED
+    ],
+)
 def test_every_part_equals_the_numpy_optimizers(name):
     optimizer, witness = WITNESSED[name]
     # Optax accumulates in float32, and counts in it.
@@ -287,7 +299,11 @@ def _average_from_zero():
         (chain_sgd(stateless(lambda g: jnp.maximum(g, 0.1))), "`max`"),
         (chain_sgd(stateless(lambda g: jnp.clip(g, 0.1, 0.3))), "`max`"),
         (chain_sgd(_average_from_zero()), "the state's `.*average"),
-        (optax.lbfgs(0.1, memory_size=1, linesearch=None), "because of `"),
+        pytest.param(
+            optax.lbfgs(0.1, memory_size=1, linesearch=None),
+            "because of `",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["quantised", "bool", "size", "floor", "band", "average", "lbfgs"],
 )
@@ -307,6 +323,16 @@ def test_a_state_of_another_optimizer_is_refused():
     adam = optax.with_extra_args_support(optax.adam(0.1))
     with pytest.raises(ValueError, match=r"0 leaves.*makes 3"):
         frozen_update(adam, {"w": 1.0}, optax.sgd(0.1).init({"w": 1.0}), {"w": 1.0})
+
+
+def test_two_sets_of_parameters_are_refused():
+    optimizer = optax.lookahead(optax.sgd(0.1), 2, 0.5)
+    theta = optax.LookaheadParams.init_synced(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"copies.*lookahead.*parts=None"):
+        frozen_update(
+            optax.with_extra_args_support(optimizer),
+            *(jnp.ones(2), optimizer.init(theta), theta),
+        )
 
 
 def test_yogis_moments_start_where_optax_puts_them():
@@ -441,3 +467,15 @@ def test_every_part_has_a_word_and_a_colour_wherever_parts_are_shown():
     assert not [name for name in names if f"part:{name}" not in measures.PARTS]
     assert not [name for name in names if name not in figures.COLORS]
     assert not [name for name in names if f'"part:{name}": "#' not in page]
+
+
+@pytest.mark.parametrize("function", [jnp.tanh, lambda x: x**3], ids=["tanh", "cube"])
+def test_the_share_of_a_monotone_function_is_that_of_aumann_and_shapley(function):
+    r"""A part `p` of `x` has `p` times the mean of phi's derivative from 0 to `x`."""
+    g, part = jnp.array([0.5, -1.2, 0.01]), jnp.array([0.7, 0.3, -2.0])
+    optimizer = stateless(function)
+    _, (share,), _, _ = _split(optimizer, g, optimizer.init(g), g, part)
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    slope = jax.vmap(jax.vmap(jax.grad(function)))
+    slopes = slope(jnp.asarray((nodes[:, None] + 1) / 2) * g[None])
+    assert_close(share, part * (jnp.asarray(weights) @ slopes) / 2)

@@ -3,6 +3,7 @@
 from ldjax.data.digits import load_digits
 from ldjax.data.images import Images, as_sequences, split_indices
 from ldjax.data.mnist import load_mnist, read_idx
+from ldjax.data.preferences import read_preferences, write_preferences
 
 __all__ = [
     "Images",
@@ -10,5 +11,7 @@ __all__ = [
     "load_digits",
     "load_mnist",
     "read_idx",
+    "read_preferences",
     "split_indices",
+    "write_preferences",
 ]

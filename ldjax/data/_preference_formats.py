@@ -23,6 +23,15 @@ RESPONSE_TYPES: tuple[str, ...] = (
 TURN_MARKERS = _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
+#: Fields in which rows hold dialogues that are not read.
+_UNREAD = ("messages", "conversations", "conversation", "dialog", "dialogue")
+_AS_TEXT = (
+    "Write the dialogue up to the answer as one text in 'prompt', as transformers' "
+    "`apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)` "
+    "does, and the answer's text in 'chosen'"
+)
+
+
 class Parsed(NamedTuple):
     """A prompt, its responses by type, and the fields that were left out."""
 
@@ -33,6 +42,7 @@ class Parsed(NamedTuple):
 
 def parse(content: dict[str, Any], required: Sequence[str]) -> Parsed:
     """The row that a JSON object holds; a `ValueError` says what is wrong with it."""
+    _refuse_unread(content)
     for name in required:
         if name not in content:
             raise ValueError(
@@ -47,7 +57,7 @@ def parse(content: dict[str, Any], required: Sequence[str]) -> Parsed:
         prompt, responses = _parse_messages(content, names)
     else:
         prompt = _prompt(content)
-        responses = {name: text_field(content, name) for name in names}
+        responses = {name: _text(content, name) for name in names}
     ignored = [name for name in content if name not in (*names, "prompt")]
     return Parsed(prompt, responses, ignored)
 
@@ -63,7 +73,7 @@ def in_order(responses: dict[str, str]) -> dict[str, str]:
 
 
 def _prompt(content: dict[str, Any]) -> str:
-    prompt = text_field(content, "prompt")
+    prompt = _text(content, "prompt")
     if not prompt.strip():
         raise ValueError(
             "'prompt' is blank: there is nothing to respond to. Mend or remove the row."
@@ -77,9 +87,7 @@ def _parse_dialogues(
     """Anthropic-HH: each response is a whole dialogue, which ends with it."""
     prompts, responses = {}, {}
     for name in names:
-        before, marker, responses[name] = text_field(content, name).rpartition(
-            _ASSISTANT
-        )
+        before, marker, responses[name] = _text(content, name).rpartition(_ASSISTANT)
         if not marker:
             raise ValueError(
                 f"no field 'prompt', and {name!r} is no dialogue either: it lacks "
@@ -104,7 +112,7 @@ def _parse_messages(
 ) -> tuple[str, dict[str, str]]:
     """UltraFeedback: each response is a list of messages, the last of which is it."""
     prompt = _prompt(content)
-    prompts, responses = {}, {}
+    prompts, answers = {}, {}
     for name in names:
         *turns, answer = _messages(content[name], name)
         if answer[0] != "assistant":
@@ -119,14 +127,52 @@ def _parse_messages(
                 f"has {roles}. Write a longer dialogue as text, in 'prompt'."
             )
         prompts[name] = turns[0][1]
-        responses[name] = f" {answer[1].lstrip(' ')}"
+        answers[name] = answer[1]
     asked = _same(prompts)
     if asked.strip() != prompt.strip():
         raise ValueError(
             f"'prompt' is not the user's message: {_difference(prompt, asked)}. Keep "
             "the one that was answered."
         )
+    sides = [answers[name] for name in ("chosen", "rejected") if name in answers]
+    spare = [answer.lstrip(" ") for answer in sides]
+    if len(set(spare)) == len(set(sides)):
+        answers = {name: answer.lstrip(" ") for name, answer in answers.items()}
+    responses = {name: f" {answer}" for name, answer in answers.items()}
     return f"Human: {prompt}\nAssistant:", responses
+
+
+def _refuse_unread(content: dict[str, Any]) -> None:
+    """Refuses forms of dialogues that are not read, with the way to write them."""
+    for name in _UNREAD:
+        if isinstance(content.get(name), list) and "chosen" not in content:
+            raise ValueError(
+                f"a dialogue in {name!r}, and no field 'chosen': lists of messages are "
+                f"not read so. {_AS_TEXT}."
+            )
+    lists = [n for n in RESPONSE_TYPES if isinstance(content.get(n), list)]
+    if lists and "prompt" not in content:
+        raise ValueError(
+            f"no field 'prompt', which {lists[0]!r} holds implicitly, as a list of "
+            f"messages. {_AS_TEXT}; the other responses likewise."
+        )
+
+
+def _text(content: dict[str, Any], name: str) -> str:
+    """The text in a field; what is none is refused with the way to write it."""
+    try:
+        return text_field(content, name)
+    except ValueError as error:
+        found = content.get(name)
+        if name == "content" and isinstance(found, list):
+            fix = "Join the texts of its parts to one text; others are not read."
+        elif name == "prompt" and isinstance(found, list):
+            fix = f"{_AS_TEXT}."
+        elif isinstance(found, dict | list):
+            fix = "Write its text alone: a message's 'content'."
+        else:
+            raise
+        raise ValueError(f"{error} {fix}") from error
 
 
 def _messages(messages: Any, name: str) -> list[tuple[str, str]]:
@@ -143,7 +189,7 @@ def _messages(messages: Any, name: str) -> list[tuple[str, str]]:
                 f"{type(message).__name__}."
             )
         try:
-            pairs.append((text_field(message, "role"), text_field(message, "content")))
+            pairs.append((text_field(message, "role"), _text(message, "content")))
         except ValueError as error:
             raise ValueError(f"a message of {name!r}: {error}") from error
     return pairs

@@ -179,6 +179,8 @@ def read_preferences(
         prompts.add(parsed.prompt)
     if not rows:
         first = f" The first problem: {': '.join(skipped[0])}" if skipped else ""
+        if not skipped:
+            first = " It is empty."
         raise ValueError(f"{path} has no good row.{first}")
     return Preferences(rows, skipped, dict(+notes))
 

@@ -1,17 +1,26 @@
 """The responses of a row: types that can be made from others, and all as token ids."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ldjax.batching import Example, truncate_examples
 from ldjax.data._preference_formats import RESPONSE_TYPES, in_order
+from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow
 from ldjax.data.tokenizers import Tokenizer
 
-__all__ = ["RowExamples", "count_cuts", "fill_types", "shuffle_words", "to_examples"]
+__all__ = [
+    "RowExamples",
+    "count_cuts",
+    "count_notes",
+    "fill_types",
+    "shuffle_words",
+    "to_examples",
+]
 
 
 class RowExamples(NamedTuple):
@@ -21,6 +30,8 @@ class RowExamples(NamedTuple):
       examples: By response type, all with the same prompt.
       is_prompt_cut: Whether the prompt was cut.
       cut_types: Types of the responses that were cut; they have no END token.
+      notes: What a reader should know of how the texts were read: special tokens that
+        were taken as text, or read as such, and responses that have become the same.
 
     Examples:
       >>> RowExamples({"chosen": Example((5,), (7, 0))}, False, ()).examples["chosen"]
@@ -30,6 +41,7 @@ class RowExamples(NamedTuple):
     examples: dict[str, Example]
     is_prompt_cut: bool
     cut_types: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def fill_types(
@@ -50,6 +62,9 @@ def fill_types(
     drew rows with no such condition: in one row of their probing set irr_test is what
     was chosen.) The same one may be drawn for several rows.
 
+    A type that cannot be made of a row is left out: where no other row has another
+    prompt and other words, or where the words have only one order, such as "Yes.".
+
     Args:
       rows: The probing set.
       seed: Of draws and shuffles. Each row has draws of its own, so that shuffles do
@@ -59,9 +74,6 @@ def fill_types(
 
     Returns:
       The rows in order.
-
-    Raises:
-      ValueError: If there is no row to take a response from.
 
     Examples:
       >>> first = PreferenceRow("Why?", {"chosen": " So it is."}, "a:1")
@@ -78,8 +90,12 @@ def fill_types(
             for row in unseen
             if row.prompt not in prompts and _words(row, "chosen") not in answers
         ]
+    with_words = {
+        name: (others, {_words(other, "chosen") for other in others})
+        for name, others in donors.items()
+    }
     return [
-        row._replace(responses=_filled(row, place, donors, seed))
+        row._replace(responses=_filled(row, place, with_words, seed))
         for place, row in enumerate(rows)
     ]
 
@@ -122,12 +138,20 @@ def to_examples(
     start_document: bool,
     leading_space: Literal["raw", "single"],
     keep: Literal["start", "end"] = "end",
+    special_tokens: Literal["auto", "read", "text"] = "auto",
 ) -> RowExamples:
     """A row as token ids, by the paper's protocol.
 
     Prompt and response are tokenised apart and joined, so that a prompt has the same
     ids before every response. Each response ends with the END token, blank ones too,
-    and no other place holds one but the start of the prompt, if asked for.
+    and no other place holds one but the start of the prompt, if asked for, and what the
+    row itself spells where its special tokens are read. A text that ends with an end
+    token of the model gets no second one, and a prompt that begins with the start
+    token no second one either; before a dialogue that a chat template wrote END stands
+    for no start token.
+
+    A response that a model with this tokenizer drew (`ldjax.data.drawn.DrawnText`) is
+    read as the ids that were drawn: with the end token that was drawn, or none.
 
     Prompt and responses are cut as `truncate_examples` says, by the longest response of
     this row. The authors count two more as responses: the prompt itself and
@@ -144,16 +168,20 @@ def to_examples(
       leading_space: "raw" takes the responses as they are, as the authors do: human
         ones of Anthropic-HH begin with a space and rewritten ones do not. "single"
         begins each with exactly one, blank ones too, so that types differ by their
-        words only.
+        words only. Where chosen and rejected would become one text by it, both are read
+        as they are, and noted.
       keep: Which part of a prompt to keep; the authors: "end" for Anthropic-HH, "start"
         for UltraFeedback.
+      special_tokens: Whether special tokens that a text spells are meant ("read"), or
+        are text like any other ("text"), which is noted. "auto" reads them in rows
+        whose prompt is a dialogue as chat templates write it (`Tokenizer.is_chat`).
 
     Returns:
-      The examples and what was cut.
+      The examples, what was cut and what is to be known of them.
 
     Raises:
-      ValueError: If the tokenizer makes END out of a text, if the prompt has no token,
-        or as `truncate_examples`.
+      ValueError: If the tokenizer makes END out of a text that does not spell it, if
+        the prompt has no token, or as `truncate_examples`.
 
     References:
       Ren & Sutherland 2025, their code.
@@ -171,40 +199,36 @@ def to_examples(
       >>> [tokenizer.decode(ids) for ids in made.examples["chosen"]]
       ['Why?', ' So.<|endoftext|>']
     """
-    texts = in_order(row.responses)
-    if leading_space == "single":
-        texts = {name: f" {text.lstrip(' ')}" for name, text in texts.items()}
-    end = tokenizer.end_id
-    prompt_ids, *response_ids = tokenizer.encode_batch([row.prompt, *texts.values()])
-    for name, ids in zip(("prompt", *texts), (prompt_ids, *response_ids), strict=True):
-        if end in ids:
-            raise ValueError(
-                f"{row.source}: the tokenizer makes its END token out of the text of "
-                f"{name!r}, where it would score a stop that is none. Its END must be "
-                "a token of its own, which stands for no word."
-            )
-    if start_document:
-        prompt_ids = [tokenizer.start_id, *prompt_ids]
+    is_chat = special_tokens != "text" and tokenizer.is_chat(row.prompt)
+    reading = _Reading(tokenizer, is_chat or special_tokens == "read")
+    texts, spaces = reading.spaced(in_order(row.responses), leading_space)
+    prompt_ids, responses = reading.ids(row, texts)
+    prompt_ids = reading.begun(prompt_ids, start_document, is_chat)
     if not prompt_ids:
         raise ValueError(
             f"{row.source}: the prompt has no token to predict a response from. Give "
             "it a text, or pass `start_document=True`."
         )
-    responses = [[*ids, end] for ids in response_ids]
     examples = truncate_examples(
         prompt_ids,
-        responses,
+        [*responses.values()],
         max_length=max_length,
         max_prompt_length=max_prompt_length,
         keep=keep,
     )
+    named = dict(zip(texts, examples, strict=True))
     return RowExamples(
-        examples=dict(zip(texts, examples, strict=True)),
+        examples=named,
         is_prompt_cut=any(len(e.prompt_ids) < len(prompt_ids) for e in examples),
         cut_types=tuple(
             name
-            for name, whole, example in zip(texts, responses, examples, strict=True)
-            if len(example.response_ids) < len(whole)
+            for name, example in named.items()
+            if len(example.response_ids) < len(responses[name])
+        ),
+        notes=(
+            *spaces,
+            *reading.notes({"prompt": row.prompt, **texts}),
+            *_equal(named),
         ),
     )
 
@@ -232,10 +256,111 @@ def count_cuts(rows: Sequence[RowExamples]) -> dict[str, int]:
     }
 
 
+def count_notes(rows: Iterable[RowExamples]) -> dict[str, int]:
+    """How many rows have each note, for a run's `summary.json`.
+
+    Args:
+      rows: From `to_examples`.
+
+    Examples:
+      >>> example = Example((5,), (7, 0))
+      >>> rows = [RowExamples({"chosen": example}, False, (), ("odd",))] * 2
+      >>> count_notes(rows)
+      {'odd': 2}
+    """
+    return dict(Counter(note for row in rows for note in row.notes))
+
+
+class _Reading(NamedTuple):
+    """How the texts of a row become ids."""
+
+    tokenizer: Tokenizer
+    is_special_read: bool
+
+    def ids(
+        self, row: PreferenceRow, texts: dict[str, str]
+    ) -> tuple[list[int], dict[str, list[int]]]:
+        """Those of the prompt, and of the responses with their end."""
+        end, ends = self.tokenizer.end_id, self.tokenizer.end_ids
+        written = {"prompt": row.prompt} | {
+            name: text for name, text in texts.items() if not self.is_drawn(text)
+        }
+        encoded = self.tokenizer.encode_batch(
+            [*written.values()], read_special=self.is_special_read
+        )
+        found = dict(zip(written, encoded, strict=True))
+        for name, ids in found.items():
+            spelled = written[name].count(self.tokenizer.special_tokens.end)
+            if ids.count(end) > spelled * self.is_special_read:
+                raise ValueError(
+                    f"{row.source}: the tokenizer makes its END token out of the text "
+                    f"of {name!r}, where it would score a stop that is none. Its END "
+                    "must be a token of its own, which stands for no word."
+                )
+        responses = {}
+        for name, text in texts.items():
+            if self.is_drawn(text):
+                assert isinstance(text, DrawnText)
+                responses[name] = [*text.ids]
+            elif found[name][-1:] and found[name][-1] in ends:
+                responses[name] = found[name]
+            else:
+                responses[name] = [*found[name], end]
+        return found["prompt"], responses
+
+    def is_drawn(self, text: str) -> bool:
+        """Whether it has ids of this tokenizer."""
+        return isinstance(text, DrawnText) and self.tokenizer.agrees(text.tokenizer)
+
+    def spaced(
+        self, texts: dict[str, str], leading_space: Literal["raw", "single"]
+    ) -> tuple[dict[str, str], list[str]]:
+        """Texts with leading spaces as asked for, and a note if that cannot be."""
+        if leading_space == "raw":
+            return texts, []
+        single = {
+            name: text if self.is_drawn(text) else f" {text.lstrip(' ')}"
+            for name, text in texts.items()
+        }
+        given, asked = ({t[n] for n in _SIDES if n in t} for t in (texts, single))
+        if len(asked) < len(given):
+            return texts, [
+                "chosen and rejected differ in leading spaces, which are kept"
+            ]
+        return single, []
+
+    def begun(self, ids: list[int], start_document: bool, is_chat: bool) -> list[int]:
+        """A prompt with the token that documents begin with, if it is to have one."""
+        start, end = self.tokenizer.start_id, self.tokenizer.end_id
+        if not start_document or (is_chat and start == end) or ids[:1] == [start]:
+            return ids
+        return [start, *ids]
+
+    def notes(self, texts: dict[str, str]) -> list[str]:
+        """What became of the special tokens that the texts spell."""
+        how = "read as such" if self.is_special_read else "taken as text"
+        return [
+            f"special token {token!r} of {name!r} {how}"
+            for name, text in texts.items()
+            if not self.is_drawn(text)
+            for token in self.tokenizer.special_in(text)
+        ]
+
+
+_SIDES = ("chosen", "rejected")
+
+
+def _equal(examples: dict[str, Example]) -> list[str]:
+    """A note where there is nothing between the two sides to learn."""
+    sides = {tuple(examples[n].response_ids) for n in _SIDES if n in examples}
+    is_pair = all(name in examples for name in _SIDES)
+    return ["chosen and rejected have the same tokens"] * (is_pair and len(sides) == 1)
+
+
 def _filled(
     row: PreferenceRow,
     place: int,
-    donors: dict[str, Sequence[PreferenceRow]],
+    donors: dict[str, tuple[Sequence[PreferenceRow], set[str]]],
     seed: int,
 ) -> dict[str, str]:
     responses = dict(row.responses)
@@ -243,31 +368,33 @@ def _filled(
     def rng(name: str) -> np.random.Generator:
         return np.random.default_rng((seed, RESPONSE_TYPES.index(name), place))
 
-    for name in donors:
-        if name not in responses:
-            responses[name] = _other_chosen(row, donors[name], name, rng(name))
+    for name, (others, answers) in donors.items():
+        other = _other_chosen(row, others, answers, rng(name))
+        if other is not None:
+            responses.setdefault(name, other)
     for name, whole in (("random_permute", "chosen"), ("random_nonhum", "irr_test")):
-        if name not in responses and whole in responses:
-            responses[name] = shuffle_words(responses[whole], rng(name))
+        # One word, or one word many times, has no other order.
+        if len(set(responses.get(whole, "").split())) > 1:
+            shuffled = shuffle_words(responses[whole], rng(name))
+            responses.setdefault(name, shuffled)
     return in_order(responses)
 
 
 def _other_chosen(
     row: PreferenceRow,
     donors: Sequence[PreferenceRow],
-    name: str,
+    answers: set[str],
     rng: np.random.Generator,
-) -> str:
+) -> str | None:
     # A blank one is taken from nowhere.
-    own = ["", _words(row, "chosen"), _words(row, "rejected")]
+    own = {"", _words(row, "chosen"), _words(row, "rejected")}
+    if answers <= own:  # no need to look at every row for each
+        return None
     for place in rng.permutation(len(donors)):
         donor = donors[place]
         if donor.prompt != row.prompt and _words(donor, "chosen") not in own:
             return donor.responses["chosen"]
-    raise ValueError(
-        f"{row.source}: no row has another prompt and another chosen response, to take "
-        f"as {name!r}. Pass more rows."
-    )
+    return None
 
 
 def _words(row: PreferenceRow, name: str) -> str:

@@ -2,15 +2,15 @@
 
 The `tokenizers` library does the work. What `Tokenizer` adds is what a study of
 log-probabilities has to rely on: the ids of the special tokens, text in equals text
-out, and that data never becomes a special token, whatever characters it holds.
+out, and that a text becomes a special token only where it is said to mean it.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from ldjax.files import read_json_object, whole_file
+from ldjax.data._tokenizer import FIELDS, SpecialTokens, Tokenizer, check_text
+from ldjax.files import read_json_object
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,187 +28,6 @@ __all__ = [
 _PIECES = r" ?\w+| ?[^\w\s]+|\s"
 
 
-class SpecialTokens(NamedTuple):
-    """The text of the tokens that no data contains; None where there is none.
-
-    Attributes:
-      end: Ends a response or a document, and stands before the first one.
-      padding: Fills a batch; never scored.
-      unknown: What a word-level tokenizer makes of a word it has not seen. Byte-level
-        ones have seen every byte.
-      start: Begins a document, where that is not END (Llama).
-
-    Examples:
-      >>> SpecialTokens()._replace(unknown="<|unknown|>").end
-      '<|endoftext|>'
-    """
-
-    end: str = "<|endoftext|>"
-    padding: str | None = "<|padding|>"
-    unknown: str | None = None
-    start: str | None = None
-
-
-class Tokenizer:
-    """Text to token ids and back.
-
-    Make one with `load_tokenizer`, `train_bpe` or `train_word_level`. Encoding adds no
-    special tokens, cuts nothing and pads nothing: append `end_id` yourself.
-
-    Attributes:
-      special_tokens: Their text.
-      end_id: Id of the end token.
-      padding_id: Id of the padding token; that of the end token where there is none.
-      unknown_id: Id of the unknown token, or None.
-      start_id: Id of the token that documents begin with; that of the end token where
-        there is no other.
-      vocab_size: Number of token ids, special ones included: the model's `vocab_size`,
-        which may be larger than the tokenizer's own.
-
-    Examples:
-      >>> tokenizer = train_bpe(["a cat"], vocab_size=260)
-      >>> tokenizer.decode(tokenizer.encode("Ein Kätzchen <|endoftext|>"))
-      'Ein Kätzchen <|endoftext|>'
-      >>> tokenizer.end_id in tokenizer.encode("<|endoftext|>")
-      False
-    """
-
-    def __init__(
-        self,
-        inner: "tokenizers.Tokenizer",
-        special_tokens: SpecialTokens,
-        vocab_size: int | None = None,
-    ) -> None:
-        # Text that spells a special token is ordinary text, in training data above all.
-        inner.encode_special_tokens = True
-        inner.no_truncation()
-        inner.no_padding()
-        self._inner = inner
-        self.special_tokens = special_tokens
-        end, padding, unknown, start = (
-            None if token is None else _special_id(inner, token)
-            for token in special_tokens
-        )
-        assert end is not None  # for the type checker: `end` is a string
-        self.end_id: int = end
-        self.padding_id: int = end if padding is None else padding
-        self.unknown_id: int | None = unknown
-        self.start_id: int = end if start is None else start
-        # Not the number of tokens: a loaded vocabulary may have gaps.
-        least = 1 + max(inner.get_vocab(with_added_tokens=True).values())
-        self.vocab_size: int = least if vocab_size is None else vocab_size
-        if self.vocab_size < least:
-            raise ValueError(
-                f"The tokenizer has {least} token ids, but the model's vocabulary only "
-                f"{vocab_size}. Is it another model's tokenizer?"
-            )
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, none of them special but for unknown words.
-
-        Args:
-          text: Any text.
-
-        Returns:
-          One id per token.
-
-        Raises:
-          ValueError: If `text` has a lone surrogate, which is half a character.
-
-        Examples:
-          >>> train_word_level(["the cat"]).encode("the cat")
-          [4, 3]
-        """
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts, on all cores.
-
-        Args:
-          texts: Any texts.
-
-        Returns:
-          The ids of each text, in order.
-
-        Raises:
-          ValueError: As `encode`.
-
-        Examples:
-          >>> train_word_level(["the cat"]).encode_batch(["the", " cat", ""])
-          [[4], [3], []]
-        """
-        for text in texts:
-            _check_text(text)
-        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some token ids; special tokens appear as their text.
-
-        Args:
-          ids: From `encode` or from a model. Ids that end inside a character, as a
-            sampled response may, give U+FFFD there. Ids that stand for no token, as
-            where a model's vocabulary is padded, give nothing.
-
-        Returns:
-          The text.
-
-        Raises:
-          ValueError: If an id is not in the vocabulary.
-
-        Examples:
-          >>> tokenizer = train_word_level(["the cat"])
-          >>> tokenizer.decode([4, 3, tokenizer.end_id])
-          'the cat<|endoftext|>'
-        """
-        ids = [int(i) for i in ids]
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(
-                    f"`ids` must lie in [0, {self.vocab_size}), the vocabulary; got "
-                    f"{i}."
-                )
-        return self._inner.decode(ids, skip_special_tokens=False)
-
-    def to_json(self) -> str:
-        """The content of `tokenizer.json`.
-
-        Returns:
-          A text that `load_tokenizer` and the `tokenizers` library read.
-
-        Examples:
-          >>> train_word_level(["a"]).to_json() == train_word_level(["a"]).to_json()
-          True
-        """
-        return self._inner.to_str(pretty=True)
-
-    def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, and `tokenizer_config.json` with the special tokens.
-
-        Args:
-          folder: A folder that exists.
-
-        Examples:
-          >>> import tempfile
-          >>> folder = Path(tempfile.mkdtemp())
-          >>> train_word_level(["the cat"]).save(folder)
-          >>> load_tokenizer(folder).vocab_size
-          5
-        """
-        tokens = {
-            field: token
-            for field, token in zip(_FIELDS, self.special_tokens, strict=True)
-            if token is not None
-        }
-        content = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
-        for name, text in (
-            ("tokenizer.json", self.to_json()),
-            ("tokenizer_config.json", json.dumps(content, indent=2) + "\n"),
-        ):
-            with whole_file(folder / name) as partial:
-                partial.write_text(text, encoding="utf-8")
-
-
 def load_tokenizer(
     path: Path,
     *,
@@ -216,6 +35,9 @@ def load_tokenizer(
     vocab_size: int | None = None,
 ) -> Tokenizer:
     """Read a `tokenizer.json`.
+
+    The end tokens at which the model stops besides END are those of the
+    `generation_config.json` beside it, or else of the `config.json`.
 
     Args:
       path: The file, or the folder that holds it.
@@ -246,8 +68,14 @@ def load_tokenizer(
         raise FileNotFoundError(f"There is no tokenizer at {file}.")
     try:
         inner = Inner.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain `Exception`
+    except (
+        BaseException
+    ) as error:  # plain `Exception`, or Rust's panics, which are none
+        if not isinstance(error, Exception) and "Panic" not in type(error).__name__:
+            raise
         raise ValueError(f"{file} is not a whole tokenizer.json: {error}") from error
+    if not inner.get_vocab_size(with_added_tokens=True):
+        raise ValueError(f"{file} has no vocabulary. Fetch or copy it again.")
     if special_tokens is None:
         named = _named_beside(file)
         end = named.get("end", SpecialTokens().end)
@@ -264,29 +92,11 @@ def load_tokenizer(
             start=usual("start", ""),
         )
     try:
-        return Tokenizer(inner, special_tokens, vocab_size)
+        return Tokenizer(
+            inner, special_tokens, vocab_size, end_ids=_end_ids_beside(file, inner)
+        )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-
-
-#: What the hub calls the fields of `SpecialTokens`.
-_FIELDS = ("eos_token", "pad_token", "unk_token", "bos_token")
-
-
-def _named_beside(file: Path) -> dict[str, str]:
-    """The special tokens that the files beside a `tokenizer.json` name."""
-    named: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        beside = file.with_name(name)
-        if not beside.is_file():
-            continue
-        content = read_json_object(beside)
-        for ours, theirs in zip(SpecialTokens._fields, _FIELDS, strict=True):
-            token: Any = content.get(theirs)
-            token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str):
-                named[ours] = token
-    return named
 
 
 def train_bpe(
@@ -339,7 +149,7 @@ def train_bpe(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    inner.train_from_iterator(map(_check_text, texts), trainer)
+    inner.train_from_iterator(map(check_text, texts), trainer)
     return Tokenizer(inner, special_tokens)
 
 
@@ -387,20 +197,8 @@ def train_word_level(
     trainer = trainers.WordLevelTrainer(
         vocab_size=2**31, special_tokens=names, show_progress=False
     )
-    inner.train_from_iterator(map(_check_text, texts), trainer)
+    inner.train_from_iterator(map(check_text, texts), trainer)
     return Tokenizer(inner, special_tokens)
-
-
-def _special_id(inner: "tokenizers.Tokenizer", token: str) -> int:
-    found = inner.token_to_id(token)
-    if found is None:
-        known = [added.content for added in inner.get_added_tokens_decoder().values()]
-        raise ValueError(
-            f"The tokenizer has no token {token!r}. Name its own in a "
-            '`tokenizer_config.json` beside it, {"eos_token": ...}, or with '
-            f"`special_tokens=SpecialTokens(end=...)`: {', '.join(known) or 'none'}."
-        )
-    return found
 
 
 def _check_special(names: Sequence[str], pieces: "tokenizers.PreTokenizer") -> None:
@@ -416,12 +214,40 @@ def _check_special(names: Sequence[str], pieces: "tokenizers.PreTokenizer") -> N
         raise ValueError(f"`special_tokens` must differ, got {', '.join(names)}.")
 
 
-def _check_text(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"The text has half a character, {text[error.start]!r}, at place "
-            f"{error.start}; it is no valid Unicode."
-        ) from error
-    return text
+def _named_beside(file: Path) -> dict[str, str]:
+    """The special tokens that the files beside a `tokenizer.json` name."""
+    named: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        beside = file.with_name(name)
+        if not beside.is_file():
+            continue
+        content = read_json_object(beside)
+        for ours, theirs in zip(SpecialTokens._fields, FIELDS, strict=True):
+            token: Any = content.get(theirs)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                named[ours] = token
+    return named
+
+
+def _end_ids_beside(file: Path, inner: "tokenizers.Tokenizer") -> list[int]:
+    """The end tokens that the model's settings beside a `tokenizer.json` name.
+
+    Where there is no `generation_config.json`, what `config.json` says counts if it is
+    a special token: every class of models has a default that need not be this one's.
+    """
+    for name in ("generation_config.json", "config.json"):
+        beside = file.with_name(name)
+        if not beside.is_file():
+            continue
+        named = read_json_object(beside).get("eos_token_id")
+        ids = [
+            i
+            for i in (named if isinstance(named, list) else [named])
+            if isinstance(i, int) and not isinstance(i, bool)
+        ]
+        if name == "config.json":
+            added = inner.get_added_tokens_decoder()
+            ids = [i for i in ids if i in added and added[i].special]
+        return ids
+    return []

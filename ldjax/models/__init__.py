@@ -8,16 +8,15 @@ from ldjax.models.adapters import add_adapters, merge_adapters, save_adapters
 from ldjax.models.lenet import LeNet
 from ldjax.models.low_rank import LowRank, is_adapter
 from ldjax.models.mlp import MLP
+from ldjax.models.presets import PRESETS, preset
 from ldjax.models.pretrained import Pretrained, load, save
 from ldjax.models.rotary import RotaryScaling
 from ldjax.models.transformer import Transformer
 from ldjax.models.transformer_config import (
-    PRESETS,
     TransformerConfig,
     gpt2_config,
     llama_config,
     neox_config,
-    preset,
     qwen2_config,
 )
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +13,16 @@ import jax.numpy as jnp
 from ldjax.data.tokenizers import Tokenizer, load_tokenizer
 from ldjax.files import whole_folder
 from ldjax.models.hub.adapters import AdapterFolder, is_adapter_folder
+from ldjax.models.hub.agreement import refuse_contradictions
 from ldjax.models.hub.config import read_config, to_hub
-from ldjax.models.hub.files import find_folder, write_tensors
+from ldjax.models.hub.files import (
+    TensorFiles,
+    find_folder,
+    has_weights,
+    write_tensors,
+)
 from ldjax.models.hub.parameters import abstract_params, packed, read_params
+from ldjax.models.hub.settings import Settings
 from ldjax.models.hub.tensors import nested
 from ldjax.models.low_rank import LowRank
 from ldjax.models.transformer import Transformer
@@ -98,6 +107,9 @@ def load(
             return with_adapters(base, config.adapters)
         return with_adapters(base, config.adapters, nested(found.leaves(config)))
     config = dataclasses.replace(read_config(folder), **dtypes)
+    if shapes_only and has_weights(folder):
+        shapes = TensorFiles.of(folder).shapes
+        refuse_contradictions(folder, config, shapes, gross=False)
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder, vocab_size=config.vocab_size)
@@ -143,7 +155,8 @@ def save(
         )
     content = to_hub(config) | {"torch_dtype": config.param_dtype}
     if pretrained.tokenizer is not None:
-        content["eos_token_id"] = pretrained.tokenizer.end_id
+        end, *others = pretrained.tokenizer.end_ids
+        content["eos_token_id"] = [end, *others] if others else end
     with whole_folder(Path(folder)) as partial:
         text = json.dumps(content, indent=2) + "\n"
         (partial / "config.json").write_text(text, encoding="utf-8")
@@ -201,7 +214,7 @@ def is_run(folder: Path) -> bool:
     """
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "settings" in content
 
@@ -212,18 +225,22 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
     from ldjax.runs import open_run
 
     settings = open_run(path).config["settings"]
-    if "model" not in settings or "num_steps" not in settings:
+    is_read = isinstance(settings, dict) and "num_steps" in settings
+    if not is_read or not isinstance(settings.get("model"), dict):
         raise ValueError(
             f"{path} is not a run of experiments/pretrain.py or finetune.py."
         )
+    with _settings_of(path):
+        num_steps = Settings(settings).whole("num_steps")
     checkpoints = Checkpoints(path / "checkpoints")
     step = checkpoints.newest_step() or 0
-    if step < settings["num_steps"]:
+    if step < num_steps:
         raise ValueError(
-            f"The training in {path} stopped at step {step} of "
-            f"{settings['num_steps']}; repeat its command with `--resume`."
+            f"The training in {path} stopped at step {step} of {num_steps}; repeat its "
+            "command with `--resume`."
         )
-    config = TransformerConfig.of(settings["model"])
+    with _settings_of(path):
+        config = TransformerConfig.of(settings["model"])
     config = dataclasses.replace(config, **dtypes)
     tokenizer = load_tokenizer(path, vocab_size=config.vocab_size)
     model = Transformer(config)
@@ -240,3 +257,14 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
         lambda leaf: jnp.asarray(leaf, config.param_dtype), progress.state["params"]
     )
     return Pretrained(model, params, config, tokenizer)
+
+
+@contextmanager
+def _settings_of(path: Path) -> Iterator[None]:
+    """Says where a setting of a run is wrong."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path / 'config.json'} has no settings of a model: {error}"
+        ) from error

@@ -1,24 +1,30 @@
 """The architecture of a decoder as one record, and the four families that fill it."""
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from ldjax.models.low_rank import LowRank
 from ldjax.models.rotary import RotaryScaling
 
 __all__ = [
-    "PRESETS",
     "TransformerConfig",
     "gpt2_config",
     "llama_config",
     "neox_config",
-    "preset",
     "qwen2_config",
 ]
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 FloatName = Literal["bfloat16", "float16", "float32", "float64"]
+
+#: Far above every published model; so many blocks take minutes to trace.
+MOST_LAYERS = 1024
+_SIZES = (
+    *("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads"),
+    *("head_dim", "mlp_width", "max_positions"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +33,7 @@ class TransformerConfig:
 
     Attributes:
       vocab_size: Number of tokens.
-      num_layers: Number of blocks.
+      num_layers: Number of blocks, at most 1024.
       width: Features of the residual stream.
       num_heads: Query heads.
       num_kv_heads: Key and value heads, a divisor of `num_heads` (equal to it where
@@ -38,7 +44,7 @@ class TransformerConfig:
         state the length they are meant for; it is not enforced.
       positions: Learned absolute positions, or rotary ones.
       rotary_fraction: The part of each head that is rotated, from its first feature.
-      rotary_theta: Base of the rotary wavelengths.
+      rotary_theta: Base of the rotary wavelengths, at least 1.
       rotary_scaling: Changes them for longer contexts.
       norm: LayerNorm (scale and bias) or RMSNorm (scale).
       norm_epsilon: Added to the variance, or to the mean square.
@@ -98,15 +104,7 @@ class TransformerConfig:
     param_dtype: FloatName = "float32"
 
     def __post_init__(self) -> None:
-        for name in (
-            *("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads"),
-            *("head_dim", "mlp_width", "max_positions"),
-            *("rotary_fraction", "rotary_theta", "norm_epsilon"),
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"`{name}` must be positive, got {getattr(self, name)}."
-                )
+        self._check_numbers()
         for name, choices in (
             ("positions", ("learned", "rotary")),
             ("norm", ("layer", "rms")),
@@ -141,6 +139,30 @@ class TransformerConfig:
                 f"yarn needs a `rotary_theta` above 1, got {self.rotary_theta}."
             )
         self._check_adapters()
+
+    def _check_numbers(self) -> None:
+        for name in (*_SIZES, "rotary_fraction", "rotary_theta", "norm_epsilon"):
+            value: Any = getattr(self, name)
+            kind: Any = numbers.Integral if name in _SIZES else numbers.Real
+            if isinstance(value, bool) or not isinstance(value, kind):
+                whole = "whole " * (name in _SIZES)
+                raise ValueError(f"`{name}` must be a {whole}number, got {value!r}.")
+            if not 0 < value < float("inf"):
+                raise ValueError(f"`{name}` must be positive, got {value}.")
+        if self.rotary_fraction > 1:
+            raise ValueError(
+                "`rotary_fraction` of `head_dim` must be at most 1, got "
+                f"{self.rotary_fraction}."
+            )
+        if self.rotary_theta < 1:  # waves would be shorter than a token
+            raise ValueError(
+                f"`rotary_theta` must be at least 1, got {self.rotary_theta}."
+            )
+        if self.num_layers > MOST_LAYERS:
+            raise ValueError(
+                f"`num_layers` must be at most {MOST_LAYERS}, got {self.num_layers}. "
+                "Each block is traced by itself."
+            )
 
     def _check_adapters(self) -> None:
         if self.adapters is None:
@@ -391,66 +413,6 @@ def qwen2_config(
         tied_head=tied_head,
     )
     return replace(config, qkv_bias=True)
-
-
-class _Size(NamedTuple):
-    num_layers: int
-    width: int
-    num_heads: int
-    mlp_width: int
-    style: Literal["llama", "gpt2"] = "llama"
-    tied_head: bool = True
-
-
-#: Sizes for work on two cores, by their number of parameters; see `preset`.
-PRESETS: dict[str, _Size] = {
-    "0.1M": _Size(num_layers=3, width=32, num_heads=2, mlp_width=88),
-    "0.4M": _Size(num_layers=4, width=64, num_heads=4, mlp_width=256),
-    "1M": _Size(num_layers=4, width=128, num_heads=4, mlp_width=344),
-    "4M": _Size(num_layers=4, width=256, num_heads=8, mlp_width=768),
-    "toy": _Size(
-        3, width=96, num_heads=4, mlp_width=384, style="gpt2", tied_head=False
-    ),
-}
-
-
-def preset(
-    name: str, *, vocab_size: int = 2048, max_positions: int = 512
-) -> TransformerConfig:
-    """A small model of a named size.
-
-    Args:
-      name: One of `PRESETS`: the number of parameters with 2 048 tokens, within 15 %
-        (Llama style, tied head), or `"toy"` for the toy world (GPT-2 style, untied
-        head, 0.4 million with its 355 words).
-      vocab_size: Number of tokens; each adds `width` parameters.
-      max_positions: The length the model is meant for, in tokens.
-
-    Returns:
-      The configuration.
-
-    Raises:
-      ValueError: If there is no such preset.
-
-    Examples:
-      >>> preset("1M").width
-      128
-    """
-    if name not in PRESETS:
-        raise ValueError(f"`name` must be one of {', '.join(PRESETS)}, got {name!r}.")
-    size = PRESETS[name]
-    shape = {
-        "vocab_size": vocab_size,
-        "num_layers": size.num_layers,
-        "width": size.width,
-        "num_heads": size.num_heads,
-        "mlp_width": size.mlp_width,
-        "max_positions": max_positions,
-        "tied_head": size.tied_head,
-    }
-    if size.style == "gpt2":
-        return gpt2_config(**shape)
-    return llama_config(**shape, num_kv_heads=size.num_heads)
 
 
 def _even_split(width: int, num_heads: int) -> int:

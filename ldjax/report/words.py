@@ -180,10 +180,14 @@ def _of_set(lines: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _of_fit(fit: Mapping[str, Any]) -> str:
-    return (
+    missed, right = fit["step_remainder_ratio"], fit["sign_agreement"]
+    single = [f"misses {100 * missed:.0f} %"] if missed is not None else []
+    if right is not None:
+        single.append(f"has the sign right in {100 * right:.0f} % of cases")
+    text = (
         "Added up over all updates, first order predicts "
         f"{fit['predicted_change']:+.2f} nats for a tracked response where "
-        f"{fit['change']:+.2f} were measured; of a single update it misses "
-        f"{100 * fit['step_remainder_ratio']:.0f} %, and has the sign right in "
-        f"{100 * fit['sign_agreement']:.0f} % of cases."
+        f"{fit['change']:+.2f} were measured"
     )
+    of_single = f"; of a single update it {', and '.join(single)}" if single else ""
+    return f"{text}{of_single}."

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 
 from ldjax.batching import Example
 from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow, read_preferences
-from ldjax.data.responses import count_cuts, fill_types, shuffle_words, to_examples
+from ldjax.data.responses import (
+    count_cuts,
+    fill_types,
+    shuffle_words,
+    to_examples,
+)
 from ldjax.data.tokenizers import (
     SpecialTokens,
     load_tokenizer,
@@ -133,14 +138,31 @@ def test_nothing_that_was_seen_becomes_irr_test(seed):
     unseen = [row_of(1, " x"), row_of(2, "b"), row_of(3, " "), row_of(4, " fit")]
     for row in fill_types(rows, seed=seed, unseen=unseen):
         assert row.responses["irr_test"] == " fit"
-    with pytest.raises(ValueError, match=r"a:0: no row .* as 'irr_test'\. Pass more"):
-        fill_types(rows, seed=seed, unseen=unseen[:3])
+    for row in fill_types(rows, seed=seed, unseen=unseen[:3]):
+        assert "irr_test" not in row.responses
 
 
-@pytest.mark.parametrize("rows", [ROWS[:1], [row_of(1, " a"), row_of(2, "a ")]])
+YES_OR_NO = [row_of(i, *(" yes", " no")[:: 1 - 2 * (i % 2)]) for i in range(2000)]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ROWS[:1],
+        [row_of(1, " a"), row_of(2, "a ")],
+        [row_of(1, " a"), row_of(1, " b")],
+        YES_OR_NO,
+    ],
+)
 def test_one_response_has_no_other(rows):
-    with pytest.raises(ValueError, match=r"a:\d: no row .* 'irr_train'\. Pass more"):
-        fill_types(rows, seed=0)
+    for row in fill_types(rows, seed=0):
+        assert "irr_train" not in row.responses
+
+
+@pytest.mark.parametrize("text", ["", " yes", " ha ha ha"])
+def test_words_with_one_order_are_not_shuffled(text):
+    (row,) = fill_types([row_of(0, text, irr_test=text)], seed=0)
+    assert row.responses.keys() == {"chosen", "rejected", "irr_test"}
 
 
 def test_no_rows_have_no_types():
@@ -315,8 +337,10 @@ def test_types_of_the_probing_set_are_made_without_its_irregularities(real):
             ("random_permute", "chosen"),
             ("random_nonhum", "irr_test"),
         ):
-            assert (words[name] == words[whole]) == (len(set(words[whole])) == 1)
-            assert row.responses[name].startswith(" ")
+            assert (name in words) == (len(set(words[whole])) > 1)
+            if name in words:
+                assert words[name] != words[whole]
+                assert row.responses[name].startswith(" ")
     assert fill_types(real, seed=0, unseen=unseen) == real
 
 

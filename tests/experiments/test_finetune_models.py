@@ -172,7 +172,10 @@ def test_fewer_probes_at_a_time_are_taken_until_it_fits_or_it_is_refused(
     shapes = abstract_params(model.config)
     base = experiments("finetune_start").Base(model, model, shapes, None)
 
+    tried = []
+
     def parts(config, base, max_length, num_tracked, probes):
+        tried.append(probes)
         small = {"parameters": 10**6, "optimizer": 10**6, "update": 10**6}
         return small | {"observation": probes * 10**6}
 
@@ -181,13 +184,18 @@ def test_fewer_probes_at_a_time_are_taken_until_it_fits_or_it_is_refused(
         return memory.plan_memory(config, base, max_length=64, num_tracked=12)
 
     monkeypatch.setattr(memory, "_parts", parts)
-    roomy, tight = plan(10**12), plan(20 * 10**6)
+    monkeypatch.setattr(memory, "_process_bytes", lambda base: 3 * 10**6)
+    roomy, tight = plan(10**12), plan(23 * 10**6)
+    tried.clear()
     with pytest.raises(MemoryError, match=r"does not fit: .* 1 MB to use\. Choose"):
         plan(10**6)
     assert not roomy.parts
     assert roomy.probes == memory.MOST_PROBES
-    # 1.7 times as much: 2 and 6 MB fit into 20, 2 and 12 do not.
+    # 1.7 times as much and the process: 2 and 6 MB fit into 23, 2 and 12 do not.
     assert tight.probes == 6
+    assert tight.total == 3 * 10**6 + int(1.7 * 8 * 10**6)
+    # That nothing fits is known by the smallest one, not by all of them.
+    assert tried == [memory.MOST_PROBES, 1]
 
 
 def test_a_preset_sets_the_defaults_of_a_command_and_what_is_given_counts(

@@ -117,7 +117,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, cache):
         (["--resume", "--overwrite"], "contradict"),
         (["--world", "huge"], "--world must be one of demo, small, paper"),
         (["--held-out-share", "1", "--documents", "50"], "between 0 and 1"),
-        (["--batch-size", "999", "--documents", "50"], "--batch-size must be between"),
+        (
+            ["--batch-size", "999", "--documents", "50"],
+            "--batch-size must be at most the number of rows",
+        ),
         (["--text", "nowhere.txt"], "no file nowhere.txt"),
     ],
 )

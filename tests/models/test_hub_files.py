@@ -1,6 +1,5 @@
 """Folders of models: bit for bit what was saved, and one clear error for any damage."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from decoders import CONFIGS, STYLES, random_params
+from decoders import CONFIGS, STYLES, pretrained
 from safetensors.numpy import load_file, save_file
 
 from ldjax.data.tokenizers import (
@@ -19,19 +18,13 @@ from ldjax.data.tokenizers import (
     train_bpe,
     train_word_level,
 )
-from ldjax.models import Pretrained, Transformer, load, save
+from ldjax.models import load, save
+from ldjax.models.hub.config import from_hub, to_hub
 from ldjax.models.rotary import RotaryScaling
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-def pretrained(style="gpt2", *, tokenizer=None, **changes):
-    """A drawn model."""
-    config = dataclasses.replace(CONFIGS[style], **changes)
-    model = Transformer(config)
-    return Pretrained(model, random_params(model), config, tokenizer)
 
 
 @pytest.fixture
@@ -443,6 +436,14 @@ def test_an_architecture_of_no_family_is_not_saved_and_named(
         save(tmp_path / "new", pretrained(style, **changes))
     assert named in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_null_is_as_many_key_heads_as_query_heads_and_nothing_is_32_in_qwen2():
+    content = to_hub(CONFIGS["qwen2"])
+    many = content | {"num_attention_heads": 64, "num_key_value_heads": None}
+    assert from_hub(many).num_kv_heads == 64
+    del many["num_key_value_heads"]
+    assert from_hub(many).num_kv_heads == 32
 
 
 def test_float64_needs_the_64_bit_mode(folder):

@@ -12,6 +12,8 @@ from parity import FAMILIES
 import ldjax.sampling
 from ldjax.models import load, save
 from ldjax.models.hub.config import from_hub
+from ldjax.models.hub.parameters import abstract_params
+from ldjax.models.hub.tensors import leaf_names, rules
 
 NUM_DRAWS = 6
 TRUNKS = {
@@ -85,6 +87,61 @@ def test_logits_and_log_probs_equal_those_of_transformers(
     parity.assert_close(parity.real(got), parity.real(wanted), dtype)
     log_probs = parity.our_log_probs(got)
     parity.assert_close(log_probs, parity.hub_log_probs(wanted), dtype)
+
+
+#: Settings that folders have as null, or leave out.
+NULLS = {
+    "gpt2": ("n_inner", "layer_norm_epsilon", "activation_function"),
+    "gpt_neox": ("rope_scaling", "rotary_pct", "rotary_emb_base", "head_dim"),
+    "llama": ("num_key_value_heads", "head_dim", "rope_scaling", "rope_parameters"),
+    "qwen2": ("num_key_value_heads", "head_dim", "sliding_window", "layer_types"),
+}
+SHARED_NULLS = (
+    *("tie_word_embeddings", "hidden_act", "rms_norm_eps", "max_position_embeddings"),
+    *("attention_bias", "mlp_bias", "pad_token_id", "use_sliding_window", "rope_theta"),
+)
+
+
+@pytest.mark.parametrize("is_null", [True, False])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [(family, n) for family in FAMILIES for n in (*NULLS[family], *SHARED_NULLS)],
+)
+def test_a_setting_that_is_null_or_left_out_is_what_transformers_makes_of_it(
+    family, name, is_null
+):
+    transformers, torch = parity.library("transformers"), parity.library("torch")
+    # 32 heads, since Qwen2 has as many of keys where it is not said.
+    heads = {"qwen2": {"num_attention_heads": 32, "hidden_size": 64}}.get(family, {})
+    base = parity.tiny_config(family, **heads)
+    content = json.loads(base.to_json_string(use_diff=False))
+    content.pop(name, None)
+    if is_null:
+        content[name] = None
+    try:
+        theirs = type(base).from_dict(dict(content))
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(theirs)
+    except Exception:
+        # What they refuse we may refuse: nobody can say what it means.
+        assert is_null
+        pytest.skip("transformers refuses it")
+    ours = from_hub(content)
+    shapes = leaf_names(abstract_params(ours))
+    # As files have it; in models of transformers 5 the head's name is one for all.
+    head = {"gpt_neox": "embed_out.weight"}.get(family, "lm_head.weight")
+    wanted = {
+        head if name == "lm_head.weight" else name: tuple(x.shape)
+        for name, x in model.named_parameters()
+    }
+    assert {
+        rule.name: rule.shape(*(shapes[leaf].shape for leaf in rule.leaves))
+        for rule in rules(ours)
+    } == wanted
+    assert ours.tied_head == theirs.tie_word_embeddings
+    rope = getattr(theirs, "rope_parameters", None) or {}
+    assert ours.rotary_theta == rope.get("rope_theta", 10000.0)
+    assert ours.rotary_fraction == rope.get("partial_rotary_factor", 1.0)
 
 
 def hub_greedy(model, prompts, num):

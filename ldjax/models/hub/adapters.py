@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ldjax.files import read_json_object
-from ldjax.models.hub.config import Settings, family_of
+from ldjax.models.hub.config import family_of
 from ldjax.models.hub.files import TensorFiles, refuse_misfits, write_tensors
 from ldjax.models.hub.parameters import abstract_params
+from ldjax.models.hub.settings import Settings
 from ldjax.models.hub.tensors import fused_rows, leaf_names
 from ldjax.models.low_rank import LowRank, Target
 from ldjax.models.transformer_config import TransformerConfig
@@ -313,10 +314,9 @@ def _from_file(
 
 def _read_settings(content: dict[str, Any], config: TransformerConfig) -> LowRank:
     modules = _modules(config)
-    found = content.get("target_modules")
-    found = [found] if isinstance(found, str) else found or []
+    settings = Settings(content)
     targets = []
-    for module in found:
+    for module in settings.names("target_modules"):
         fitting = [
             name
             for name, full in modules.items()
@@ -329,13 +329,10 @@ def _read_settings(content: dict[str, Any], config: TransformerConfig) -> LowRan
                 f"{', '.join(modules.values())}."
             )
         targets += fitting
-    layers = content.get("layers_to_transform")
-    layers = [layers] if isinstance(layers, int) else layers
-    numbers = Settings(content)
     ordered = [name for name in modules if name in targets]
     return LowRank(
-        rank=numbers.whole("r"),
-        alpha=float(numbers.number("lora_alpha")),
+        rank=settings.whole("r"),
+        alpha=settings.positive("lora_alpha"),
         targets=tuple(ordered),  # type: ignore[arg-type]
-        layers=None if layers is None else tuple(layers),
+        layers=settings.layers("layers_to_transform"),
     )

@@ -4,11 +4,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from ldjax.files import read_json_object
+from ldjax.models.hub.settings import Settings
 from ldjax.models.rotary import RotaryScaling
 from ldjax.models.transformer_config import (
+    MOST_LAYERS,
     TransformerConfig,
     gpt2_config,
     llama_config,
@@ -18,7 +20,6 @@ from ldjax.models.transformer_config import (
 __all__ = [
     "FAMILIES",
     "Family",
-    "Settings",
     "family_of",
     "from_hub",
     "read_config",
@@ -35,15 +36,6 @@ _ARCHITECTURES: dict[Family, str] = {
     "gpt_neox": "GPTNeoXForCausalLM",
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
-}
-_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
 }
 _HUB_ACTIVATIONS = {
     "gelu": "gelu",
@@ -89,8 +81,9 @@ def read_config(folder: Path) -> TransformerConfig:
 def from_hub(content: Mapping[str, Any]) -> TransformerConfig:
     """The architecture that the content of a `config.json` describes.
 
-    Settings that are left out have the defaults of the `transformers` library. Dropout
-    is not read: ldjax trains without.
+    Settings that are left out have the defaults of the `transformers` library, and so
+    have numbers that are null; but the sizes of the matrices must be given. Dropout is
+    not read: ldjax trains without.
 
     Args:
       content: The JSON object.
@@ -186,60 +179,6 @@ def to_hub(config: TransformerConfig) -> dict[str, Any]:
     return content
 
 
-class Settings(NamedTuple):
-    """Access to JSON settings that complains by name.
-
-    Attributes:
-      content: The JSON object.
-
-    Examples:
-      >>> Settings({"rank": 2}).whole("rank")
-      2
-    """
-
-    content: Mapping[str, Any]
-
-    def number(self, name: str, default: int | float | None = None) -> int | float:
-        """A number; refuses anything else."""
-        value = self.content.get(name)
-        value = default if value is None else value
-        if value is None:
-            raise ValueError(f"`{name}` is missing.")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"`{name}` must be a number, got {value!r}.")
-        return value
-
-    def whole(self, name: str, default: int | None = None) -> int:
-        """A positive whole number; refuses anything else."""
-        value = self.number(name, default)
-        if value != int(value) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number from 1 on, got {value}.")
-        return int(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        """True or false; refuses anything else."""
-        value = self.content.get(name, default)
-        if not isinstance(value, bool):
-            raise ValueError(f"`{name}` must be true or false, got {value!r}.")
-        return value
-
-    def activation(self, name: str, default: str) -> Any:
-        """The name of an activation in ldjax."""
-        value = self.content.get(name, default)
-        if not isinstance(value, str) or value not in _ACTIVATIONS:
-            raise ValueError(
-                f"`{name}` is {value!r}; ldjax computes {', '.join(_ACTIVATIONS)}."
-            )
-        return _ACTIVATIONS[value]
-
-    def require(self, name: str, value: Any) -> None:
-        """Refuses a setting that changes the computation to one ldjax has not."""
-        found = self.content.get(name, value)
-        if found != value and found is not None:
-            only = "without" if value is None else f"only {value!r}"
-            raise ValueError(f"`{name}` is {found!r}; ldjax computes {only}.")
-
-
 def _read_gpt2(settings: Settings) -> TransformerConfig:
     settings.require("scale_attn_weights", True)
     settings.require("scale_attn_by_inverse_layer_idx", False)
@@ -247,7 +186,7 @@ def _read_gpt2(settings: Settings) -> TransformerConfig:
     width = settings.whole("n_embd")
     config = gpt2_config(
         vocab_size=settings.whole("vocab_size"),
-        num_layers=settings.whole("n_layer"),
+        num_layers=settings.whole("n_layer", most=MOST_LAYERS),
         width=width,
         num_heads=settings.whole("n_head"),
         mlp_width=settings.whole("n_inner", 4 * width),
@@ -256,7 +195,7 @@ def _read_gpt2(settings: Settings) -> TransformerConfig:
     )
     return dataclasses.replace(
         config,
-        norm_epsilon=settings.number("layer_norm_epsilon", 1e-5),
+        norm_epsilon=settings.positive("layer_norm_epsilon", 1e-5),
         activation=settings.activation("activation_function", "gelu_new"),
     )
 
@@ -281,24 +220,26 @@ def _read_neox(settings: Settings) -> TransformerConfig:
     heads, width = (
         settings.whole(name) for name in ("num_attention_heads", "hidden_size")
     )
-    theta = rope.number("rope_theta", settings.number("rotary_emb_base", 10000))
-    fraction = rope.number("partial_rotary_factor", settings.number("rotary_pct", 0.25))
+    theta = rope.positive("rope_theta", settings.positive("rotary_emb_base", 1e4))
+    fraction = rope.positive(
+        "partial_rotary_factor", settings.positive("rotary_pct", 0.25)
+    )
     config = neox_config(
         vocab_size=settings.whole("vocab_size"),
-        num_layers=settings.whole("num_hidden_layers"),
+        num_layers=settings.whole("num_hidden_layers", most=MOST_LAYERS),
         width=width,
         num_heads=heads,
         mlp_width=settings.whole("intermediate_size"),
         max_positions=settings.whole("max_position_embeddings", 2048),
-        rotary_fraction=float(fraction),
+        rotary_fraction=fraction,
         parallel_residual=settings.flag("use_parallel_residual", True),
         tied_head=settings.flag("tie_word_embeddings", False),
     )
     return dataclasses.replace(
         config,
-        rotary_theta=float(theta),
+        rotary_theta=theta,
         rotary_scaling=_scaling(rope, config.max_positions),
-        norm_epsilon=settings.number("layer_norm_eps", 1e-5),
+        norm_epsilon=settings.positive("layer_norm_eps", 1e-5),
         activation=settings.activation("hidden_act", "gelu"),
         qkv_bias=bias,
         attention_out_bias=bias,
@@ -319,7 +260,7 @@ def _write_neox(config: TransformerConfig) -> dict[str, Any]:
 def _read_llama(settings: Settings) -> TransformerConfig:
     bias = settings.flag("attention_bias", False)
     mlp_bias = settings.flag("mlp_bias", False)
-    config = _read_llama_like(settings, max_positions=2048, num_kv_heads=None)
+    config = _read_llama_like(settings, max_positions=2048)
     return dataclasses.replace(
         config, qkv_bias=bias, attention_out_bias=bias, mlp_bias=mlp_bias
     )
@@ -332,14 +273,14 @@ def _read_qwen2(settings: Settings) -> TransformerConfig:
         raise ValueError(
             f"`layer_types` is {kinds!r}; ldjax computes only full_attention."
         )
-    config = _read_llama_like(settings, max_positions=32768, num_kv_heads=32)
+    if "num_key_value_heads" not in settings.content:  # null: as many as heads
+        settings = Settings({**settings.content, "num_key_value_heads": 32})
+    config = _read_llama_like(settings, max_positions=32768)
     return dataclasses.replace(config, qkv_bias=True)
 
 
-def _read_llama_like(
-    settings: Settings, *, max_positions: int, num_kv_heads: int | None
-) -> TransformerConfig:
-    """Llama and Qwen2, which differ in their biases and in the defaults given here."""
+def _read_llama_like(settings: Settings, *, max_positions: int) -> TransformerConfig:
+    """Llama and Qwen2, which differ in their biases and in some defaults."""
     rope = _rope(settings.content)
     rope.require("partial_rotary_factor", 1.0)
     heads, width = (
@@ -348,16 +289,14 @@ def _read_llama_like(
     max_positions = settings.whole("max_position_embeddings", max_positions)
     config = llama_config(
         vocab_size=settings.whole("vocab_size"),
-        num_layers=settings.whole("num_hidden_layers"),
+        num_layers=settings.whole("num_hidden_layers", most=MOST_LAYERS),
         width=2 * heads,  # the true width need not be a multiple of the heads
         num_heads=heads,
-        num_kv_heads=settings.whole("num_key_value_heads", num_kv_heads or heads),
+        num_kv_heads=settings.whole("num_key_value_heads", heads),
         mlp_width=settings.whole("intermediate_size"),
         max_positions=max_positions,
-        rotary_theta=float(
-            rope.number("rope_theta", settings.number("rope_theta", 1e4))
-        ),
-        norm_epsilon=settings.number("rms_norm_eps", 1e-6),
+        rotary_theta=rope.positive("rope_theta", settings.positive("rope_theta", 1e4)),
+        norm_epsilon=settings.positive("rms_norm_eps", 1e-6),
         tied_head=settings.flag("tie_word_embeddings", False),
     )
     return dataclasses.replace(
@@ -417,7 +356,7 @@ def _scaling(settings: Settings, max_positions: int) -> RotaryScaling | None:
     original = settings.whole("original_max_position_embeddings", max_positions)
     # Yarn's may be left out.
     ratio = max_positions / original if kind == "yarn" else None
-    factor = float(settings.number("factor", ratio))
+    factor = settings.positive("factor", ratio)
     if kind == "linear":
         return RotaryScaling(kind="linear", factor=factor)
     if kind == "llama3":
@@ -425,30 +364,29 @@ def _scaling(settings: Settings, max_positions: int) -> RotaryScaling | None:
             kind="llama3",
             factor=factor,
             original_max_positions=original,
-            slow=float(settings.number("low_freq_factor")),
-            fast=float(settings.number("high_freq_factor")),
+            slow=settings.positive("low_freq_factor"),
+            fast=settings.positive("high_freq_factor"),
         )
     return RotaryScaling(
         kind="yarn",
         factor=factor,
         original_max_positions=original,
-        slow=float(settings.number("beta_slow", 1)),
-        fast=float(settings.number("beta_fast", 32)),
+        slow=settings.positive("beta_slow", 1),
+        fast=settings.positive("beta_fast", 32),
         amplitude=_yarn_amplitude(settings, factor),
         whole_indices=settings.flag("truncate", True),
     )
 
 
 def _yarn_amplitude(settings: Settings, factor: float) -> float:
-    given = settings.content.get("attention_factor")
-    if given is not None:
-        return float(settings.number("attention_factor"))
+    if settings.content.get("attention_factor") is not None:
+        return settings.positive("attention_factor")
 
     def of(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
     if settings.content.get("mscale") and settings.content.get("mscale_all_dim"):
-        weights = (settings.number(name) for name in ("mscale", "mscale_all_dim"))
+        weights = (settings.positive(name) for name in ("mscale", "mscale_all_dim"))
         above, below = map(of, weights)
         return above / below
     return of(1.0)

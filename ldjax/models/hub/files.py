@@ -11,17 +11,26 @@ import numpy as np
 
 from ldjax.files import whole_file
 
-__all__ = ["TensorFiles", "download", "find_folder", "write_tensors"]
+__all__ = [
+    "TensorFiles",
+    "download",
+    "find_folder",
+    "has_weights",
+    "refuse_misfits",
+    "write_tensors",
+]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # All that ldjax reads of a repository.
 _SETTINGS = (
     *("config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "adapter_config.json"),
+    *("special_tokens_map.json", "generation_config.json", "adapter_config.json"),
 )
 _WEIGHTS = ("model*.safetensors", _INDEX, "adapter_model.safetensors")
 _FLOATS = ("F16", "BF16", "F32", "F64")
+# What the content of an index that is none may raise.
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 # Weights in pickles, which may run code when they are read.
 _PICKLES = (
     "pytorch_model*.bin",
@@ -205,6 +214,13 @@ class TensorFiles(NamedTuple):
         index = folder / _INDEX
         listed = _read_index(index) if index.is_file() else None
         shards = {name} if listed is None else set(listed.values())
+        # Another folder's files are none of this model's, whatever an index says.
+        elsewhere = sorted(shard for shard in shards if not _is_name(shard))
+        if elsewhere:
+            raise ValueError(
+                f"{index} names files outside its folder: {_some(elsewhere)}. Fetch "
+                "the folder again."
+            )
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise FileNotFoundError(_without_weights(folder, name, missing, listed))
@@ -212,6 +228,11 @@ class TensorFiles(NamedTuple):
         for shard in sorted(shards):
             with _opened(folder / shard) as tensors:
                 for tensor in tensors.keys():  # noqa: SIM118 (no dict)
+                    if tensor in files:
+                        raise ValueError(
+                            f"{folder} has {tensor} twice, in {files[tensor].name} and "
+                            f"in {shard}. Fetch the folder again."
+                        )
                     files[tensor] = folder / shard
                     header = tensors.get_slice(tensor)
                     shapes[tensor] = tuple(header.get_shape())
@@ -252,11 +273,25 @@ class TensorFiles(NamedTuple):
             return tensors.get_tensor(name)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds tensors of a model, or an index of them.
+
+    Args:
+      folder: Any path.
+
+    Examples:
+      >>> has_weights(Path("/nowhere"))
+      False
+    """
+    return any((folder / name).is_file() for name in (_SINGLE, _INDEX))
+
+
 def refuse_misfits(
     what: str,
     *,
     found: Mapping[str, Sequence[int]],
     expected: Mapping[str, Sequence[int]],
+    why: Sequence[str] = (),
 ) -> None:
     """One error for all tensors that are missing, extra or of another shape.
 
@@ -264,6 +299,7 @@ def refuse_misfits(
       what: Does not fit what, the beginning of the message.
       found: Shape of each tensor in the file.
       expected: Shape of each tensor that is wanted.
+      why: What explains the differences, as far as it is known.
 
     Raises:
       ValueError: If they are not the same.
@@ -287,7 +323,8 @@ def refuse_misfits(
     problems = [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
     if problems:
         raise ValueError(
-            f"{what}: {'; '.join(problems)}. Is one of the two from another model?"
+            f"{what}: {'; '.join([*why, *problems])}. Is one of the two from another "
+            "model?"
         )
 
 
@@ -371,11 +408,16 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
+def _is_name(file: str) -> bool:
+    """Whether it names a file of the folder itself, on any system."""
+    return bool(file) and not set(file) & set("/\\:\0") and file not in (".", "..")
+
+
 def _read_index(path: Path) -> dict[str, str]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(file) for name, file in listed.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"{path} is not a whole index of shards: it must be a JSON object with a "
             "`weight_map`. Fetch it again."

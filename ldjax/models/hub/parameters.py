@@ -1,5 +1,6 @@
 """A decoder's parameters, from the tensors of a folder and back."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldjax.models.hub.agreement import (
+    block_names,
+    contradictions,
+    refuse_contradictions,
+)
 from ldjax.models.hub.config import family_of
 from ldjax.models.hub.files import TensorFiles, refuse_misfits
 from ldjax.models.hub.tensors import (
@@ -26,6 +32,7 @@ from ldjax.models.transformer_config import TransformerConfig
 __all__ = ["abstract_params", "packed", "read_params"]
 
 _EMBEDDING = "token_embedding/embedding"
+_MISSING_BLOCKS = 8
 
 
 def abstract_params(config: TransformerConfig) -> Any:
@@ -121,20 +128,26 @@ def _matched(
     folder: Path, found: Mapping[str, Sequence[int]], config: TransformerConfig
 ) -> dict[Rule, str]:
     """Each rule's tensor in the file; refuses a file that does not fit."""
-    prefix = PREFIXES[family_of(config)]
+    refuse_contradictions(folder, config, found, gross=True)
+    family = family_of(config)
+    prefix = PREFIXES[family]
+    # Some of the blocks that are missing show as well as all of them.
+    most = len(block_names(family, found)) + _MISSING_BLOCKS
+    config = dataclasses.replace(config, num_layers=min(config.num_layers, most))
     shapes = leaf_names(abstract_params(config))
     matched, expected = {}, {}
     for rule in rules(config):
         name = rule.name
         if name not in found and name.removeprefix(prefix) in found:
             name = name.removeprefix(prefix)
-        empty = (np.empty(shapes[leaf].shape, bool) for leaf in rule.leaves)
-        matched[rule], expected[name] = name, rule.pack(*empty).shape
+        matched[rule] = name
+        expected[name] = rule.shape(*(shapes[leaf].shape for leaf in rule.leaves))
     known = buffers(config)
     refuse_misfits(
         f"The tensors in {folder} do not fit its config.json",
         found={name: x for name, x in found.items() if not known.fullmatch(name)},
         expected=expected,
+        why=list(map(str, contradictions(config, found))),
     )
     return matched
 

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 Leaves = tuple[np.ndarray, ...]
+Shape = tuple[int, ...]
 
 
 class Rule(NamedTuple):
@@ -37,6 +38,7 @@ class Rule(NamedTuple):
       leaves: Names of the parameters, such as `"blocks_0/attention/query/kernel"`.
       pack: From the parameters to the tensor.
       unpack: And back.
+      shape: From the parameters' shapes to the tensor's, without any numbers.
 
     Examples:
       >>> from ldjax.models import gpt2_config
@@ -48,6 +50,7 @@ class Rule(NamedTuple):
     leaves: tuple[str, ...]
     pack: Callable[..., np.ndarray]
     unpack: Callable[[np.ndarray], Leaves]
+    shape: Callable[..., Shape]
 
 
 def rules(config: TransformerConfig) -> list[Rule]:
@@ -127,6 +130,7 @@ def _gpt2(config: TransformerConfig) -> Iterator[Rule]:
                 _qkv(f"{ours}/attention", ours_),
                 lambda *parts: np.concatenate(parts, axis=-1),
                 lambda whole: tuple(np.split(whole, 3, axis=-1)),
+                lambda *shapes: (*shapes[0][:-1], sum(shape[-1] for shape in shapes)),
             )
         for theirs_, ours_ in (
             ("attn.c_proj", "attention/out"),
@@ -155,6 +159,7 @@ def _neox(config: TransformerConfig) -> Iterator[Rule]:
             _qkv(f"{ours}/attention", "kernel"),
             lambda *parts, pack=pack: pack(*(part.T for part in parts)),
             lambda whole, unpack=unpack: tuple(part.T for part in unpack(whole)),
+            lambda *shapes: (sum(shape[1] for shape in shapes), shapes[0][0]),
         )
         if config.qkv_bias:
             yield Rule(
@@ -162,6 +167,7 @@ def _neox(config: TransformerConfig) -> Iterator[Rule]:
                 _qkv(f"{ours}/attention", "bias"),
                 pack,
                 unpack,
+                lambda *shapes: (sum(shape[0] for shape in shapes),),
             )
         for name, module, bias in (
             (f"{attention}.dense", "attention/out", config.attention_out_bias),
@@ -198,11 +204,16 @@ def _llama(config: TransformerConfig) -> Iterator[Rule]:
 
 
 def _as_is(name: str, leaf: str) -> Rule:
-    return Rule(name, (leaf,), lambda part: part, lambda whole: (whole,))
+    return Rule(
+        name, (leaf,), lambda part: part, lambda whole: (whole,), lambda shape: shape
+    )
 
 
 def _transposed(name: str, leaf: str) -> Rule:
-    return Rule(name, (leaf,), lambda part: part.T, lambda whole: (whole.T,))
+    return Rule(
+        *(name, (leaf,), lambda part: part.T, lambda whole: (whole.T,)),
+        lambda shape: shape[::-1],
+    )
 
 
 def _dense(name: str, module: str, *, bias: bool) -> Iterator[Rule]:

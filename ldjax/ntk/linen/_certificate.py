@@ -8,7 +8,7 @@ read elsewhere) is read off the program that the model traces to, for every kern
   nothing but fixed numbers beside it, `x` what the layer reads (`_terms`). This looks
   at no parameter and no token, so it holds for all of them, traced ones too.
 * What is left to be compared are those fixed numbers: at drawn whole `x`, `W` and `b`,
-  in float32, a call must give `x W + b` (`_evaluate`).
+  in float32, a call must give `x W + b` (`_claims`).
 
 A leaf that fails is differentiated plainly and named in a warning. A head is the last
 layer if the logits are made of its outputs alone, by fixed numbers, and those are one
@@ -103,18 +103,23 @@ class Traced(NamedTuple):
     """A model with taps as a program.
 
     Attributes:
-      name: Of its module.
+      kind: The class of its module.
       sites: Its layers.
       program: `leaves, taps, example -> logits, what each call reads`.
       paths: Of all leaves of the parameters.
       text: What tells one program from another.
     """
 
-    name: str
+    kind: type
     sites: tuple[Site, ...]
     program: Flat
     paths: tuple[Path, ...]
     text: str
+
+    @property
+    def name(self) -> str:
+        """Of the module's class."""
+        return self.kind.__name__
 
     @property
     def leaves(self) -> dict[Path, int]:
@@ -160,7 +165,7 @@ def trace(module: nn.Module, params: Any, example: Example) -> Traced:
     for array in program.constants.values():
         digest.update(np.asarray(array).tobytes())
     return Traced(
-        type(module).__name__,
+        type(module),
         sites,
         program,
         paths,
@@ -180,8 +185,8 @@ def certify(model: Traced) -> Certified:
     if model.text not in _certificates:
         _certificates[model.text] = _certify(model)
     certified, failed = _certificates[model.text]
-    if failed and (model.name, *failed) not in _named:
-        _named.add((model.name, *failed))
+    if failed and (model.kind, *failed) not in _named:
+        _named.add((model.kind, *failed))
         warnings.warn(
             f"{model.name}: {', '.join(failed)} of a layer that looks "
             "linear does not act as its matrix (or bias) alone; differentiated "
@@ -192,7 +197,7 @@ def certify(model: Traced) -> Certified:
 
 
 _certificates: dict[str, tuple[Certified, list[str]]] = {}
-_named: set[tuple[str, ...]] = set()
+_named: set[tuple[Any, ...]] = set()
 
 
 def _certify(model: Traced) -> tuple[Certified, list[str]]:

@@ -5,6 +5,7 @@ parameters and tokens of a kernel where they are known; inside of `jax.jit`, whe
 are not, of drawn ones.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ldjax._spaces import struct_of
 from ldjax.linen import apply_module
 from ldjax.ntk.linen._certificate import Traced
 from ldjax.ntk.linen._layers import Embed
@@ -43,55 +43,54 @@ def refuse_mixing(
       ValueError: If they do.
     """
     examples = examples._replace(positions=None)
-    if _is_known((params, examples)) and len(examples.tokens) > 1:
-        draws = [(params, examples)]
-    else:
-        pair = jax.tree.map(_first_and_last, examples)
-        draws = [
-            (_drawn_params(params, seed), _drawn_examples(pair, model, seed))
-            for seed in range(2)
-        ]
-    for number, (at, batch) in enumerate(draws):
-        known = _is_known((params, examples))
-        key = None if known else _key(model, batch, number)
-        if key in _passed:
-            continue
-        difference, size = _compare(model, module, at, batch)
-        if difference > min(_LARGEST, _UNITS * _coarsest(model)) * size:
-            raise ValueError(
-                f"An example's logits under {model.name} depend on the other "
-                "examples of its batch, so no kernel between examples exists. Take "
-                "out what mixes them (batch statistics, for one)."
-            )
-        if key is not None:
+    if _is_known((params, examples)):
+        if len(examples.tokens) > 1:
+            _refuse(model, module, params, examples)
+        return
+    pair = jax.tree.map(_first_and_last, examples)
+    for seed in range(2):
+        drawn = _drawn_examples(pair, model, seed)
+        arrays = ((x.shape, str(x.dtype), x.tobytes()) for x in jax.tree.leaves(drawn))
+        key = (*_key(model, module), seed, *arrays)
+        if key not in _passed:
+            _refuse(model, module, _drawn_params(params, seed), drawn)
             _passed.add(key)
+
+
+def _key(model: Traced, module: nn.Module) -> tuple[Any, ...]:
+    """Of a batch, the program of one example does not tell everything."""
+    try:
+        hash(module)
+    except TypeError:  # an attribute that cannot be hashed
+        return model.text, id(module)
+    return model.text, module
+
+
+def _refuse(model: Traced, module: nn.Module, params: Any, examples: Example) -> None:
+    difference, size = _compare(model, module, params, examples)
+    if difference > min(_LARGEST, _UNITS * _coarsest(model)) * size:
+        raise ValueError(
+            f"An example's logits under {model.name} depend on the other "
+            "examples of its batch, so no kernel between examples exists. Take "
+            "out what mixes them (batch statistics, for one)."
+        )
 
 
 _passed: set[Any] = set()
 _compiled: dict[Any, Callable[..., Any]] = {}
 
 
-def _key(model: Traced, batch: Example, number: int) -> Any:
-    arrays = jax.tree.leaves(batch)
-    return model.text, number, *((x.shape, str(x.dtype), x.tobytes()) for x in arrays)
-
-
 def _compare(
     model: Traced, module: nn.Module, params: Any, examples: Example
 ) -> tuple[float, float]:
     """Largest difference between logits in a batch and alone; and largest logit."""
-    struct = struct_of((params, examples))
-    leaves, treedef = jax.tree.flatten(struct)
-    key = model.text, treedef, *((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+    key = _key(model, module)
     if key not in _compiled:
-        # Compiled ahead and given concrete arrays, so that it runs also while
-        # somebody's `jit` is being traced.
-        def compare(params: Any, examples: Example) -> tuple[Array, Array]:
-            return _difference(module, params, examples)
-
-        _compiled[key] = jax.jit(compare).lower(*struct).compile()
-    difference, size = _compiled[key](params, examples)
-    return float(difference), float(size)
+        _compiled[key] = jax.jit(functools.partial(_difference, module))
+    # Also while somebody's `jit` is being traced.
+    with jax.ensure_compile_time_eval():
+        difference, size = _compiled[key](params, examples)
+        return float(difference), float(size)
 
 
 @jax.default_matmul_precision("highest")

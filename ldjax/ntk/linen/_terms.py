@@ -27,7 +27,7 @@ Term = frozenset[Label]
 Terms = frozenset[Term]
 
 OTHER = "other"  # anything that is not looked into
-ROWS = "rows"  # whole rows of a table, picked by ids that are not looked into
+ROWS = "rows"  # of a leaf itself, picked by ids that are not looked into
 
 _FIXED: Terms = frozenset([frozenset()])  # the same number always
 _ZERO: Terms = frozenset()
@@ -79,6 +79,7 @@ class Walk:
         self.before: dict[int, int] = {}
         self.after: dict[int, int] = {}
         self._calls = calls
+        self._tables = set(leaves)  # leaves as they are, perhaps cast
         self._read = {call.reads for call in calls.values()}
         for value in program.inputs:
             label = leaves.get(value, OTHER)
@@ -128,7 +129,10 @@ class Walk:
         self._note(after, frozenset([frozenset([after])]))
 
     def _made(self, op: Op, name: str, given: list[Terms]) -> Terms:
-        if name in _LINEAR or (name == "convert_element_type" and _keeps(op, given)):
+        is_cast = name == "convert_element_type" and _keeps(op, given)
+        if is_cast and op.inputs[0] in self._tables:
+            self._tables.update(op.outputs)
+        if name in _LINEAR or is_cast:
             return frozenset().union(*given)
         if name in _PRODUCTS:
             return self._product(*given)
@@ -136,7 +140,8 @@ class Walk:
             return self._product(given[0], _coefficient(given[1:]))
         if name in _CHOICES:
             operand, *indices = given
-            label = ROWS if name == "gather" else OTHER
+            is_table = name == "gather" and op.inputs[0] in self._tables
+            label = ROWS if is_table else OTHER
             return self._product(operand, _coefficient(indices, label))
         if name == "select_n":
             cases = frozenset().union(*given[1:])
