@@ -136,7 +136,7 @@ def mean_distributions(tables: Tables, ax) -> None:
 
 def change_and_confusion(tables: Tables, ax) -> None:
     """Panel (d), as points: labels that rose on a class are those it is taken for."""
-    change, confusion = tables.at("accumulated_measured"), tables.at("mean_prob")
+    change, confusion = tables.at("mean_change"), tables.at("mean_prob")
     off = ~np.eye(len(change), dtype=bool)
     correlation = rank_correlations(change[off], confusion[off])[0, 1]
     scatter(

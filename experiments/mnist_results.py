@@ -1,5 +1,6 @@
 """What `mnist.py` collects while it trains."""
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,7 +8,14 @@ from scipy.stats import rankdata
 
 import ldjax
 
-__all__ = ["NUM_CLASSES", "Fit", "Results", "class_means", "rank_correlations"]
+__all__ = [
+    "NUM_CLASSES",
+    "Fit",
+    "Results",
+    "by_class",
+    "class_means",
+    "rank_correlations",
+]
 
 NUM_CLASSES = 10
 
@@ -45,9 +53,12 @@ class Results:
       change: Change of the probes over the whole run, from its two ends.
       pair_norms: |K|_F of every pair of kernel images, by epoch.
       pull_ups: Change of the trained label by the single steps, `[trained class, draw,
-        probe class]`.
-      mean_probs: Mean predicted distribution of each class, by epoch.
-      rounding: What the rounding of all steps can add up to, in nats.
+        probe class, probe]`.
+      test_labels: Of all test images, in order.
+      test_log_probs: Of all labels on the test images, `[image, label]`, by epoch.
+      floors: The largest rounding floor of each step, in nats.
+      parts_gap: By how much the parts of a step miss its prediction, over the sum of
+        their sizes; of all steps the largest.
     """
 
     def __init__(self, *, steps_per_epoch: int, batch_size: int):
@@ -58,8 +69,10 @@ class Results:
         self.change: np.ndarray = np.zeros(0)
         self.pair_norms: dict[int, np.ndarray] = {}
         self.pull_ups: np.ndarray = np.zeros(0)
-        self.mean_probs: dict[int, np.ndarray] = {}
-        self.rounding = 0.0
+        self.test_labels: np.ndarray = np.zeros(0, int)
+        self.test_log_probs: dict[int, np.ndarray] = {}
+        self.floors: np.ndarray = np.zeros(0)
+        self.parts_gap = 0.0
         self._kernel: tuple[int, np.ndarray] | None = None
 
     def add(self, epoch: int, quantity: str, table: Any) -> None:
@@ -79,10 +92,29 @@ class Results:
             new = new.reshape(NUM_CLASSES, -1, NUM_CLASSES)
             self.totals[name] = self.totals.get(name, 0) + new
             self.add(epoch, f"accumulated_{name}", self.totals[name].mean(1))
+        parts = np.array(list(steps.parts.values()), np.float64)
+        gaps = abs(parts.sum(0) - steps.predicted) / (abs(parts).sum(0) + steps.floor)
+        self.parts_gap = max(self.parts_gap, float(gaps.max()))
         fits = Fit.of(steps.measured, steps.predicted)
         self.fits = Fit(*map(np.append, self.fits, fits))
-        self.rounding += float(np.asarray(steps.floor).max()) * self.steps_per_epoch
+        of_steps = steps.floor.reshape(len(fits.num_entries), -1).max(1)
+        self.floors = np.append(self.floors, of_steps)
         self.add(epoch, "r_squared", [[fits.r_squared()]])
+
+    def add_test(self, epoch: int, log_probs: np.ndarray, labels: np.ndarray) -> None:
+        """Predictions of all test images, and what happened to them since the first."""
+        order = np.argsort(labels, kind="stable")
+        self.test_labels = labels[order]
+        self.test_log_probs[epoch] = log_probs[order].astype(np.float64)
+        of_class = functools.partial(by_class, labels=self.test_labels)
+        self.add(epoch, "mean_prob", of_class(np.exp(self.test_log_probs[epoch])))
+        self.add(epoch, "mean_change", of_class(self.test_change(epoch)))
+
+    def test_change(self, epoch: int) -> np.ndarray:
+        """Of the log-probs of the test images since the first epoch."""
+        return (
+            self.test_log_probs[epoch] - self.test_log_probs[min(self.test_log_probs)]
+        )
 
     def add_kernel(self, epoch: int, kernel: Any) -> None:
         """Norms of the kernel's class pairs, and its drift since the last time."""
@@ -101,20 +133,33 @@ def _pair_norms(kernel: np.ndarray) -> np.ndarray:
     return np.sqrt((kernel**2).sum((1, 3)))
 
 
-def class_means(pair_norms: np.ndarray) -> np.ndarray:
+def class_means(pair_norms: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:
     """Mean over the image pairs of each class pair, `[class, class]`.
 
     An image with itself is left out (where there is another one): its kernel is larger
     than that of any two images, and would make a class look closer to itself.
+
+    Args:
+      pair_norms: Of every two images, `[image, image]`, class by class.
+      images: Those that count, by their places; by default all. One that is there twice
+        makes no pair with its copy.
     """
     per_class = len(pair_norms) // NUM_CLASSES
-    weight = 1.0 - np.eye(len(pair_norms)) * (per_class > 1)
+    images = np.arange(len(pair_norms)) if images is None else images
+    is_pair = (images[:, None] != images) | (per_class == 1)
+    is_of = (images // per_class == np.arange(NUM_CLASSES)[:, None]).astype(float)
 
     def total(pairs: np.ndarray) -> np.ndarray:
-        blocks = pairs.reshape(NUM_CLASSES, per_class, NUM_CLASSES, per_class)
-        return blocks.sum((1, 3))
+        return is_of @ pairs @ is_of.T
 
-    return total(weight * pair_norms) / total(weight)
+    return total(is_pair * pair_norms[np.ix_(images, images)]) / total(is_pair)
+
+
+def by_class(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Means over the images of each class, `[class, ...]`; classes in order."""
+    starts = np.searchsorted(labels, np.arange(NUM_CLASSES))
+    counts = np.diff([*starts, len(labels)])
+    return np.add.reduceat(values, starts) / counts[:, None]
 
 
 def rank_correlations(*series: np.ndarray) -> np.ndarray:

@@ -1,10 +1,13 @@
 """The MNIST experiment as its users run it."""
 
+import importlib
 import os
 
+import numpy as np
 import pytest
-from scripts import ROOT, run_script
+from scripts import EXPERIMENTS, ROOT, run_script
 
+from ldjax import StepComparison
 from ldjax.runs import METRIC_COLUMNS, open_run
 
 FIGURES = ["accumulated", "four_panels", "kernel", "one_step"]
@@ -75,3 +78,75 @@ def test_the_real_images_run_too(tmp_path):
     result = run_script("mnist.py", "--smoke", "--mnist-dir", folder, "--out", out)
     assert result.returncode == 0, result.stderr
     assert open_run(out).config["settings"]["data"] == "MNIST"
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    """A module of the experiment by its name."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module
+
+
+def drawn_results(module, *, lost=0.0, effect=1.0, parts=("update", "weight_decay")):
+    """What a run of 40 steps might collect.
+
+    Args:
+      module: `mnist_results`.
+      lost: What the change of the whole run has more than its steps, in nats.
+      effect: Of what the claims are about; 0 or less for none.
+      parts: Those that are told.
+    """
+    rng = np.random.default_rng(0)
+    results = module.Results(steps_per_epoch=10, batch_size=4)
+    shape = (10, 30, 1, 10)  # [step, class * probe, pos, label]
+    for epoch in range(1, 5):
+        told = {
+            "update": rng.normal(size=shape),
+            "weight_decay": 1e-2 * rng.normal(size=shape),
+        }
+        predicted = sum(told.values())
+        measured = predicted + 0.01 * rng.normal(size=shape)
+        told = {name: told[name] for name in parts}
+        rest, floor = measured - predicted, np.full(shape, 1e-6)
+        results.add_steps(epoch, StepComparison(predicted, measured, rest, told, floor))
+    results.change = results.totals["measured"] + lost
+    labels, table = np.repeat(np.arange(10), 12), rng.normal(size=(10, 10))
+    start = 5 * (1 - effect) * rng.normal(size=(10, 10))[labels]
+    results.add_test(0, start, labels)
+    results.add_test(4, table[labels] + 0.1 * rng.normal(size=(120, 10)), labels)
+    results.pull_ups = rng.normal(size=(10, 4, 10, 3))
+    results.pull_ups[np.arange(10), :, np.arange(10)] += 2 * effect
+    norms = 1 + rng.random((40, 40)), 1 + rng.random((40, 40))
+    shared = np.kron(1 + rng.random((10, 10)), np.ones((4, 4)))
+    results.pair_norms = {
+        epoch: 0.01 * norm + effect * shared
+        for epoch, norm in zip((3, 4), norms, strict=True)
+    }
+    return results
+
+
+def test_claims_hold_where_there_is_an_effect_and_not_without(experiment):
+    results = experiment("mnist_results")
+    check = experiment("mnist_claims").check_claims
+    claims = check(drawn_results(results))
+    assert [claim["holds"] for claim in claims] == [True] * 4
+    for claim in claims:
+        low, high = claim["interval"]
+        assert low <= claim["value"] <= high
+    holds = [claim["holds"] for claim in check(drawn_results(results, effect=0.0))]
+    assert holds == [False, False, False, True]  # of first order's there still is one
+
+
+@pytest.mark.parametrize(
+    ("planted", "place"),
+    [
+        ({"parts": ("update",)}, 0),  # a hundredth of the update is not told
+        ({"lost": 3e-3}, 1),
+    ],
+)
+def test_identities_that_do_not_hold_are_seen(experiment, planted, place):
+    results = experiment("mnist_results")
+    check = experiment("mnist_claims").check_identities
+    good, bad = check(drawn_results(results)), check(drawn_results(results, **planted))
+    assert [each["holds"] for each in good] == [True] * 3
+    assert [each["holds"] for each in bad] == [i != place for i in range(3)]
