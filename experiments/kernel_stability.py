@@ -7,10 +7,11 @@ prompts and the responses of all 12 types to each, of plain gradient descent (K)
 the run's own optimizer (K_P, with its preconditioner); and beside it the proxies, LBK
 of equation 26, LBK and SignDelta as the authors' code computes them.
 
-Exit status 1 only if an identity fails: LBK of the first-order change is a lower bound
-of the squared norm; the block norms are those of the kernel's own columns and of the
-transposed kernel. Whether the assumption holds and the proxies are any good is what
-the experiment is to find out, and is reported with its number.
+Exit status 1 only if an identity fails: what the kernel's factors make of a learned
+token's residual is the derivative along that token's step; the block norms are those of
+the kernel's own columns and of the transposed kernel. Whether the assumption holds and
+the proxies are any good (LBK is below the squared norm, but how far?) is what the
+experiment is to find out, and is reported with its number.
 
     python experiments/kernel_stability.py --out runs/stability      (toy world; ~8 min)
 """

@@ -68,9 +68,11 @@ def make_measure(
       * `lbk:published`: the formula of the authors' code, for one step and one
         response, over the rate;
 
-      and two gaps that should be rounding: `columns_gap` (block norms against the lazy
-      kernel applied to every label of a token) and `symmetry_gap` (of the blocks
-      between what is learned, taken from both sides).
+      and three gaps that should be rounding: `push_gap` (what the kernel's factors make
+      of the residual of a learned token, against the derivative of the probes' logits
+      along that token's own step), `columns_gap` (block norms against the lazy kernel
+      applied to every label of a token) and `symmetry_gap` (of the blocks between what
+      is learned, taken from both sides).
     """
     batches = [_loss_batch(model, example, reference) for example in examples]
 
@@ -98,7 +100,9 @@ def make_measure(
 
     def measure(state: StepState, turn: int) -> dict[str, np.ndarray]:
         numbers: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        gaps: dict[str, list[float]] = {"columns_gap": [], "symmetry_gap": []}
+        gaps: dict[str, list[float]] = {
+            name: [] for name in ("push_gap", "columns_gap", "symmetry_gap")
+        }
         for i, (example, batch) in enumerate(zip(examples, batches, strict=True)):
             # Plain gradient descent too has a preconditioner, so that both kernels
             # are computed by the same compiled functions.
@@ -116,6 +120,10 @@ def make_measure(
                 if i == turn % len(examples):
                     gap = _columns_gap(model, state.params, P, example, blocks, turn)
                     gaps["columns_gap"].append(gap)
+                    gap = _push_gap(
+                        *(model, loss_fn, state.params, P, example, batch), turn=turn
+                    )
+                    gaps["push_gap"].append(gap)
         return {name: _in_order(pairs) for name, pairs in numbers.items()} | {
             name: np.max(values) for name, values in gaps.items()
         }
@@ -206,6 +214,14 @@ def _block_norms(
     Returns:
       `[probe, probe token]`.
     """
+    summary = _kernel(model, params, P, probes, update).block_summary()
+    return summary.norm[:, :, 0, 0], summary.distance[:, :, 0, 0]
+
+
+def _kernel(
+    model: nn.Module, params: Any, P: Any, probes: Scored, update: Scored
+) -> FactoredMap:
+    """Inside `jax.jit`."""
     kernel = ldjax.empirical_ntk(
         probes.logits_fn(model),
         update.logits_fn(model),
@@ -215,8 +231,7 @@ def _block_norms(
         memory_limit=_MEMORY,
     )
     assert isinstance(kernel, FactoredMap)
-    summary = kernel.block_summary()
-    return summary.norm[:, :, 0, 0], summary.distance[:, :, 0, 0]
+    return kernel
 
 
 def _total(norms: np.ndarray, example: UpdateExample, side: str) -> np.ndarray:
@@ -304,6 +319,77 @@ def _symmetry_gap(blocks: Mapping[str, np.ndarray], example: UpdateExample) -> f
     return float(max(gaps) / max(learned_by(*pair).max() for pair in pairs))
 
 
+def _token_at(example: UpdateExample, turn: int) -> tuple[str, int]:
+    """A learned token, by its side and its place; another one every time."""
+    side = list(example.sides)[turn % len(example.sides)]
+    return side, turn % int(example.sides[side].mask.sum())
+
+
+def _push_gap(
+    model: nn.Module,
+    loss_fn: SidesLoss,
+    params: Any,
+    P: Any,
+    example: UpdateExample,
+    batch: dict[str, Any],
+    *,
+    turn: int,
+) -> float:
+    """`K G` of one learned token, from the factors and along the parameters.
+
+    A kernel that is wrong by any factor misses it by as much.
+    """
+    side, place = _token_at(example, turn)
+    learned = example.sides[side].token(place)
+    residual = _residual(model, loss_fn, params, example, batch)[side]
+    residual = residual[:, place : place + 1]
+    labels = jnp.concatenate([each.batch.targets[0] for each in example.sides.values()])
+    by_factors, by_params = _pushes(
+        *(model, params, P, example.probes, learned, residual, labels)
+    )
+    scored = np.asarray(example.probes.mask)
+    by_params = np.asarray(by_params)[scored]
+    return float(abs(np.asarray(by_factors)[scored] - by_params).max()) / float(
+        abs(by_params).max()
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _residual(
+    model: nn.Module,
+    loss_fn: SidesLoss,
+    params: Any,
+    example: UpdateExample,
+    batch: dict[str, Any],
+) -> dict[str, Array]:
+    return jax.grad(loss_fn)(example.learned_logits(model, params), batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pushes(
+    model: nn.Module,
+    params: Any,
+    P: Any,
+    probes: Scored,
+    update: Scored,
+    residual: Array,
+    labels: Array,
+) -> tuple[Array, Array]:
+    """What the residual of a token does to some labels' logits, both ways.
+
+    Returns:
+      `[probe, probe token, label]`, twice.
+    """
+    kernel = _kernel(model, params, P, probes, update)
+    everything = jnp.arange(residual.shape[-1])
+    entries = kernel.entries(labels, everything)[:, :, :, 0, 0]
+    with jax.default_matmul_precision("highest"):
+        _, pullback = jax.vjp(update.logits_fn(model), params)
+        direction = jax.tree.map(jnp.multiply, P, pullback(residual)[0])
+        _, along = jax.jvp(probes.logits_fn(model), (params,), (direction,))
+        return jnp.einsum("pmvw,w->pmv", entries, residual[0, 0]), along[..., labels]
+
+
 def _columns_gap(
     model: nn.Module,
     params: Any,
@@ -313,9 +399,8 @@ def _columns_gap(
     turn: int,
 ) -> float:
     """Block norms of one probe and one token against the kernel's own columns."""
-    side = list(example.sides)[turn % len(example.sides)]
+    side, token = _token_at(example, turn)
     row = turn % len(example.places)
-    token = turn % int(example.sides[side].mask.sum())
     probe = jax.tree.map(lambda leaf: leaf[row : row + 1], example.probes)
     learned = example.sides[side].token(token)
     by_column = np.asarray(_column_norms(model, params, P, probe, learned))
