@@ -45,6 +45,7 @@ from finetune_results import (
     fidelity,
     legible,
     metrics_table,
+    r_squared_within_types,
     type_changes,
 )
 from finetune_setup import Setup, describe, make_setup, notes
@@ -294,6 +295,7 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
         write_adapter(run, setup, state)
     tracked = setup.tracked.probes
     fits = fidelity(table["train"], tracked)
+    within = r_squared_within_types(table["train"], tracked)
     identities = check_identities(table, tracked, _at_both_ends(setup, table))
     is_even = np.isin(
         table["observed"]["step"], list(even_steps(setup.num_steps, config.evaluations))
@@ -323,6 +325,7 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
         "claims": claims,
         "identities": identities,
         "fidelity": {name: fit._asdict() for name, fit in fits.items()},
+        "r_squared_within_types": within,
         "counts": setup.counts,
         "data": setup.data.summary | {"left_out": setup.left_out},
         "notes": notes(config, setup),
@@ -335,6 +338,8 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
         *draw_by_side(run),
     ]
     print_fidelity(fits)
+    if within is not None:
+        print(f"R2 of all about the mean of each type: {within:.3f}")
     print_explanations(why)
     checks = [*identities, *claims]
     for check in checks:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from intervals import rounding_of_sum
 
 from ldjax.checkpoints import Table
 from ldjax.curves import Curves
@@ -26,6 +27,7 @@ __all__ = [
     "legible",
     "metrics_table",
     "r_squared",
+    "r_squared_within_types",
     "type_changes",
 ]
 
@@ -73,6 +75,9 @@ class Fidelity(NamedTuple):
 
 def fidelity(series: Mapping[str, np.ndarray], probes: Sequence[Probe]) -> Any:
     """`Fidelity` of each response type, of all of them, and of the margin.
+
+    That of all is pooled: types whose changes differ by tens of nats make R² large (see
+    `r_squared_within_types`).
 
     Args:
       series: `"predicted"`, `"measured"` and `"floor"` of every step, `[step, probe]`.
@@ -237,13 +242,32 @@ def type_changes(curves: Curves) -> dict[str, dict[str, float]]:
     }
 
 
+def r_squared_within_types(
+    series: Mapping[str, np.ndarray], probes: Sequence[Probe]
+) -> float | None:
+    """R² of the accumulated changes of all probes, about the mean of each's own type.
+
+    That the types differ explains nothing here. None where no type has a spread.
+    """
+    types = np.array([probe.type for probe in probes])
+    measured, predicted = (
+        series[k].astype(float).cumsum(0) for k in ("measured", "predicted")
+    )
+    spread = sum(
+        ((of_type - of_type.mean()) ** 2).sum()
+        for of_type in (measured[:, types == type_] for type_ in set(types))
+    )
+    return float(1 - ((measured - predicted) ** 2).sum() / spread) if spread else None
+
+
 def check_identities(
     table: Table, probes: Sequence[Probe], observed: Mapping[str, np.ndarray]
 ) -> list[Check]:
     """What holds whatever the run does, up to rounding in float32.
 
     Args:
-      table: From the training loop; the series `train` has the tracked probes.
+      table: From the training loop; the series `train` has the tracked probes, and
+        `tied` how their predictions compare with the derivative along the update.
       probes: The tracked ones.
       observed: Log-probs of the tracked probes at the start and the end, `[2, probe]`,
         in nats.
@@ -259,8 +283,8 @@ def check_identities(
     whole = np.abs(
         series["measured"].astype(float).sum(0) - np.diff(observed["log_prob"], axis=0)
     )
-    # Every step may lose one rounding floor.
-    allowed = series["floor"].astype(float).sum(0)
+    # The steps telescope: this tells whether what one left is what the next one found.
+    allowed = rounding_of_sum(series["floor"])
     return [
         {
             "text": f"the parts of every step sum to its prediction: {worst:.1e} of it",
@@ -268,6 +292,7 @@ def check_identities(
             "value": worst,
             "bound": 1e-3,
         },
+        *_check_tied(table),
         {
             "text": "the measured steps sum to the change of the whole run: "
             f"{whole.max():.1e} nats",
@@ -275,6 +300,22 @@ def check_identities(
             "value": float(whole.max()),
             "bound": float(allowed.min()),
         },
+    ]
+
+
+def _check_tied(table: Table) -> list[Check]:
+    """Whether what is predicted is of the order that the claims are about."""
+    if "tied" not in table:
+        return []
+    gap = float(table["tied"]["gap"].max())
+    return [
+        {
+            "text": "a step's prediction is the derivative along what it moved: "
+            f"{gap:.1e} of its parts",
+            "holds": gap < 1e-3,
+            "value": gap,
+            "bound": 1e-3,
+        }
     ]
 
 

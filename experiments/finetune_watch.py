@@ -192,7 +192,8 @@ def make_observers(
       observed probe by the update that follows, predicted and measured), `tokens` (the
       log-prob of every tracked token), `everything` at both ends, and `order` (by how
       much the remainder of the tracked probes falls when the update is halved) at the
-      start and half-way, unless nothing moves.
+      start and half-way, unless nothing moves; and `tied` (by how much the update's own
+      prediction misses the derivative that `order` is about) there too.
     """
     due = even_steps(num_steps, evaluations) | set(EARLY_STEPS)
     mesh = data_mesh()
@@ -269,8 +270,22 @@ def make_observers(
         # A change that is linear to the last bit has no order either.
         return {"scale": scale, "remainder_ratio": whole / half} if half else {}
 
+    def tied(state: State) -> dict[str, Any]:
+        """The update's own prediction, against the derivative along what it moved."""
+        step = int(state.step)
+        if step == num_steps:
+            return {}
+        following, told = step_fn(state, batch_fn(step))
+        along = tracked_change_fn(state.params, following.params)["predicted"]
+        parts = [abs(part) for name, part in told.items() if name.startswith("part:")]
+        scale = sum(parts, start=told["floor"])
+        # Where nothing moved, and a response is certain, there is nothing to divide by.
+        gap = abs(told["predicted"] - along) / jnp.maximum(scale, 1e-30)
+        return {"gap": float(gap.max())}
+
     observers = {
         "order": Observer(order, {0, num_steps // 2}.__contains__),
+        "tied": Observer(tied, {0, num_steps // 2}.__contains__),
         "observed": Observer(lambda state: observe(state.params), due.__contains__),
         "tokens": Observer(tokens, due.__contains__),
     }
