@@ -23,16 +23,12 @@ class Interval(NamedTuple):
     high: Any
 
 
-#: At most so many groups of a stratum: leaving out a single one of many units moves a
-#: mean so little that ranks jump or stay, and the jumps make the interval too long.
-_GROUPS = 10
-
-
 def jackknife(
     statistic: Callable[[np.ndarray], Any],
     strata: Sequence[Any] | np.ndarray,
     *,
     limits: tuple[float, float] = (-np.inf, np.inf),
+    groups: int = 10,
 ) -> Interval:
     r"""The 95 % interval of a statistic, from what each part of the sample does to it.
 
@@ -40,10 +36,11 @@ def jackknife(
               (\hat\theta_{(g)} - \bar\theta_{(s)})^2\Big)^{1/2}
 
     with :math:`\hat\theta_{(g)}` the statistic without group `g`, and :math:`G` groups
-    in :math:`S` strata: every unit of a stratum on its own, or where there are more,
-    ten groups. It covers where the statistic is nearly linear in the means that it is
-    made of, and not much biased. A rank correlation is biased: noise lowers it, so with
-    few units of much noise the lower end is safe and the upper one is not.
+    in :math:`S` strata: every unit of a stratum on its own, or where there are more
+    units, as many groups as are asked for. It covers where the statistic is nearly
+    linear in the means that it is made of, and not much biased. A rank correlation is
+    biased: noise lowers it, so with few units of much noise the lower end is safe and
+    the upper one is not.
 
     Args:
       statistic: From the places of the units that are there, in order, to a number or
@@ -52,6 +49,9 @@ def jackknife(
         strata are those that there are. Samples of two kinds (images, and those that
         watch them) are strata of one list.
       limits: What the statistic cannot leave, such as -1 and 1.
+      groups: At most so many of a stratum. Leaving out a single one of many units moves
+        a mean so little that a rank jumps or stays, and the jumps make the interval too
+        long; for a mean itself, the more the better.
 
     Returns:
       `Interval(value, low, high)`.
@@ -72,7 +72,7 @@ def jackknife(
     variance, freedom = np.zeros_like(value), 0
     for name in np.unique(strata):
         (places,) = np.nonzero(strata == name)
-        count = min(len(places), _GROUPS)
+        count = min(len(places), groups)
         if count < 2:
             raise ValueError(
                 f"Stratum {name} has one unit; an interval takes at least two in each."

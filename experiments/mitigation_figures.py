@@ -92,7 +92,10 @@ def _curve(metrics: pl.DataFrame, stage: str) -> np.ndarray:
 def win_rates(run: Run, path: Path) -> None:
     """The paper's Table 1: win rate of extend over baseline against epochs of DPO."""
     summary = run.summary
-    title = "Extend against baseline at equal epochs of DPO; intervals of 95 %"
+    title = (
+        "Extend against baseline at equal epochs of DPO; intervals of 95 %, of a seed "
+        "over prompts, of the mean over seeds"
+    )
     layout: dict[str, Any] = {"ncols": len(DECODINGS), "sharey": True}
     with figure(path, title, figsize=(11, 4.5), **layout) as axes:
         for ax, decoding in zip(axes[0], DECODINGS, strict=True):
@@ -100,7 +103,7 @@ def win_rates(run: Run, path: Path) -> None:
                 color = COLORS["other"][place % len(COLORS["other"])]
                 look = {"color": color, "linewidth": 0.8, "label": f"seed {seed}"}
                 _win_line(ax, each["wins"][decoding], 0.08 * (place + 1), look)
-            look = {"color": "black", "linewidth": 2, "label": "all seeds"}
+            look = {"color": "black", "linewidth": 2, "label": "mean of the seeds"}
             _win_line(ax, summary["pooled_wins"][decoding], 0, look)
             ax.axhline(0.5, color="black", linewidth=0.6)
             ax.set(title=f"{decoding} responses", xlabel="epochs of DPO (0: SFT alone)")

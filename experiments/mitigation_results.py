@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from finetune_results import curves_of
-from policies import Policy, Study, verdict_rates, win_rate
+from policies import Policy, Study, mean_rate, verdict_rates, win_rate
 
 import ldjax
 from ldjax.curves import Curves
@@ -35,6 +35,7 @@ __all__ = [
     "make_moments",
     "metric_rows",
     "numbers",
+    "over_seeds",
     "rivals",
     "verdict_of",
     "wins",
@@ -164,7 +165,7 @@ def wins(verdicts: Verdicts) -> dict[str, dict[str, dict[str, float]]]:
     """How often each challenger wins over the baseline of as many epochs."""
 
     def win(ours: Sequence[Verdict], theirs: Sequence[Verdict]) -> dict[str, float]:
-        rate, low, high = win_rate(ours, theirs)
+        rate, low, high = map(float, win_rate(ours, theirs))
         ties = float(np.mean([a == b for a, b in zip(ours, theirs, strict=True)]))
         return {"rate": rate, "low": low, "high": high, "ties": ties}
 
@@ -257,6 +258,33 @@ def _means(
 # All seeds
 
 
+def over_seeds(
+    wins: Sequence[Mapping[str, Mapping[str, dict[str, float]]]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The mean win rates of all seeds, each with an interval over seeds.
+
+    Policies of another seed may differ by more than their prompts do, so prompts of all
+    seeds are no one sample. A seed's rate has the chance of its prompts in it.
+
+    Args:
+      wins: Of each seed. Of a single one the interval stays that over prompts.
+    """
+    if len(wins) == 1:
+        return {decoding: dict(found) for decoding, found in wins[0].items()}
+
+    def mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        rate, low, high = map(float, mean_rate([win["rate"] for win in found]))
+        ties = float(np.mean([win["ties"] for win in found]))
+        return {"rate": rate, "low": low, "high": high, "ties": ties}
+
+    return {
+        decoding: {
+            name: mean([each[decoding][name] for each in wins]) for name in by_moment
+        }
+        for decoding, by_moment in wins[0].items()
+    }
+
+
 def verdict_of(holds: Sequence[bool]) -> str:
     """Of a claim, from whether it holds for each seed."""
     return "held" if all(holds) else "depends" if any(holds) else "refuted"
@@ -273,9 +301,10 @@ def check_claims(
     last = f"extend@{LENGTHS[-1]}"
     rates = [each["wins"][DECODINGS[0]][last]["rate"] for each in seeds.values()]
     together = pooled[DECODINGS[0]][last]
+    sample = "seeds" if len(seeds) > 1 else "the prompts of one seed"
     text = (
-        f"after {LENGTHS[-1]} epochs of DPO extend wins over baseline: all seeds "
-        f"together {together['rate']:.3f} [{together['low']:.3f}, "
+        f"after {LENGTHS[-1]} epochs of DPO extend wins over baseline: over {sample} "
+        f"{together['rate']:.3f} [{together['low']:.3f}, "
         f"{together['high']:.3f}]"
     )
     claims.append(

@@ -75,9 +75,9 @@ def _wins(seeds: Seeds, pooled: Mapping[str, Any], decoding: str) -> str:
         )
 
     return _markdown(
-        f"Win rate over baseline at equal epochs, {decoding} responses (95 % interval; "
-        "a tie counts half)",
-        ("", *(f"seed {seed}" for seed in seeds), "all", "ties", "paper's judges"),
+        f"Win rate over baseline at equal epochs, {decoding} responses (a tie counts "
+        "half; 95 % intervals, of a seed over prompts, of the mean over seeds)",
+        ("", *(f"seed {seed}" for seed in seeds), "mean", "ties", "paper's judges"),
         [row(name) for name in rivals(_policies(seeds))],
     )
 

@@ -21,7 +21,7 @@ __all__ = ["check_claims", "check_identities"]
 
 # Stretches of a run that are left out, one at a time, for the interval of its R^2:
 # neighbouring steps are alike.
-NUM_STRETCHES = 20
+NUM_STRETCHES = 10
 #: Parts are sums over parameters in float32, as in `finetune.py`.
 LARGEST_GAP = 1e-3
 

@@ -16,6 +16,7 @@ from finetune_data import Data, Encoder, cropped, training_rows
 from finetune_recipes import Recipe, make_optimizer
 from finetune_setup import make_encoder, make_setup
 from finetune_start import Base, load_base
+from intervals import Interval, jackknife
 
 import ldjax
 from ldjax.data.drawn import DrawnText
@@ -37,6 +38,7 @@ __all__ = [
     "distinct_n",
     "judged",
     "make_study",
+    "mean_rate",
     "pairs",
     "responses",
     "sft_rows",
@@ -273,13 +275,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     return float(np.mean([share(text) for text in texts]))
 
 
-def win_rate(
-    ours: Sequence[Verdict],
-    theirs: Sequence[Verdict],
-    *,
-    seed: int = 0,
-    draws: int = 2000,
-) -> tuple[float, float, float]:
+def win_rate(ours: Sequence[Verdict], theirs: Sequence[Verdict]) -> Interval:
     """How often the judge prefers the first of two responses to the same prompt.
 
     A better verdict wins; an equal one counts half.
@@ -287,15 +283,22 @@ def win_rate(
     Args:
       ours: Verdicts of one policy's responses.
       theirs: Of the other's, to the same prompts.
-      seed: Of the bootstrap.
-      draws: Resamples of the prompts, the pairs kept together.
 
     Returns:
-      The rate, and the ends of its 95 % interval.
+      The rate and its 95 % interval over prompts, these two policies being what they
+      are. Where all verdicts compare alike it has no length, and says nothing.
     """
     rank = {verdict: place for place, verdict in enumerate(VERDICTS)}
     gap = np.array([rank[b] - rank[a] for a, b in zip(ours, theirs, strict=True)])
-    wins = (np.sign(gap) + 1) / 2
-    places = np.random.default_rng(seed).integers(len(wins), size=(draws, len(wins)))
-    low, high = np.quantile(wins[places].mean(1), [0.025, 0.975])
-    return float(wins.mean()), float(low), float(high)
+    return mean_rate((np.sign(gap) + 1) / 2)
+
+
+def mean_rate(rates: Sequence[float] | np.ndarray) -> Interval:
+    """A mean of rates (or of wins) that were drawn alike, and its 95 % interval."""
+    rates = np.asarray(rates)
+    return jackknife(
+        lambda places: rates[places].mean(),
+        np.zeros(len(rates)),
+        limits=(0, 1),
+        groups=len(rates),
+    )

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import t
 from scripts import EXPERIMENTS, run_script
 
 from ldjax.curves import Curves
@@ -63,13 +64,41 @@ def test_a_better_verdict_wins_and_an_equal_one_counts_half(results):
     assert won["extend@6"] == {"rate": 0.5, "low": 0.5, "high": 0.5, "ties": 1.0}
 
 
-def test_the_interval_of_a_win_rate_is_that_of_resampled_prompts(policies):
+def test_the_interval_of_a_win_rate_is_students_over_prompts(policies):
     ours = ["correct"] * 60 + ["wrong"] * 40
     theirs = ["wrong"] * 60 + ["correct"] * 40
     rate, low, high = policies.win_rate(ours, theirs)
     assert rate == 0.6
-    error = np.sqrt(0.6 * 0.4 / 100)  # of a mean of 100 draws
-    assert (rate - low, high - rate) == pytest.approx((1.96 * error,) * 2, rel=0.1)
+    error = np.sqrt(0.6 * 0.4 / 99)
+    reach = t.ppf(0.975, 99) * error
+    assert (rate - low, high - rate) == pytest.approx((reach, reach))
+
+
+def test_the_interval_over_seeds_covers_where_seeds_differ(results, policies):
+    """Three seeds of 200 prompts whose true rates have a spread of 0.06.
+
+    In 300 draws, 95 % coverage is at least 0.92 with a chance of 99 %. That over the
+    prompts of all seeds together covers in two thirds.
+    """
+    rng = np.random.default_rng(0)
+    covered = np.zeros(2)
+    for _ in range(300):
+        true = 0.6 + 0.06 * rng.normal(size=3)
+        won = (rng.random((3, 200)) < true[:, None]).astype(float)
+        wins = [{"sampled": {"a": {"rate": each.mean(), "ties": 0.0}}} for each in won]
+        over_seeds = results.over_seeds(wins)["sampled"]["a"]
+        _, low, high = policies.mean_rate(won.ravel())
+        covered += [
+            over_seeds["low"] <= 0.6 <= over_seeds["high"],
+            low <= 0.6 <= high,
+        ]
+    assert covered[0] / 300 >= 0.92
+    assert covered[1] / 300 < 0.8
+
+
+def test_of_one_seed_the_interval_is_over_its_prompts(results):
+    won = results.wins(verdicts_of(results, extend_4="correct"))
+    assert results.over_seeds([won]) == won
 
 
 def test_rates_are_shares_of_all_responses(policies):
@@ -185,6 +214,6 @@ def test_bad_options_are_one_clear_line(tmp_path):
         mitigation.main(config)
     assert stopped.value.code == (
         "mitigation.py: --prompts must be between 8 and 1000; --judged must be at "
-        "least 1"
+        "least 2"
     )
     assert not (tmp_path / "run").exists()
