@@ -9,11 +9,16 @@ side), what the other pairs of the batch did, the optimizer's history, weight de
 the remainder. Along the way it is measured which labels an update lifts in the contexts
 of the chosen and of the rejected answer, and where the mass goes (squeezing).
 
-Claims (exit status 1 if one does not hold): the parts sum to the prediction, and the
-measured changes to that of the whole run; a pair's own sides lower its chosen answer
-where, and only where, <g+, g-> > |g+|^2 (of losses that push both sides equally); at
-the small rate the parts without the remainder explain R2 >= 0.95 of the measured
-changes of single updates.
+Exit status 1 if an identity fails (the parts sum to the prediction, the measured
+changes to that of the whole run) or a claim, of the small rate: the parts without the
+remainder explain R2 >= 0.95 of the measured changes of single updates; and, of losses
+that push both sides equally, a step that is really taken on a pair alone lowers its
+chosen answer where, and only where, <g+, g-> > |g+|^2, wherever first order is the
+larger part.
+
+With an optimizer that rescales (Adam), <g+, g-> > |g+|^2 is about the pair's own two
+sides *as the batch's step scaled them*, without momentum: alone the pair would have
+been scaled otherwise. How often a step on the pair alone agrees is reported beside it.
 
     python experiments/displacement.py --out runs/displacement     (toy world; ~6 min)
     python experiments/displacement.py --init runs/sft --loss ipo --out runs/ipo
@@ -21,9 +26,8 @@ changes of single updates.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import command
 import jax
@@ -31,34 +35,35 @@ import numpy as np
 import polars as pl
 import tyro
 from displacement_figures import draw_criterion, draw_labels, draw_why
-from displacement_measure import SIDES, Batch, make_labels_fn, make_origin_step
+from displacement_measure import (
+    SIDES,
+    Batch,
+    make_alone_fn,
+    make_labels_fn,
+    make_origin_step,
+)
+from displacement_results import (
+    RATES,
+    Account,
+    RateName,
+    check_claims,
+    check_identities,
+    explained,
+    print_why,
+)
 from finetune_config import Config as FinetuneConfig
 from finetune_data import training_rows
 from finetune_recipes import make_optimizer
-from finetune_results import legible, metrics_table, r_squared
+from finetune_results import metrics_table
 from finetune_setup import Setup, choose, make_encoder, make_setup
 from finetune_start import keep_compiled
 
 import ldjax
-from ldjax.checkpoints import Table
 from ldjax.files import whole_file
 from ldjax.losses import make_loss
 from ldjax.reference import add_reference
 from ldjax.runs import Run, create_run
 from ldjax.training import Observer, every, make_batch_fn, make_train_step, train
-
-#: Of the changes of single updates at the small rate.
-LEAST_R_SQUARED = 0.95
-#: They push the chosen side up exactly as hard as the rejected one down, always.
-EQUAL_PUSH = ("dpo", "sigmoid", "spin", "reference_free", "hinge")
-#: Parts are sums over tokens and parameters in float32, as in `finetune.py`.
-LARGEST_GAP = 1e-3
-RateName = Literal["slow", "plain", "small"]
-RATES: Mapping[RateName, str] = {
-    "slow": "small rate",
-    "plain": "plain gradient descent",
-    "small": "training rate",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,8 @@ class Config:
     tracked: int = 8
     """Pairs that are accounted for at every update."""
     observations: int = 10
-    """Updates, in equal intervals, of which every label is measured."""
+    """Updates, in equal intervals, of which every label is measured, and beside which a
+    step is taken on each watched pair alone."""
     max_length: int = 512
     """Of prompt and response together, in tokens."""
     max_prompt_length: int = 0
@@ -135,20 +141,6 @@ class Config:
         ).resolved()
         stage.check()
         return stage
-
-
-class Account(NamedTuple):
-    """What is known of one training.
-
-    Attributes:
-      table: From the training loop.
-      change: Measured change of each watched chosen answer over the whole run, nats.
-      batch_size: Pairs of an update.
-    """
-
-    table: Table
-    change: np.ndarray
-    batch_size: int
 
 
 @command.experiment
@@ -227,6 +219,7 @@ def account_for(
     optimizer = make_optimizer(stage.as_recipe())
     init, step_fn = make_origin_step(apply_fn, loss_fn, optimizer, watched)
     labels_fn = make_labels_fn(apply_fn, loss_fn, optimizer, watched)
+    alone_fn = make_alone_fn(apply_fn, loss_fn, optimizer, watched)
     num_steps = updates(stage, setup)
 
     def labels(state: Any) -> dict[str, Any]:
@@ -239,6 +232,10 @@ def account_for(
             for name, values in found.items()
         }
 
+    def alone(state: Any) -> dict[str, Any]:
+        return {} if int(state.step) == num_steps else alone_fn(state)
+
+    is_due = every(max(1, num_steps // config.observations))
     (last,) = train(
         init(start),
         num_steps=num_steps,
@@ -246,7 +243,8 @@ def account_for(
         batch_fn=batch_fn,
         save_every=num_steps,
         observers={
-            "labels": Observer(labels, every(max(1, num_steps // config.observations)))
+            "labels": Observer(labels, is_due),
+            "alone": Observer(alone, is_due),
         },
     )
     # The whole change, by two forward passes that no step has seen.
@@ -269,12 +267,10 @@ def report(
     checks, found, frames = [], {}, []
     for name, account in accounts.items():
         steps, labels = account.table["train"], account.table["labels"]
-        found[name] = explained(steps, account)
-        checks += check(name, steps, account)
-        if config.loss in EQUAL_PUSH:
-            checks.append(check_criterion(name, steps))
+        found[name] = explained(account)
+        checks += check_identities(name, account)
         if name == "slow" and not config.smoke:
-            checks.append(check_r_squared(name, found[name]["r_squared"]))
+            checks += check_claims(name, account, loss=config.loss)
         by_side = {
             side: {
                 f"labels:{k.partition(':')[2]}": v
@@ -284,13 +280,17 @@ def report(
             | {"step": labels["step"]}
             for side in SIDES
         }
+        alone = {
+            k if k == "step" else f"alone:{k}": v
+            for k, v in account.table["alone"].items()
+        }
         found[name]["labels"] = {
             side: {k: float(v.mean()) for k, v in numbers.items() if k != "step"}
             for side, numbers in by_side.items()
         }
         frame = metrics_table(
-            {"chosen:steps": steps, **by_side},
-            {"chosen:steps": watched["chosen"], **watched},
+            {"chosen:steps": steps, "alone": alone, **by_side},
+            dict.fromkeys(("chosen:steps", "alone"), watched["chosen"]) | watched,
             examples_per_step=account.batch_size,
         )
         named = pl.concat_str(pl.lit(f"{name}/"), "probe").alias("probe")
@@ -311,74 +311,6 @@ def report(
     return 0 if all(line["holds"] for line in checks) else 1
 
 
-def explained(steps: dict[str, np.ndarray], account: Account) -> dict[str, Any]:
-    """The whole run's account: mean over the watched pairs, in nats."""
-    parts = {k: v for k, v in steps.items() if k.startswith("part:")}
-    total = np.sum(list(parts.values()), axis=0)
-    remainder = steps["measured"] - steps["predicted"]
-    falls = steps["product:cross"] > steps["product:chosen"]
-    return {
-        "change": float(account.change.mean()),
-        "parts": {k[5:]: float(v.sum(0).mean()) for k, v in parts.items()}
-        | {"remainder": float(remainder.sum(0).mean())},
-        "r_squared": r_squared(steps["measured"], total),
-        "r_squared_accumulated": r_squared(
-            steps["measured"].cumsum(0), total.cumsum(0)
-        ),
-        "share_that_falls_alone": {
-            "start": float(falls[0].mean()),
-            "end": float(falls[-1].mean()),
-            "all": float(falls.mean()),
-        },
-    }
-
-
-def check(
-    name: RateName, steps: dict[str, np.ndarray], account: Account
-) -> list[dict[str, Any]]:
-    """What holds whatever the loss, up to rounding in float32."""
-    rate = RATES[name]
-    parts = np.array([v for k, v in steps.items() if k.startswith("part:")], float)
-    gap = abs(parts.sum(0) - steps["predicted"])
-    worst = float((gap / (abs(parts).sum(0) + steps["floor"])).max())
-    whole = abs(steps["measured"].astype(float).sum(0) - account.change)
-    return [
-        {
-            "text": f"{rate}: the parts of every update sum to its prediction: "
-            f"{worst:.1e} of them",
-            "holds": worst < LARGEST_GAP,
-        },
-        {
-            "text": f"{rate}: the updates' changes sum to that of the whole run: "
-            f"{whole.max():.1e} nats",
-            "holds": bool((whole <= steps["floor"].astype(float).sum(0)).all()),
-        },
-    ]
-
-
-def check_criterion(name: RateName, steps: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Whether a pair's own sides do what its inner products say."""
-    own = steps["part:own chosen"] + steps["part:own rejected"]
-    is_resolved = abs(own) > LARGEST_GAP * abs(steps["part:own chosen"])
-    falls = steps["product:cross"] > steps["product:chosen"]
-    agree = ((own < 0) == falls)[is_resolved]
-    return {
-        "text": f"{RATES[name]}: a pair lowers its own chosen answer where, and only "
-        f"where, <g+, g-> > |g+|^2: {agree.sum()} of {agree.size} times that it was "
-        f"trained on, of which it fell in {(own < 0)[is_resolved].sum()}",
-        "holds": bool(agree.all()),
-    }
-
-
-def check_r_squared(name: RateName, share: float | None) -> dict[str, Any]:
-    """Whether first order explains single updates at the small rate."""
-    return {
-        "text": f"{RATES[name]}: the parts explain R2 = {legible(share, '.4f')} of the "
-        f"changes of single updates (at least {LEAST_R_SQUARED})",
-        "holds": share is not None and share >= LEAST_R_SQUARED,
-    }
-
-
 def write_labels(run: Run, name: str, labels: dict[str, np.ndarray]) -> None:
     """`labels_RATE.npz`: which labels rise, as bits, at each observed update."""
     arrays: dict[str, Any] = {"step": labels["step"]} | {
@@ -387,30 +319,6 @@ def write_labels(run: Run, name: str, labels: dict[str, np.ndarray]) -> None:
     path = run.path / f"labels_{name}.npz"
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
-
-
-def print_why(rate: str, numbers: dict[str, Any]) -> None:
-    """The answer, in numbers."""
-    alone = numbers["share_that_falls_alone"]
-    print(
-        f"\n{rate.capitalize()}: the chosen answer moved by {numbers['change']:+.3g} "
-        "nats (mean over the watched pairs):"
-    )
-    for origin, change in numbers["parts"].items():
-        print(f"  {origin:14} {change:+9.3f}")
-    print(
-        f"The parts explain R2 = {legible(numbers['r_squared'])} of single updates, "
-        f"{legible(numbers['r_squared_accumulated'])} accumulated. Trained on alone, "
-        f"{alone['start']:.0%} of the pairs would lower their own chosen answer at the "
-        f"start, {alone['end']:.0%} at the end, {alone['all']:.1%} over all updates."
-    )
-    for side, labels in numbers["labels"].items():
-        print(
-            f"In the context of the {side} answer {labels['labels:rising']:.0%} of the "
-            f"labels rise, y* gets {labels['labels:to_greedy']:.0%} of the mass that "
-            f"moves; signs right: {labels['labels:exact']:.1%} by the exact first "
-            f"order, {labels['labels:multiple']:.1%} if K were k I."
-        )
 
 
 if __name__ == "__main__":

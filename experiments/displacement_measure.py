@@ -14,7 +14,14 @@ from ldjax.displacement import pair_products, split_by_origin
 from ldjax.dynamics import ApplyFn, LossFn
 from ldjax.squeezing import greedy_label, mass_share, rising_labels
 
-__all__ = ["SIDES", "Batch", "label_quantities", "make_labels_fn", "make_origin_step"]
+__all__ = [
+    "SIDES",
+    "Batch",
+    "label_quantities",
+    "make_alone_fn",
+    "make_labels_fn",
+    "make_origin_step",
+]
 
 SIDES = ("chosen", "rejected")
 
@@ -86,6 +93,38 @@ def make_origin_step(
         return new_state, {"loss": new_state.loss, **metrics}
 
     return init, step
+
+
+def make_alone_fn(
+    apply_fn: ApplyFn,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    watched: Batch,
+) -> Callable[[StepState], dict[str, Array]]:
+    """A function to what a step on each watched pair alone does to its chosen response.
+
+    Returns:
+      `state -> numbers`: of each pair, by a step of the optimizer that is really taken
+      from this state (and then forgotten), in nats: `measured`, `floor`, and `own`,
+      what its two sides did to first order, with the scales of this step.
+    """
+    _, step = ldjax.make_step(apply_fn, loss_fn, optimizer)
+
+    @jax.jit
+    def alone(state: StepState) -> dict[str, Array]:
+        def of_pair(pair: Mapping[str, Any]) -> dict[str, Array]:
+            update = jax.tree.map(lambda leaf: leaf[None], dict(pair))
+            _, found = step(state, update, Sequences(*update["chosen"][:3]))
+            changes = {
+                "measured": found.measured,
+                "floor": found.floor,
+                "own": sum(found.parts[side] for side in SIDES),
+            }
+            return {name: change.sum() for name, change in changes.items()}
+
+        return jax.lax.map(of_pair, watched.pairs)
+
+    return alone
 
 
 def make_labels_fn(

@@ -77,7 +77,9 @@ class StepDecomposition(NamedTuple):
           targets: The watched label of each probe position: integers, shaped like the
             probe's logits without their last axis.
           learning_rate: The step size eta of gradient *descent*. For an optimizer's
-            own step, put its preconditioned kernel into `kernel` and pass 1.0.
+            own step, put its preconditioned kernel into `kernel` and pass 1.0: the map
+            is exact for that `P`, which all update tokens made together (it does not
+            say what would have happened without one).
           mask: True where a probe position is scored, booleans shaped like `targets`;
             the map is zero elsewhere, whatever the target is. By default where the
             target is a label (not negative, as -100 is).

@@ -2,14 +2,17 @@ r"""Why the chosen response falls although it is preferred.
 
 A preference loss pushes the chosen response of a pair up and the rejected one down, by
 the same strength. Both pushes move both responses, and what the second takes from the
-chosen response can be more than what the first gives. For one pair and plain gradient
-descent, with :math:`g^\pm = \nabla_\theta \log \pi(y^\pm \mid x)`,
+chosen response can be more than what the first gives. For one pair and a small step of
+plain gradient descent, with :math:`g^\pm = \nabla_\theta \log \pi(y^\pm \mid x)`,
 
 .. math:: \Delta \log \pi(y^+) \propto \|g^+\|^2 - \langle g^+, g^- \rangle,
 
 so it falls if and only if :math:`\langle g^+, g^- \rangle > \|g^+\|^2`
-(`pair_products`). In a batch the other pairs, the optimizer's history and the weight
-decay move it too: `split_by_origin` says by how much each.
+(`pair_products`). That is first order, and the pair's own two sides alone: in a batch
+the other pairs, the optimizer's history and the weight decay move it too
+(`split_by_origin` says by how much each), and so does the remainder. Under an optimizer
+that rescales, such as Adam, it is about those two sides *as the batch's step scaled
+them*; trained on alone, the pair would have been scaled (and clipped) otherwise.
 
 References:
   Ren & Sutherland 2025, section 4.2; Razin et al. 2025, "Unintentional Unalignment:
@@ -51,7 +54,12 @@ class PairProducts(NamedTuple):
 
     @property
     def chosen_falls(self) -> Bool[Array, " pair"]:
-        """Where a small step on the pair alone lowers its chosen response."""
+        """Where a pair's own two sides lower its chosen response, to first order.
+
+        With no preconditioner: where a small enough step of plain gradient descent on
+        the pair alone does. With that of a batch's step: of the two sides as this step
+        scaled them, without momentum and decay.
+        """
         return self.cross > self.chosen
 
 
@@ -62,7 +70,7 @@ def pair_products(
     *,
     preconditioner: Any = None,
 ) -> PairProducts:
-    r"""Whether each pair, trained on alone, would lower its own chosen response.
+    r"""Whether the two sides of each pair lower its own chosen response together.
 
     .. math:: \|g^+\|_P^2, \quad \|g^-\|_P^2, \quad \langle g^+, g^- \rangle_P, \qquad
               \langle a, b \rangle_P = a^\top P\, b
@@ -72,7 +80,8 @@ def pair_products(
       params: Parameters.
       pairs: `{"chosen": Sequences, "rejected": Sequences}`, `[pair, pos]`.
       preconditioner: Diagonal `P`, shaped like `params` (`ldjax.preconditioner`); by
-        default the identity, of plain gradient descent.
+        default the identity, of plain gradient descent. That of a batch's step is made
+        by all its pairs: a step on one pair alone has another.
 
     Returns:
       The products; two backward passes for each pair, one pair at a time.
@@ -117,6 +126,11 @@ def split_by_origin(
     parts: Mapping[str, Array], is_own: Bool[Array, "example probe"]
 ) -> dict[str, Array]:
     """What a probe's own pair did to it, side by side, and what the others did.
+
+    This divides what happened; it does not say what would have happened without a pair.
+    Where the optimizer rescales, its scales are held at what the whole batch made of
+    them. For an element-wise optimizer without memory these are the Aumann-Shapley
+    shares of the step; with momentum or a norm (clipping) they are a convention.
 
     Args:
       parts: Of a comparison of `make_step(..., parts="example")`: `[example, probe,

@@ -5,10 +5,12 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from cases import apply_toy, sentences, toy_params
 from scripts import EXPERIMENTS, run_script
 
-from ldjax import Sequences
+from ldjax import ReferencedSequences, Sequences, losses, make_step
 from ldjax.runs import METRIC_COLUMNS, open_run
 
 
@@ -26,6 +28,8 @@ def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path):
     assert {name.split("/")[0] for name in metrics["probe"]} == {"small"}
     parts = {q for q in metrics["quantity"].unique() if q.startswith("part:")}
     origins = {"own chosen", "own rejected", "others", "history"}
+    alone = {"alone:measured", "alone:own", "alone:floor"}
+    assert alone <= set(metrics["quantity"])
     assert parts == {f"part:{origin}" for origin in origins}
     assert all(check["holds"] for check in run.summary["checks"])
     bits = np.load(out / "labels_small.npz")
@@ -113,3 +117,88 @@ def test_wrong_signs_are_counted(measure):
     )
     assert found["exact"] == pytest.approx(0.5)
     assert found["rising"] == pytest.approx(0.5)
+
+
+@pytest.fixture
+def results(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module("displacement_results")
+
+
+def make_watched(measure):
+    """Three pairs; the answers of the second are so alike that they fall together."""
+    chosen, rejected = sentences(4, 3, 4), sentences(54, 3, 4)
+    alike = chosen.targets[1].at[2].set(1)
+    rejected = Sequences(
+        rejected.tokens.at[1].set(chosen.tokens[1]),
+        rejected.targets.at[1].set(alike),
+        rejected.mask.at[1].set(chosen.mask[1]),
+    )
+    sides = {"chosen": chosen, "rejected": rejected}
+    return measure.Batch(
+        {k: ReferencedSequences(*side, jnp.full(3, -5.0)) for k, side in sides.items()},
+        np.arange(3),
+    )
+
+
+@pytest.mark.slow
+def test_a_step_on_a_pair_alone_is_the_step_that_would_be_taken(measure):
+    """From the same state, each by itself; its own sides are without the momentum."""
+    watched, optimizer = make_watched(measure), optax.adam(1e-3)
+    init, step = make_step(apply_toy, losses.dpo(), optimizer)
+    alone_fn = measure.make_alone_fn(apply_toy, losses.dpo(), optimizer, watched)
+    probe = Sequences(*watched.pairs["chosen"][:3])
+    state, _ = step(init(toy_params()), watched.pairs, probe)
+    found = alone_fn(state)
+    for place in range(3):
+        one = jax.tree.map(lambda leaf, at=place: leaf[at : at + 1], watched.pairs)
+        _, comparison = step(state, one, Sequences(*one["chosen"][:3]))
+        own = comparison.parts["chosen"] + comparison.parts["rejected"]
+        for name, change in (("measured", comparison.measured), ("own", own)):
+            np.testing.assert_allclose(found[name][place], change.sum(), rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_criterion_that_is_wrong_is_seen(measure, results):
+    """As by the products of another pair."""
+    watched, optimizer = make_watched(measure), optax.sgd(1e-4)
+    init, step = measure.make_origin_step(apply_toy, losses.dpo(), optimizer, watched)
+    alone_fn = measure.make_alone_fn(apply_toy, losses.dpo(), optimizer, watched)
+    state, start = init(toy_params()), toy_params()
+    alone = {"step": np.array([0])} | {
+        name: np.asarray(values)[None] for name, values in alone_fn(state).items()
+    }
+    state, metrics = step(state, watched)
+    train = {"step": np.array([0])} | {
+        name: np.asarray(values)[None] for name, values in metrics.items()
+    }
+    chosen = watched.pairs["chosen"]
+    before, after = (
+        measure.ldjax.sequence_log_probs(
+            apply_toy(params, chosen), chosen.targets, chosen.mask
+        )
+        for params in (start, state.params)
+    )
+    account = results.Account(
+        {"train": train, "alone": alone}, np.asarray(after - before), 3
+    )
+    assert all(each["holds"] for each in results.check_identities("slow", account))
+    claims = results.check_claims("slow", account, loss="dpo")
+    assert [each["holds"] for each in claims] == [True, True]
+    counted = results.explained(account)["steps_on_a_pair_alone"]
+    assert (counted["taken"], counted["said_to_fall"], counted["fell"]) == (3, 1, 1)
+    for name in ("product:chosen", "product:cross"):
+        train[name] = np.roll(train[name], 1, axis=1)
+    claims = results.check_claims("slow", account, loss="dpo")
+    assert [each["holds"] for each in claims] == [True, False]
+
+
+def test_no_step_that_tells_is_no_claim_that_holds(results):
+    one = np.ones((2, 2))
+    train = {"step": np.arange(2), "product:chosen": one, "product:cross": 0 * one}
+    table = {
+        "train": train | {"measured": one, "part:own chosen": one},
+        "alone": {"step": np.arange(2), "own": 0 * one, "measured": one, "floor": one},
+    }
+    account = results.Account(table, one[0], 2)
+    assert not results._check_alone("slow", results.Alone.of(account.table))["holds"]
