@@ -26,7 +26,7 @@ from ldjax.proxies import (
     sign_delta,
 )
 
-__all__ = ["make_evaluate", "make_measure"]
+__all__ = ["factored_kernel", "make_evaluate", "make_measure", "pushes"]
 
 #: Bytes of work of a kernel; a fixed number, so that a run can be repeated.
 _MEMORY = 2**32
@@ -214,14 +214,17 @@ def _block_norms(
     Returns:
       `[probe, probe token]`.
     """
-    summary = _kernel(model, params, P, probes, update).block_summary()
+    summary = factored_kernel(model, params, P, probes, update).block_summary()
     return summary.norm[:, :, 0, 0], summary.distance[:, :, 0, 0]
 
 
-def _kernel(
+def factored_kernel(
     model: nn.Module, params: Any, P: Any, probes: Scored, update: Scored
 ) -> FactoredMap:
-    """Inside `jax.jit`."""
+    """The kernel of all scored tokens of some texts with those of others, in factors.
+
+    Inside `jax.jit`. `P` is a diagonal, or None.
+    """
     kernel = ldjax.empirical_ntk(
         probes.logits_fn(model),
         update.logits_fn(model),
@@ -344,7 +347,7 @@ def _push_gap(
     residual = _residual(model, loss_fn, params, example, batch)[side]
     residual = residual[:, place : place + 1]
     labels = jnp.concatenate([each.batch.targets[0] for each in example.sides.values()])
-    by_factors, by_params = _pushes(
+    by_factors, by_params = pushes(
         *(model, params, P, example.probes, learned, residual, labels)
     )
     scored = np.asarray(example.probes.mask)
@@ -366,7 +369,7 @@ def _residual(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _pushes(
+def pushes(
     model: nn.Module,
     params: Any,
     P: Any,
@@ -380,12 +383,14 @@ def _pushes(
     Returns:
       `[probe, probe token, label]`, twice.
     """
-    kernel = _kernel(model, params, P, probes, update)
+    kernel = factored_kernel(model, params, P, probes, update)
     everything = jnp.arange(residual.shape[-1])
     entries = kernel.entries(labels, everything)[:, :, :, 0, 0]
     with jax.default_matmul_precision("highest"):
         _, pullback = jax.vjp(update.logits_fn(model), params)
-        direction = jax.tree.map(jnp.multiply, P, pullback(residual)[0])
+        (direction,) = pullback(residual)
+        if P is not None:
+            direction = jax.tree.map(jnp.multiply, P, direction)
         _, along = jax.jvp(probes.logits_fn(model), (params,), (direction,))
         return jnp.einsum("pmvw,w->pmv", entries, residual[0, 0]), along[..., labels]
 

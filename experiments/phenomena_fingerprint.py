@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from kernel_stability_examples import Scored
+from kernel_stability_measure import factored_kernel, pushes
 from phenomena_config import Config
 from phenomena_influence import make_influence_fn
 from phenomena_results import Number, Outcome
@@ -31,7 +32,6 @@ from phenomena_start import Start, padded, watched
 
 import ldjax
 from ldjax.data.preferences import RESPONSE_TYPES
-from ldjax.ntk.linen import FactoredMap
 
 __all__ = [
     "GPT_TEXTS",
@@ -41,6 +41,7 @@ __all__ = [
     "heat",
     "last_positions",
     "measure",
+    "push_gap",
     "square_norms",
 ]
 
@@ -56,13 +57,12 @@ SOURCES = {
 #: By the same writer as `chosen_gptsemantic`, saying something else.
 GPT_TEXTS = ("chosen_gptformat", "reject_gptsemantic", "reject_gptformat", "irr_hum")
 
-#: Bytes of work of a kernel; a fixed number, so that a run can be repeated.
-_MEMORY = 2**32
-
 
 def measure(start: Start, config: Config) -> Outcome:
     """Of the base model of a seed."""
-    squares = squares_of_sources(start, config)
+    texts = texts_of_sources(start, config)
+    model, params = start.study.base.model, start.study.base.params
+    squares = square_norms(model, params, texts)
     alignment = aligned(squares)
     similar = between_prompts(alignment, len(SOURCES))
     own = np.diagonal(similar)
@@ -95,6 +95,9 @@ def measure(start: Start, config: Config) -> Outcome:
             "norms of K(a, b) and of K(b, a), relative to the largest": float(
                 abs(squares - squares.T).max() / squares.max()
             ),
+            "K G of a token, by the factors - along the parameters": push_gap(
+                model, params, texts
+            ),
             "alignment above 1": max(float(alignment.max()) - 1, 0.0),
         },
         numbers=[
@@ -104,14 +107,13 @@ def measure(start: Start, config: Config) -> Outcome:
     )
 
 
-def squares_of_sources(start: Start, config: Config) -> np.ndarray:
-    """Squared kernel norms between all texts of all sources, prompt by prompt."""
+def texts_of_sources(start: Start, config: Config) -> Scored:
+    """The texts of all sources, prompt by prompt, at some of their tokens."""
     study = start.study
     probes = watched(study, tuple(SOURCES), prompts=config.kernel_prompts)
     batch = padded(study, probes)
     positions = last_positions(np.asarray(batch.mask), config.kernel_tokens)
-    scored = Scored(batch, jnp.asarray(positions), jnp.ones(positions.shape, bool))
-    return square_norms(study.base.model, study.base.params, scored)
+    return Scored(batch, jnp.asarray(positions), jnp.ones(positions.shape, bool))
 
 
 def last_positions(mask: np.ndarray, count: int) -> np.ndarray:
@@ -148,15 +150,23 @@ def square_norms(model: nn.Module, params: Any, texts: Scored) -> np.ndarray:
 def _square_norms_with(
     model: nn.Module, params: Any, texts: Scored, one: Scored
 ) -> Array:
-    kernel = ldjax.empirical_ntk(
-        texts.logits_fn(model),
-        one.logits_fn(model),
-        params,
-        method="factored",
-        memory_limit=_MEMORY,
-    )
-    assert isinstance(kernel, FactoredMap)
+    kernel = factored_kernel(model, params, None, texts, one)
     return (kernel.block_summary().norm ** 2).sum((1, 2, 3))
+
+
+def push_gap(model: nn.Module, params: Any, texts: Scored) -> float:
+    """`K G` of a token of the first text: by the factors, and along the parameters.
+
+    The alignment is the same for a kernel that is wrong by any factor; this is not.
+    """
+    one = jax.tree.map(lambda leaf: leaf[:1], texts).token(0)
+    batch = one.batch
+    residual = jax.grad(ldjax.losses.sft)(one.logits_fn(model)(params), batch)
+    labels = texts.batch.targets[0]
+    by_factors, by_params = map(
+        np.asarray, pushes(model, params, None, texts, one, residual, labels)
+    )
+    return float(abs(by_factors - by_params).max() / abs(by_params).max())
 
 
 def aligned(squares: np.ndarray) -> np.ndarray:

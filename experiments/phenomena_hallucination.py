@@ -129,9 +129,12 @@ def split(terms: np.ndarray, owners: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def rank(terms: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Of each text, the place of one pair by its term; 1 is the largest."""
+    """Of each text, the place of one pair by its term; 1 is larger than all others.
+
+    Equal ones stand before it: where nothing moves, no pair moves most.
+    """
     own = terms[np.arange(len(terms)), places]
-    return 1 + (terms > own[:, None]).sum(1)
+    return (terms >= own[:, None]).sum(1)
 
 
 def told(epochs: int, moment: Moment) -> dict[str, float]:

@@ -192,16 +192,16 @@ def test_a_kernel_that_is_wrong_by_a_factor_is_seen(experiment, monkeypatch, fac
     example, _ = make(make_probes(), ("chosen", "rejected"), num_tokens=2)
     batch = {side: learned.batch for side, learned in example.sides.items()}
     P = jax.tree.map(lambda leaf: 0.1 + jnp.abs(leaf), params)
-    true_kernel = measure._kernel
+    true_kernel = measure.factored_kernel
 
     def planted(model, params, P, probes, update):
         P = jax.tree.map(lambda leaf: factor * leaf, P)
         return true_kernel(model, params, P, probes, update)
 
-    monkeypatch.setattr(measure, "_kernel", planted)
-    measure._pushes.clear_cache()
+    monkeypatch.setattr(measure, "factored_kernel", planted)
+    measure.pushes.clear_cache()
     gap = measure._push_gap(model, two_sided, params, P, example, batch, turn=1)
-    measure._pushes.clear_cache()
+    measure.pushes.clear_cache()
     assert gap == pytest.approx(1 - factor, abs=1e-12)
 
 

@@ -82,7 +82,7 @@ def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path, names):
     found = run.summary["phenomena"]
     assert sorted(found) == names
     checks = [check for one in found.values() for check in one["identities"]]
-    assert len(checks) == (1 if names == ["hallucination"] else 3)
+    assert len(checks) == (1 if names == ["hallucination"] else 4)
     assert all(check["holds"] for check in checks)
     verdicts = {claim["verdict"] for one in found.values() for claim in one["claims"]}
     assert verdicts <= {"held", "refuted"}  # of one seed
@@ -169,6 +169,8 @@ def test_terms_are_split_by_the_pairs_that_they_come_from(module):
     parts = study.split(terms, {"answer": answers, "prompt": prompts})
     assert parts == {"answer": 2.5, "prompt": 2.5, "others": 0.5, "whole": 5.5}
     assert study.rank(terms, answers).tolist() == [1, 2]
+    # Where nothing moves, no pair is the largest.
+    assert study.rank(0 * terms, answers).tolist() == [3, 3]
 
 
 def test_the_moments_have_both_ends(module):
@@ -209,6 +211,7 @@ def test_the_norms_are_those_of_the_dense_kernel(module, model, texts):
     alignment = fingerprint.aligned(squares)
     assert_close(np.diagonal(alignment), np.ones(3), terms=1000)
     assert alignment.max() <= 1 + 1e-12
+    assert fingerprint.push_gap(decoder, params, some) < 1e-12
 
 
 def test_only_texts_to_different_prompts_are_compared(module):
