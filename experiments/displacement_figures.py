@@ -60,7 +60,7 @@ def draw_criterion(
     path = run.figure_path("criterion")
     with figure(
         path,
-        "Above 1 a pair lowers its own chosen answer",
+        "Above 1 a pair's own sides, as the step scaled them, lower its chosen answer",
         ncols=len(accounts),
         figsize=(4.5 * len(accounts), 3.5),
         sharey=True,

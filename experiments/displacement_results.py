@@ -107,7 +107,13 @@ def explained(account: Account) -> dict[str, Any]:
 def check_identities(name: RateName, account: Account) -> list[dict[str, Any]]:
     """What holds whatever the loss, up to rounding in float32."""
     rate, steps = RATES[name], account.table["train"]
-    parts = np.array([v for k, v in steps.items() if k.startswith("part:")], float)
+    # What is left of a prediction is called rounding: is it no more than that?
+    named = [
+        values
+        for name, values in steps.items()
+        if name.startswith("part:") and name != "part:rounding"
+    ]
+    parts = np.array(named, float)
     gap = abs(parts.sum(0) - steps["predicted"])
     worst = float((gap / (abs(parts).sum(0) + steps["floor"])).max())
     # The updates telescope: this tells whether what one left is what the next found.

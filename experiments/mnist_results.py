@@ -92,7 +92,9 @@ class Results:
             new = new.reshape(NUM_CLASSES, -1, NUM_CLASSES)
             self.totals[name] = self.totals.get(name, 0) + new
             self.add(epoch, f"accumulated_{name}", self.totals[name].mean(1))
-        parts = np.array(list(steps.parts.values()), np.float64)
+        # What is left of a prediction is called rounding: is it no more than that?
+        named = [part for name, part in steps.parts.items() if name != "rounding"]
+        parts = np.array(named, np.float64)
         gaps = abs(parts.sum(0) - steps.predicted) / (abs(parts).sum(0) + steps.floor)
         self.parts_gap = max(self.parts_gap, float(gaps.max()))
         fits = Fit.of(steps.measured, steps.predicted)

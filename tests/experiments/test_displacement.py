@@ -27,7 +27,7 @@ def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path):
     assert metrics["value"].is_finite().all()
     assert {name.split("/")[0] for name in metrics["probe"]} == {"small"}
     parts = {q for q in metrics["quantity"].unique() if q.startswith("part:")}
-    origins = {"own chosen", "own rejected", "others", "history"}
+    origins = {"own chosen", "own rejected", "others", "history", "rounding"}
     alone = {"alone:measured", "alone:own", "alone:floor"}
     assert alone <= set(metrics["quantity"])
     assert parts == {f"part:{origin}" for origin in origins}

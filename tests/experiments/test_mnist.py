@@ -107,6 +107,7 @@ def drawn_results(module, *, lost=0.0, effect=1.0, parts=("update", "weight_deca
         predicted = sum(told.values())
         measured = predicted + 0.01 * rng.normal(size=shape)
         told = {name: told[name] for name in parts}
+        told["rounding"] = predicted - sum(told.values())  # as of any step
         rest, floor = measured - predicted, np.full(shape, 1e-6)
         results.add_steps(epoch, StepComparison(predicted, measured, rest, told, floor))
     results.change = results.totals["measured"] + lost
