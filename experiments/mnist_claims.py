@@ -22,8 +22,6 @@ __all__ = ["check_claims", "check_identities"]
 # Stretches of a run that are left out, one at a time, for the interval of its R^2:
 # neighbouring steps are alike.
 NUM_STRETCHES = 10
-#: Parts are sums over parameters in float32, as in `finetune.py`.
-LARGEST_GAP = 1e-3
 
 _CLASSES = np.arange(NUM_CLASSES)
 _OFF_DIAGONAL = ~np.eye(NUM_CLASSES, dtype=bool)
@@ -134,20 +132,24 @@ def first_order_explains_each_step(results: Results) -> dict[str, Any]:
 
 def check_identities(results: Results) -> list[dict[str, Any]]:
     """What holds exactly, up to the rounding of the steps' log-probs."""
-    change = results.totals["measured"] - results.change
+    parts = dict(results.totals)
+    predicted, measured = parts.pop("predicted"), parts.pop("measured")
+    # What is left of a prediction is called rounding: is it no more than that?
+    parts.pop("rounding", None)
+    rounding = float(rounding_of_sum(results.floors))
     numbers = np.array([row[-1] for row in results.rows])
     return [
         _identity(
-            "the parts of every step sum to its prediction, relative",
-            results.parts_gap,
-            LARGEST_GAP,
+            "the parts of all steps sum to their predictions, nats",
+            sum(parts.values()) - predicted,
+            rounding,
         ),
         # The steps telescope: this tells whether what one step left behind is what the
         # next one began with.
         _identity(
             "the measured steps sum to the change of the whole run, nats",
-            change,
-            float(rounding_of_sum(results.floors)),
+            measured - results.change,
+            rounding,
         ),
         _identity("recorded numbers that are not", ~np.isfinite(numbers), 0.0),
     ]

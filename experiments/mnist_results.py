@@ -57,8 +57,6 @@ class Results:
       test_labels: Of all test images, in order.
       test_log_probs: Of all labels on the test images, `[image, label]`, by epoch.
       floors: The largest rounding floor of each step, in nats.
-      parts_gap: By how much the parts of a step miss its prediction, over the sum of
-        their sizes; of all steps the largest.
     """
 
     def __init__(self, *, steps_per_epoch: int, batch_size: int):
@@ -72,7 +70,6 @@ class Results:
         self.test_labels: np.ndarray = np.zeros(0, int)
         self.test_log_probs: dict[int, np.ndarray] = {}
         self.floors: np.ndarray = np.zeros(0)
-        self.parts_gap = 0.0
         self._kernel: tuple[int, np.ndarray] | None = None
 
     def add(self, epoch: int, quantity: str, table: Any) -> None:
@@ -92,11 +89,6 @@ class Results:
             new = new.reshape(NUM_CLASSES, -1, NUM_CLASSES)
             self.totals[name] = self.totals.get(name, 0) + new
             self.add(epoch, f"accumulated_{name}", self.totals[name].mean(1))
-        # What is left of a prediction is called rounding: is it no more than that?
-        named = [part for name, part in steps.parts.items() if name != "rounding"]
-        parts = np.array(named, np.float64)
-        gaps = abs(parts.sum(0) - steps.predicted) / (abs(parts).sum(0) + steps.floor)
-        self.parts_gap = max(self.parts_gap, float(gaps.max()))
         fits = Fit.of(steps.measured, steps.predicted)
         self.fits = Fit(*map(np.append, self.fits, fits))
         of_steps = steps.floor.reshape(len(fits.num_entries), -1).max(1)

@@ -104,10 +104,11 @@ def drawn_results(module, *, lost=0.0, effect=1.0, parts=("update", "weight_deca
             "update": rng.normal(size=shape),
             "weight_decay": 1e-2 * rng.normal(size=shape),
         }
-        predicted = sum(told.values())
+        predicted = told["update"] + told["weight_decay"]
         measured = predicted + 0.01 * rng.normal(size=shape)
         told = {name: told[name] for name in parts}
-        told["rounding"] = predicted - sum(told.values())  # as of any step
+        # As of any step.
+        told["rounding"] = predicted - np.sum(list(told.values()), axis=0)
         rest, floor = measured - predicted, np.full(shape, 1e-6)
         results.add_steps(epoch, StepComparison(predicted, measured, rest, told, floor))
     results.change = results.totals["measured"] + lost
