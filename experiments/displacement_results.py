@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from finetune_results import legible, r_squared
+from finetune_results import gap_of_parts, legible, r_squared
 from intervals import rounding_of_sum
 
 from ldjax.checkpoints import Table
@@ -29,8 +29,6 @@ RATES: Mapping[RateName, str] = {
 LEAST_R_SQUARED = 0.95
 #: They push the chosen side up exactly as hard as the rejected one down, always.
 EQUAL_PUSH = ("dpo", "sigmoid", "spin", "reference_free", "hinge")
-#: Parts are sums over tokens and parameters in float32, as in `finetune.py`.
-LARGEST_GAP = 1e-3
 
 
 class Account(NamedTuple):
@@ -55,7 +53,8 @@ class Alone(NamedTuple):
       own: Whether the pair's own sides lower its chosen answer in the step alone, to
         first order and as that step scaled them.
       fell: Whether the chosen answer fell in the step alone, by momentum too.
-      is_clear: Whether first order of its own sides is the larger part of that.
+      is_clear: Whether first order of its own sides is more than all else in that
+        (momentum, remainder and rounding).
     """
 
     said: np.ndarray
@@ -68,10 +67,8 @@ class Alone(NamedTuple):
         """The two series at the same updates."""
         steps, alone = table["train"], table["alone"]
         said = _own_sides_lower(steps)[np.isin(steps["step"], alone["step"])]
-        rest = abs(alone["measured"] - alone["own"]) + alone["floor"]
-        return cls(
-            said, alone["own"] < 0, alone["measured"] < 0, abs(alone["own"]) > rest
-        )
+        own, measured = alone["own"], alone["measured"]
+        return cls(said, own < 0, measured < 0, abs(own) > abs(measured - own))
 
 
 def explained(account: Account) -> dict[str, Any]:
@@ -107,22 +104,14 @@ def explained(account: Account) -> dict[str, Any]:
 def check_identities(name: RateName, account: Account) -> list[dict[str, Any]]:
     """What holds whatever the loss, up to rounding in float32."""
     rate, steps = RATES[name], account.table["train"]
-    # What is left of a prediction is called rounding: is it no more than that?
-    named = [
-        values
-        for name, values in steps.items()
-        if name.startswith("part:") and name != "part:rounding"
-    ]
-    parts = np.array(named, float)
-    gap = abs(parts.sum(0) - steps["predicted"])
-    worst = float((gap / (abs(parts).sum(0) + steps["floor"])).max())
+    parts = gap_of_parts(steps)
     # The updates telescope: this tells whether what one left is what the next found.
     whole = abs(steps["measured"].astype(float).sum(0) - account.change)
     return [
         {
-            "text": f"{rate}: the parts of every update sum to its prediction: "
-            f"{worst:.1e} of them",
-            "holds": worst < LARGEST_GAP,
+            "text": f"{rate}: the parts of every update and of all sum to their "
+            f"prediction: {parts:.1e} of what rounding allows",
+            "holds": parts <= 1,
         },
         {
             "text": f"{rate}: the updates' changes sum to that of the whole run: "

@@ -83,6 +83,22 @@ def test_a_defect_below_the_floor_of_every_step_is_seen_in_their_sum(experiment)
     assert [each["holds"] for each in found] == [True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("share", "steady", "holds"),
+    [(1.0, 0.0, True), (0.99, 0.0, False), (1.0, 1e-6, False), (1.0, 1e-8, True)],
+)
+def test_a_part_that_is_counted_as_rounding_is_seen(experiment, share, steady, holds):
+    """With the part `rounding` the others sum to any prediction."""
+    series = make_table()["train"]
+    for name in ("predicted", "part:update"):
+        series[name] = 1e-6 * series[name]
+    series["part:update"] = share * series["predicted"] + steady
+    series["part:rounding"] = series["predicted"] - series["part:update"]
+    series["floor"] = series["floor"] if steady else 1e-12 * np.ones((400, 2))
+    gap = experiment("finetune_results").gap_of_parts(series)
+    assert (gap <= 1) == holds
+
+
 def test_types_that_differ_explain_nothing_within_them(experiment):
     """Pooled, a prediction of nothing but each type's mean looks nearly perfect."""
     results = experiment("finetune_results")
