@@ -321,13 +321,16 @@ def gap_of_parts(series: Mapping[str, np.ndarray]) -> float:
     thousandth of the parts (sums over tokens and parameters in float32), and of all
     steps added up, where the floors add up as a root.
     """
-    named = [
-        part.astype(float)
-        for name, part in series.items()
-        if name.startswith("part:") and name != "part:rounding"
-    ]
-    gap = sum(named) - series["predicted"]
-    size = 1e-3 * sum(map(abs, named))
+    named = np.array(
+        [
+            part
+            for name, part in series.items()
+            if name.startswith("part:") and name != "part:rounding"
+        ],
+        float,
+    )
+    gap = named.sum(0) - series["predicted"]
+    size = 1e-3 * abs(named).sum(0)
     floor = series["floor"].astype(float)
     gaps = (gap, gap.sum(0)), (size + floor, size.sum(0) + rounding_of_sum(floor))
     # Where nothing moved, and a response is certain, there is nothing to divide by.
