@@ -90,7 +90,7 @@ class Moment(NamedTuple):
 class Said(NamedTuple):
     """Responses of a policy, and what the judge says of them."""
 
-    texts: list[str]
+    texts: Sequence[str]
     verdicts: list[Verdict]
 
 
