@@ -50,7 +50,7 @@ class StepState(NamedTuple):
       step: Number of steps taken.
       loss: Loss of the last step at its own start, in nats; NaN before the first.
       noise: Rounding noise of the watched log-probs, in the units of
-        `StepComparison.floor`; measured anew every 64 steps, and where it is NaN.
+        `StepComparison.floor`; measured anew every 64 steps, and where it is unknown.
 
     Examples:
       >>> from ldjax import make_step
@@ -64,7 +64,7 @@ class StepState(NamedTuple):
     opt_state: Any
     step: Int[Array, ""]
     loss: Float[Array, ""]
-    noise: Any = jnp.nan
+    noise: Any = None
 
 
 class Observed(NamedTuple):
@@ -263,7 +263,9 @@ class Account(NamedTuple):
             noise = jnp.max(jnp.stack(jax.tree.leaves(found)))
             return noise.astype(jnp.float32)
 
-        known = jnp.asarray(state.noise, jnp.float32)
+        if state.noise is None:
+            return measured()
+        known = state.noise.astype(jnp.float32)
         is_due = jnp.isnan(known) | (state.step % _resolution.NOISE_EVERY == 0)
         return jax.lax.cond(is_due, measured, lambda: known)
 

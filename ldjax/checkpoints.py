@@ -252,6 +252,8 @@ def _placed_like(array: jax.Array, like: Any) -> jax.Array:
 def _arranged(tree: Any, like: Any) -> Any:
     """The same leaves in the structure of `like`, found by their names."""
     found, wanted = _by_name(tree), _by_name(like)
+    # What was not kept when the checkpoint was written, and is still to be measured.
+    found |= {k: v for k, v in wanted.items() if k not in found and _is_unknown(v)}
     for name in {**wanted, **found}:
         there, here = (
             f"{leaves[name].dtype}{list(leaves[name].shape)}"
@@ -262,6 +264,10 @@ def _arranged(tree: Any, like: Any) -> Any:
         if there != here:
             raise ValueError(f"{name or 'the state'} is {there} there and {here} here.")
     return jax.tree.structure(like).unflatten(found[name] for name in wanted)
+
+
+def _is_unknown(leaf: Any) -> bool:
+    return np.ndim(leaf) == 0 and bool(np.isnan(leaf))
 
 
 def _sums(folder: Path) -> dict[str, list[int]]:

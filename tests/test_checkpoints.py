@@ -131,3 +131,14 @@ def _damage(path, change):
         path.unlink()
     else:
         path.write_bytes(change(path.read_bytes()))
+
+
+def test_a_number_that_is_still_to_be_measured_may_be_missing(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    table = {"train": {"step": np.arange(1), "loss": np.ones(1)}}
+    checkpoints.save(Progress(1, {"params": np.ones(2)}, table))
+    restored = checkpoints.restore({"params": np.zeros(2), "noise": np.float32("nan")})
+    assert restored is not None
+    assert np.isnan(restored.state["noise"])
+    with pytest.raises(ValueError, match="noise is nothing there"):
+        checkpoints.restore({"params": np.zeros(2), "noise": np.float32(0)})

@@ -100,7 +100,7 @@ def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path, names):
         (["--world", "large"], "--world must be one of demo"),
         (["--sft-lengths", "5", "2"], "--sft-lengths must be positive and ascending"),
         (["--samples", "1"], "--samples must be at least 2"),
-        (["--sft-epochs", "0"], "--sft-epochs must be positive"),
+        (["--sft-epochs", "0"], "--sft-epochs must be at least 1"),
         (["--checkpoints", "0"], "--checkpoints must be at least 1"),
         (["--kernel-prompts", "1"], "--kernel-prompts must be at least 2"),
         (["--heat-prompts", "41"], "--heat-prompts must be at least 2 and at most"),
