@@ -1,7 +1,7 @@
 """The exact kernel, side by side: ours, neural-tangents, plain JAX and torch.
 
-Claim: the last column of the table in design.md, section 7 (cases A to I), and LeNet
-not slower than neural-tangents' best. Run it with
+Claim: the targets of `benchmark_ntk_targets.py` (cases A to I), and LeNet not slower
+than neural-tangents' best. Run it with
 
     python experiments/benchmark_ntk.py --all --out runs/ntk
 

@@ -1,7 +1,7 @@
 """What `benchmark_ntk.py` measures: the models and the examples.
 
-The cases are those of design.md, section 7, and LeNet. Parameters are fresh, tokens and
-images random: the cost does not depend on them.
+Cases A to I, and LeNet. Parameters are fresh, tokens and images random: the cost does
+not depend on them.
 """
 
 from collections.abc import Callable

@@ -169,7 +169,7 @@ def block_norms(
     .. math:: K = E C E^\top + c I + P R_u E^\top + E R_o P^\top = Q B Q^\top + c I,
               \quad Q = [E | P]
 
-    (design.md, section 3.2): a witness of our norms that shares no code with them.
+    (a linear head on a trunk, tied to the embedding): a witness of our norms that shares no code with them.
 
     Args:
       case: One example on each side.

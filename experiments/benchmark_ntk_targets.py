@@ -1,4 +1,4 @@
-"""What `benchmark_ntk.py` is to reach: design.md, section 7, last column."""
+"""What `benchmark_ntk.py` is to reach, as it was set before anything was measured."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ __all__ = ["ALL_PAIRS", "ONE_PAIR", "TARGETS", "Checked", "Target", "check_targe
 
 
 class Target(NamedTuple):
-    """What is to be reached, from design.md, section 7.
+    """What is to be reached.
 
     Attributes:
       quantity: A number of a measured row.

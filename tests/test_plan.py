@@ -243,7 +243,7 @@ def test_what_cannot_be_allocated_is_planned_without_allocating():
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 300_000, f"{grown} kB were allocated"
     assert planned.result_bytes == 4 * (16 * 2048) ** 2
-    assert 42e9 / 1.5 < planned.peak_bytes < 42e9 * 1.5  # design.md, case F
+    assert 42e9 / 1.5 < planned.peak_bytes < 42e9 * 1.5
 
 
 # Plans.
