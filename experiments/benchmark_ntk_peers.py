@@ -169,7 +169,8 @@ def block_norms(
     .. math:: K = E C E^\top + c I + P R_u E^\top + E R_o P^\top = Q B Q^\top + c I,
               \quad Q = [E | P]
 
-    (a linear head on a trunk, tied to the embedding): a witness of our norms that shares no code with them.
+    for a tied linear head on a trunk: a witness of our norms that shares no code with
+    them.
 
     Args:
       case: One example on each side.
