@@ -90,7 +90,7 @@ def lock_folder(
         try:
             _lock(file)
         except BlockingIOError:
-            holder = os.read(file, 1000)
+            holder = _holder(file)
             os.close(file)
             raise BlockingIOError(
                 f"{folder} is being written by {_told(holder)}. Wait until it has "
@@ -150,6 +150,15 @@ def _end(
 
 def _place(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def _holder(file: int) -> bytes:
+    """What a lock file says, which its holder writes just after locking it."""
+    for _ in range(20):
+        if found := os.pread(file, 1000, 0):
+            return found
+        time.sleep(0.05)
+    return b""
 
 
 def _told(holder: bytes) -> str:

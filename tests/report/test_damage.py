@@ -39,7 +39,7 @@ def _foreign_arrays(path):
 
 
 def _foreign_json(path):
-    path.write_text(json.dumps({"claims": 3, "settings": {}, "fidelity": {"all": 1}}))
+    path.write_text(json.dumps({"claims": 3, "settings": 3, "fidelity": {"all": 1}}))
 
 
 DAMAGE = {
