@@ -242,32 +242,40 @@ class Account(NamedTuple):
             lambda chunk: self._watch_chunk(params, chunk).log_probs, probe
         )
 
-    def resolve(self, state: StepState, probe: Batch) -> Array:
-        """The rounding noise: what the state knows, or measured anew."""
-        rows = jax.tree.map(
-            lambda side: Sequences(*(_spread_rows(leaf) for leaf in side[:3])),
-            *(probe,),
-            is_leaf=is_sequences,
-        )
+    def resolve(self, state: StepState, probe: Batch, observed: Observed) -> Array:
+        """The rounding noise: what the state knows, or measured anew.
 
-        def at(params: Params) -> tuple[Any, Any]:
-            return self._over_probes(
-                lambda chunk: tuple(self._watch_chunk(params, chunk)), rows
-            )
+        Args:
+          state: Before the step.
+          probe: What is watched.
+          observed: From `explain` at the state's parameters.
+        """
 
         def measured() -> Array:
-            eps = _resolution.compute_eps(at, state.params)
-            log_probs, units = at(state.params)
-            others, _ = at(_resolution.perturbed(state.params, eps))
-            found = jax.tree.map(_resolution.noise, log_probs, others, units)
-            noise = jnp.max(jnp.stack(jax.tree.leaves(found)))
-            return noise.astype(jnp.float32)
+            sides = [Sequences(*side[:3]) for side in _sides(probe).values()]
+            rows = jax.tree.map(_spread_rows, sides)
+            found = zip(*map(jax.tree.leaves, observed), strict=True)
+            noises = [
+                _resolution.noise(_spread_rows(log_probs), other, _spread_rows(unit))
+                for (log_probs, unit), other in zip(
+                    found, self._watch_perturbed(state.params, rows), strict=True
+                )
+            ]
+            return jnp.max(jnp.stack(noises)).astype(jnp.float32)
 
         if state.noise is None:
             return measured()
         known = state.noise.astype(jnp.float32)
         is_due = jnp.isnan(known) | (state.step % _resolution.NOISE_EVERY == 0)
         return jax.lax.cond(is_due, measured, lambda: known)
+
+    def _watch_perturbed(self, params: Params, sides: list[Sequences]) -> list[Array]:
+        """What is watched, at parameters that are rounded another way."""
+        one_row = jax.tree.map(lambda leaf: leaf[:1], sides[0])
+        eps = _resolution.compute_eps(
+            lambda p: self._watch_chunk(p, one_row).log_probs, params
+        )
+        return self.watch(_resolution.perturbed(params, eps), sides)
 
     def _watch_chunk(self, params: Params, chunk: Sequences) -> Observed:
         with jax.default_matmul_precision("highest"):

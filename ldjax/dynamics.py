@@ -188,7 +188,7 @@ def make_step(
         new_state, reasons = account.train(state, update)
         old, predicted, by_part = account.explain(state.params, reasons, probe)
         new = account.watch(new_state.params, probe)
-        new_state = new_state._replace(noise=account.resolve(state, probe))
+        new_state = new_state._replace(noise=account.resolve(state, probe, old))
         return new_state, _compare(
             *(probe, old, new), predicted, by_part, new_state.noise
         )
@@ -282,7 +282,7 @@ def make_pending_step(
             *(state.probe, state.observed, old.log_probs, state.predicted),
             *(state.parts, state.now.noise),
         )
-        now = now._replace(noise=account.resolve(state.now, state.probe))
+        now = now._replace(noise=account.resolve(state.now, state.probe, old))
         return PendingState(now, state.probe, old, predicted, by_part), before
 
     def step(state: PendingState, update: Batch) -> tuple[PendingState, StepComparison]:
