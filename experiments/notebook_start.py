@@ -40,7 +40,7 @@ def kernel_methods() -> dict[str, str]:
     """
     module = nn.Dense(2)
     zeros = jnp.zeros((1, 1), jnp.int32)
-    inputs = ldjax.Sequences(jnp.ones((1, 1, 3)), zeros, jnp.ones((1, 1)))
+    inputs = ldjax.Sequences(jnp.ones((1, 1, 3)), zeros, jnp.ones((1, 1), bool))
     params = module.init(jax.random.key(0), inputs.tokens)["params"]
     fn = ldjax.linen.logits_fn(module, inputs)
 

@@ -187,9 +187,9 @@ def exact_parts(comparison):
     parts = dict(comparison.parts)
     rounding = parts.pop("rounding", None)
     if rounding is not None:
-        largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(parts))
         for leaf in jax.tree.leaves(rounding):
-            assert np.abs(leaf).max() <= 1e-12 * largest, "not only rounding"
+            # Of parameters of order one: it does not shrink with the update.
+            assert np.abs(leaf).max() <= 1e-13, "not only rounding"
     return parts
 
 

@@ -61,7 +61,7 @@ def test_a_smoke_pipeline_leaves_whole_runs(runs):
         assert set(metrics["type"]) == {"", *RESPONSE_TYPES}
         found = {q for q in metrics["quantity"].unique() if q.startswith("part:")}
         sides = parts.get(name, {"chosen", "rejected", "history"})
-        assert found == {f"part:{side}" for side in sides}
+        assert found == {f"part:{side}" for side in sides | {"rounding"}}
         assert all(check["holds"] for check in run.summary["identities"])
         assert run.config["settings"]["regime"] == name
         pictures = {path.stem for path in (run.path / "figures").iterdir()}
