@@ -15,6 +15,7 @@ It comes before the heavy imports, which take seconds in which one may be stoppe
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import re
 import shlex
@@ -159,6 +160,8 @@ class _Farewell:
         signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, self._stop)
+        # Of a checkpoint's other writers, when one of them had no room.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         threading.Thread(target=self._watch, args=(receiver,), daemon=True).start()
         self._hook, sys.unraisablehook = sys.unraisablehook, self._not_raised
 
@@ -179,6 +182,10 @@ class _Farewell:
 
     def _not_raised(self, lost: Any) -> None:
         """A callback, as of the garbage collector, where nothing can be raised."""
+        if isinstance(lost.exc_value, RuntimeError) and "loop is closed" in str(
+            lost.exc_value
+        ):
+            return  # of the writers of a checkpoint, after one of them had no room
         if not isinstance(lost.exc_value, Stopped):
             self._hook(lost)
             return

@@ -55,7 +55,8 @@ FREE = {"out", "resume", "overwrite", "checkpoint_every", "text", "field", "toke
 _RANGES = {
     "documents": Range(2, COUNT.most, "at least 2"),
     "vocab_size": COUNT,
-    "context": COUNT,
+    # Of more no model holds the positions, and no text fills one row.
+    "context": Range(1, 2**20, f"at least 1 and at most {2**20}"),
     "batch_size": COUNT,
     "epochs": POSITIVE,
     "steps": SIZE,
@@ -169,6 +170,11 @@ class Config:
                 self.resume and self.overwrite
             ),
             f"--world must be one of {', '.join(WORLDS)}": self.world not in WORLDS,
+            "--field is of .jsonl files, of which --text names none": (
+                self.field != "text"
+                and bool(self.text)
+                and not any(".jsonl" in path.suffixes for path in self.text)
+            ),
         }
         wrong = [problem for problem, applies in problems.items() if applies]
         wrong += wrong_numbers(self, _RANGES)

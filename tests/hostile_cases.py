@@ -179,8 +179,6 @@ def _paths() -> list[Case]:
                 ("--model", "~/nowhere"): "nowhere",
                 ("--model", "model", "--data", "model"): "model",
                 ("--model", "model", "--data", "nowhere"): "nowhere",
-                ("--model", "model", "--data", "~/pairs.jsonl"): "pairs.jsonl",
-                ("--init", "base", "--cache", "text.txt", "--loss", "dpo"): "",
             }.items()
         ),
     ]
@@ -213,7 +211,7 @@ def _numbers() -> list[Case]:
         },
         "pretrain.py": {
             "--learning-rate": ("nan", "inf", "-1"),
-            "--epochs": ("nan", "inf", "0.0", "-1"),
+            "--epochs": ("nan", "inf", "-1"),
             "--weight-decay": ("nan", "-2"),
             "--clip": ("nan", "0"),
             "--betas": ("1 1", "-1 0"),
@@ -238,7 +236,7 @@ def _numbers() -> list[Case]:
     # What `--smoke` sets itself is looked at without it.
     of_smoke = {"--batch-size", "--epochs", "--probe-prompts", "--tracked"}
     of_smoke |= {"--evaluations", "--checkpoint-every", "--context", "--vocab-size"}
-    of_smoke |= {"--documents"}
+    of_smoke |= {"--documents", "--num-train"}
     base = {
         "finetune.py": MODEL[1:5],
         "pretrain.py": ("--text", "text.txt"),
