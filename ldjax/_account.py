@@ -185,7 +185,7 @@ class Account(NamedTuple):
             step=state.step + 1,
             loss=loss.astype(state.loss.dtype),
         )
-        total = jax.tree.map(_difference, stored, params)
+        total = jax.tree.map(jnp.subtract, stored, params)
         if self.parts is None:
             return new_state, Reasons(total, {}, {})
 
@@ -342,12 +342,6 @@ def _updated(
                     "functools.partial(tx.update, NAME=...))`."
                 ) from error
             raise
-
-
-def _difference(new: Array, old: Array) -> Array:
-    """In a precision in which it is exact, or next to it."""
-    wide = jnp.promote_types(old.dtype, jnp.float32)
-    return (new.astype(wide) - old.astype(wide)).astype(old.dtype)
 
 
 def _directions(updates: Params, params: Params) -> Params:
