@@ -153,8 +153,13 @@ def measure_steps(config: Config) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     update: Any = texts(config, base, config.batch_size, rng)
     if config.part == "dpo":
-        update = {"chosen": update, "rejected": texts(config, base, 4, rng)}
-        update = add_reference(apply_fn, base.params, update, batch_size=4)
+        update = {
+            "chosen": update,
+            "rejected": texts(config, base, config.batch_size, rng),
+        }
+        update = add_reference(
+            apply_fn, base.params, update, batch_size=config.batch_size
+        )
     probe = texts(config, base, config.probes, rng)
     state = init(base.params)
     planned = peak_bytes(step, state, update, probe)

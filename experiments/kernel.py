@@ -16,7 +16,7 @@ sums to the prediction.
 
     python experiments/kernel.py --out runs/kernel            (toy world)
     python experiments/kernel.py --model runs/pipeline/sft --out runs/kernel-sft
-    python experiments/kernel.py --init runs/hh --update-prompt "Who?" \
+    python experiments/kernel.py --model runs/hh --update-prompt "Who?" \
         --update-text "I." --probe-prompt "Who?" --probe-text "You."
 """
 
