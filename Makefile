@@ -54,7 +54,7 @@ test-exhaustive: install
 
 # Executes the notebooks in full and renews the figure of each (31 min, busy CPU).
 notebooks: install
-	$(RUN) experiments/notebook_run.py
+	$(RUN) -m experiments.notebooks.run
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,8 @@
 """Strict JAX for every test: float64, no silent rank promotion, derandomised draws."""
 
+import importlib
 import os
+import pkgutil
 
 import hypothesis
 import jax
@@ -19,6 +21,9 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Import ldjax once, type-checked, before doctests import its files one by one."""
+    """Import ldjax, type-checked, before doctests import its files one by one."""
     del session
-    import ldjax  # noqa: F401
+    import ldjax
+
+    for module in pkgutil.walk_packages(ldjax.__path__, "ldjax."):
+        importlib.import_module(module.name)

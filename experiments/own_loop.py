@@ -5,16 +5,15 @@ python experiments/own_loop.py --out runs/own_loop     (ends with a page)
 
 from pathlib import Path
 
-import command
 import jax
 import optax
 import tyro
 from flax import nnx
 
-from ldjax import Recorder, losses
-from ldjax.batching import Example, to_sequences
-from ldjax.probes import Probe
+from ldjax import Recorder, command, losses
+from ldjax.data.batches import Example, to_sequences
 from ldjax.report import write_page
+from ldjax.watch.probes import Probe
 
 # A probe's name and two answers: the chosen one, which is trained, and the rejected.
 TRAIN = {"train/2+3=": "56", "train/4+1=": "53", "train/3+3=": "65", "train/1+2=": "36"}

@@ -11,38 +11,54 @@ really move, by how much does first-order theory say it should have, and why::
 * `preconditioner`: the diagonal `P` of a step, for the kernel `J P J^T`.
 * `jacobian`, `LinearMap`: what they are made of.
 * `Sequences`, `losses`: what is trained on and scored.
-* `sharding`: all of this on several devices.
 * `Recorder`: probes in a loop of your own, for the report page.
 
-Submodules that need more than JAX and optax (`models`, `data`, `linen`, `report`,
-`runs`) are imported when they are first used.
+The packages, from the ground up: `equation`, `losses`, `linen`, `ntk`, `data`, `runs`,
+`models`, `theory`, `watch`, `report`, `finetune`, `studies`. Names and packages are
+imported when they are first used.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ldjax import losses, sharding
-from ldjax.decompose import StepDecomposition, decompose
-from ldjax.dynamics import (
-    PendingState,
-    StepComparison,
-    StepState,
-    make_pending_step,
-    make_step,
-)
-from ldjax.linear_map import DenseMap, FunctionMap, LinearMap, jacobian
-from ldjax.log_probs import (
-    AdvantagedSequences,
-    ReferencedSequences,
-    Sequences,
-    adaptation_matrix,
-    log_softmax,
-    sequence_log_probs,
-    token_log_probs,
-)
-from ldjax.ntk import empirical_ntk
-from ldjax.preconditioner import preconditioner
-from ldjax.recorder import Recorder
+if TYPE_CHECKING:
+    from ldjax import (
+        data,
+        equation,
+        finetune,
+        linen,
+        losses,
+        models,
+        ntk,
+        report,
+        runs,
+        studies,
+        theory,
+        watch,
+    )
+    from ldjax.equation import (
+        AdvantagedSequences,
+        DenseMap,
+        FunctionMap,
+        LinearMap,
+        PendingState,
+        ReferencedSequences,
+        Sequences,
+        StepComparison,
+        StepDecomposition,
+        StepState,
+        adaptation_matrix,
+        decompose,
+        jacobian,
+        log_softmax,
+        make_pending_step,
+        make_step,
+        preconditioner,
+        sequence_log_probs,
+        token_log_probs,
+    )
+    from ldjax.ntk import empirical_ntk
+    from ldjax.watch.recorder import Recorder
 
 __all__ = [
     "AdvantagedSequences",
@@ -57,23 +73,55 @@ __all__ = [
     "StepDecomposition",
     "StepState",
     "adaptation_matrix",
+    "data",
     "decompose",
     "empirical_ntk",
+    "equation",
+    "finetune",
     "jacobian",
+    "linen",
     "log_softmax",
     "losses",
     "make_pending_step",
     "make_step",
+    "models",
+    "ntk",
     "preconditioner",
+    "report",
+    "runs",
     "sequence_log_probs",
-    "sharding",
+    "studies",
+    "theory",
     "token_log_probs",
+    "watch",
 ]
 
-_LAZY_SUBMODULES = ("data", "linen", "models", "report", "runs")
+_PACKAGES = {
+    "data",
+    "equation",
+    "finetune",
+    "linen",
+    "losses",
+    "models",
+    "ntk",
+    "report",
+    "runs",
+    "studies",
+    "theory",
+    "watch",
+}
+_HOMES = {"empirical_ntk": "ldjax.ntk", "Recorder": "ldjax.watch.recorder"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY_SUBMODULES:
+    if name in _PACKAGES:
         return importlib.import_module(f"ldjax.{name}")
+    if name in __all__:
+        home = importlib.import_module(_HOMES.get(name, "ldjax.equation"))
+        globals()[name] = getattr(home, name)
+        return globals()[name]
     raise AttributeError(f"module 'ldjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ldjax.log_probs import (
+from ldjax.equation.log_probs import (
     AdvantagedSequences,
     ReferencedSequences,
     Sequences,

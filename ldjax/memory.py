@@ -1,8 +1,5 @@
 """How much memory there is, what a call takes, and the refusal of what cannot fit."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 
 # `2e9` is how people write two gigabytes.
@@ -13,7 +10,6 @@ __all__ = [
     "default_limit",
     "free_bytes",
     "human_bytes",
-    "peak_bytes",
     "refuse_above",
 ]
 
@@ -45,25 +41,6 @@ def default_limit() -> int:
       True
     """
     return int(_FRACTION * free_bytes())
-
-
-def peak_bytes(fn: Callable[..., Any], *args: Any) -> int:
-    """Bytes that temporaries and results of a call take at most.
-
-    Read off its jaxpr by the rules of `ldjax.ntk.plan`; nothing is compiled or
-    allocated. Arguments exist before and are not counted.
-
-    Args:
-      fn: A function that JAX can trace.
-      *args: Pytrees of arrays or of `jax.ShapeDtypeStruct`; only shapes are read.
-
-    Examples:
-      >>> peak_bytes(lambda x: x @ x, jax.ShapeDtypeStruct((10, 10), "float32"))
-      400
-    """
-    from ldjax.ntk._cost import estimate  # which imports this module
-
-    return estimate(fn, *args).peak_bytes
 
 
 def refuse_above(

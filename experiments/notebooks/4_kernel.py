@@ -22,65 +22,25 @@
 # little base model.
 
 # %% [markdown]
-# **Setup.** Inside a copy of the repository with ldjax installed, the next cell only
-# prints what it finds. Elsewhere, such as on Colab, it installs ldjax first (a minute
-# or two): upload an archive of the repository beside this notebook and name it in
-# `SOURCE`, or write the address of the git repository there. TPU, GPU and CPU run the
+# **Setup.** The next cell installs ldjax where it is missing. TPU, GPU and CPU run the
 # same cells; on Colab choose one by *Runtime > Change runtime type*.
 
 # %%
-SOURCE = "ldjax.zip"
+# A wheel's path, or git+ and the address of a repository, does as well as the name.
+# %pip install -q --disable-pip-version-check ldjax
 
-import importlib
+# %%
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-
-def find() -> Path | None:
-    """The folder `experiments`, around this notebook or in what was fetched."""
-    around = (place / "experiments" for place in (Path.cwd(), *Path.cwd().parents))
-    places = (*around, *Path("ldjax-source").rglob("experiments"))
-    return next((p for p in places if (p / "notebook_start.py").is_file()), None)
-
-
-def fetch(source: str) -> Path:
-    """Unpack an archive, or clone a git repository."""
-    if Path(source).is_file():
-        shutil.unpack_archive(source, "ldjax-source")
-    elif "://" in source or "@" in source:
-        command = ["git", "clone", "--depth=1", source, "ldjax-source"]
-        subprocess.run(command, check=True)
-    else:
-        sys.exit(f"There is no {source} here: upload an archive, or set SOURCE.")
-    return find() or sys.exit(f"{source} is no copy of the repository of ldjax.")
-
-
-def install(folder: Path) -> None:
-    """By uv, which leaves out TensorFlow (a dependency's; nothing here uses it)."""
-    python = sys.executable
-    subprocess.run([python, "-m", "pip", "install", "-q", "uv"], check=True)
-    install = [python, "-m", "uv", "pip", "install", "-q", "--python", python]
-    overrides = ["--override", folder / "uv-overrides.txt"]
-    subprocess.run([*install, *overrides, folder], check=True)
-    importlib.invalidate_caches()
-
-
-EXPERIMENTS = find() or fetch(SOURCE)
-sys.path.insert(0, str(EXPERIMENTS))
 SMOKE = os.environ.get("LDJAX_SMOKE") == "1"  # everything tiny, as the tests run it
-RUNS = Path(os.environ.get("LDJAX_RUNS", EXPERIMENTS.parent / "runs"))
+RUNS = Path(os.environ.get("LDJAX_RUNS", "runs"))
 # Compiled functions are kept: a second run starts sooner.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(RUNS / "cache" / "compiled"))
-try:
-    importlib.import_module("ldjax")
-except ImportError:
-    install(EXPERIMENTS.parent)
 
 import jax
-from notebook_start import describe, show
+
+from ldjax.studies.look import describe, show
 
 # TPUs and recent GPUs multiply float32 matrices in a shorter format unless they are
 # told not to. One step moves a log-probability by a thousandth of a nat or less, which
@@ -111,10 +71,9 @@ UPDATE = (
     "; sounds cruel harps ; calls on loud poets ; dines on smooth beans ."
 )
 
-import kernel
-
-from ldjax.data.world import make_world
-from ldjax.runs import open_run
+from ldjax.data.world.world import make_world
+from ldjax.runs.folder import open_run
+from ldjax.studies.kernel import study as kernel
 
 print("some words of the toy language:", *make_world("demo", seed=0).words[6::9])
 

@@ -1,8 +1,8 @@
 """Data for the experiments; every loader imports what it needs when it is called."""
 
-from ldjax.data.digits import load_digits
-from ldjax.data.images import Images, as_sequences, split_indices
-from ldjax.data.mnist import load_mnist, read_idx
+from ldjax.data.images.digits import load_digits
+from ldjax.data.images.images import Images, as_sequences, split_indices
+from ldjax.data.images.mnist import load_mnist, read_idx
 from ldjax.data.preferences import read_preferences, write_preferences
 
 __all__ = [

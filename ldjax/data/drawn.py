@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ldjax.data._tokenizer import Tokenizer
+from ldjax.data.tokenizer import Tokenizer
 
 __all__ = ["DrawnText"]
 

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ldjax.data._preference_formats import (
+from ldjax.data.preference_formats import (
     RESPONSE_TYPES,
     TURN_MARKERS,
     Parsed,
     in_order,
     parse,
 )
-from ldjax.files import json_object, read_lines, whole_file
+from ldjax.files.whole import json_object, read_lines, whole_file
 
 __all__ = [
     "RESPONSE_TYPES",

@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ldjax.batching import Example, truncate_examples
-from ldjax.data._preference_formats import RESPONSE_TYPES, in_order
+from ldjax.data.batches import Example, truncate_examples
 from ldjax.data.drawn import DrawnText
+from ldjax.data.preference_formats import RESPONSE_TYPES, in_order
 from ldjax.data.preferences import PreferenceRow
 from ldjax.data.tokenizers import Tokenizer
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from ldjax.files import decode_line, json_object, read_lines, text_field
-from ldjax.log_probs import Sequences
+from ldjax.equation.log_probs import Sequences
+from ldjax.files.whole import decode_line, json_object, read_lines, text_field
 
 __all__ = ["pack_documents", "read_documents", "split_documents"]
 

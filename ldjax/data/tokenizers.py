@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldjax.data._tokenizer import FIELDS, SpecialTokens, Tokenizer, check_text
-from ldjax.files import read_json_object
+from ldjax.data.tokenizer import FIELDS, SpecialTokens, Tokenizer, check_text
+from ldjax.files.whole import read_json_object
 
 if TYPE_CHECKING:
     import tokenizers

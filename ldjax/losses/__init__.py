@@ -8,8 +8,8 @@ log-prob is 0, as a sum and as a mean, it gets no gradient, and the mean over th
 counts it, so rows that only fill up a batch make its gradient smaller.
 """
 
-from ldjax.losses._pairs import log_ratio_margin, log_ratios
 from ldjax.losses.likelihood import gradient_ascent, sft, unlikelihood
+from ldjax.losses.pairs import log_ratio_margin, log_ratios
 from ldjax.losses.policy_gradient import grpo, reinforce
 from ldjax.losses.preference import dpo, gated_dpo, hinge, ipo, kto, rpo, sppo
 from ldjax.losses.reference_free import orpo, simpo, slic

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldjax.log_probs import Sequences, sequence_log_probs, token_log_odds
+from ldjax.equation.log_probs import Sequences, sequence_log_probs, token_log_odds
 
 __all__ = ["gradient_ascent", "sft", "unlikelihood"]
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldjax.log_probs import AdvantagedSequences, token_log_probs
-from ldjax.losses._pairs import per_token
+from ldjax.equation.log_probs import AdvantagedSequences, token_log_probs
+from ldjax.losses.pairs import per_token
 
 __all__ = ["grpo", "reinforce"]
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldjax.losses._pairs import (
+from ldjax.losses.pairs import (
     Pair,
     PairLogits,
     PairLoss,

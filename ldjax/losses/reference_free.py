@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ldjax.log_probs import token_log_odds
-from ldjax.losses._pairs import (
+from ldjax.equation.log_probs import token_log_odds
+from ldjax.losses.pairs import (
     SIDES,
     Pair,
     PairLogits,

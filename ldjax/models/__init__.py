@@ -4,21 +4,21 @@
 adapters (LoRA).
 """
 
-from ldjax.models.adapters import add_adapters, merge_adapters, save_adapters
-from ldjax.models.lenet import LeNet
-from ldjax.models.low_rank import LowRank, is_adapter
-from ldjax.models.mlp import MLP
-from ldjax.models.presets import PRESETS, preset
-from ldjax.models.pretrained import Pretrained, load, save
-from ldjax.models.rotary import RotaryScaling
-from ldjax.models.transformer import Transformer
-from ldjax.models.transformer_config import (
+from ldjax.models.decoder.config import (
     TransformerConfig,
     gpt2_config,
     llama_config,
     neox_config,
     qwen2_config,
 )
+from ldjax.models.decoder.low_rank import LowRank, is_adapter
+from ldjax.models.decoder.presets import PRESETS, preset
+from ldjax.models.decoder.rotary import RotaryScaling
+from ldjax.models.decoder.transformer import Transformer
+from ldjax.models.images.lenet import LeNet
+from ldjax.models.images.mlp import MLP
+from ldjax.models.lora import add_adapters, merge_adapters, save_adapters
+from ldjax.models.pretrained import Pretrained, load, save
 
 __all__ = [
     "MLP",

@@ -11,8 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from ldjax.data.tokenizers import Tokenizer, load_tokenizer
-from ldjax.files import whole_folder
-from ldjax.models.hub.adapters import AdapterFolder, is_adapter_folder
+from ldjax.equation.partition import merge
+from ldjax.files.whole import whole_folder
+from ldjax.models.decoder.config import FloatName, TransformerConfig
+from ldjax.models.decoder.low_rank import LowRank
+from ldjax.models.decoder.transformer import Transformer
 from ldjax.models.hub.agreement import refuse_contradictions
 from ldjax.models.hub.config import read_config, to_hub
 from ldjax.models.hub.files import (
@@ -22,12 +25,9 @@ from ldjax.models.hub.files import (
     write_tensors,
 )
 from ldjax.models.hub.parameters import abstract_params, packed, read_params
+from ldjax.models.hub.peft import AdapterFolder, is_adapter_folder
 from ldjax.models.hub.settings import Settings
 from ldjax.models.hub.tensors import nested
-from ldjax.models.low_rank import LowRank
-from ldjax.models.transformer import Transformer
-from ldjax.models.transformer_config import FloatName, TransformerConfig
-from ldjax.partition import merge
 
 __all__ = ["Pretrained", "is_run", "load", "save", "with_adapters"]
 
@@ -221,8 +221,8 @@ def is_run(folder: Path) -> bool:
 
 def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrained:
     # Orbax, which reads checkpoints, takes a second to import.
-    from ldjax.checkpoints import Checkpoints
-    from ldjax.runs import open_run
+    from ldjax.runs.checkpoints import Checkpoints
+    from ldjax.runs.folder import open_run
 
     settings = open_run(path).config["settings"]
     is_read = isinstance(settings, dict) and "num_steps" in settings

@@ -1,7 +1,7 @@
 """The empirical neural tangent kernel in its representations.
 
 The kernels of Linen modules (`FactoredMap`, `StructuredMap` and what they return) are
-in `ldjax.ntk.linen`, which is imported when one is first made.
+in `ldjax.ntk.layers`, which is imported when one is first made.
 """
 
 from ldjax.ntk.empirical import by_group, empirical_ntk

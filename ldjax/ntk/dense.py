@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from ldjax._spaces import size_of
-from ldjax.linear_map import DenseMap
-from ldjax.ntk._neural_tangents import load_neural_tangents
+from ldjax.equation.linear_map import DenseMap
+from ldjax.equation.spaces import size_of
+from ldjax.ntk.neural_tangents import load_neural_tangents
 
 __all__ = ["dense_ntk"]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ldjax import memory
-from ldjax.linear_map import LinearMap
+from ldjax.equation.linear_map import LinearMap
 from ldjax.ntk.lazy import lazy_ntk
 from ldjax.ntk.methods import LogitsFn, make_kernel
 from ldjax.ntk.plan import METHODS, Plan, plan
@@ -52,7 +52,7 @@ def empirical_ntk(
       inputs and outputs; nothing has the size of the parameters.
     * `"factored"`: for Linen models with a linear head, low rank plus a multiple of
       the identity; the one for large vocabularies. Has `block_summary`, `entries`,
-      `singular_values`, `predict` and `save` besides (`ldjax.ntk.linen.FactoredMap`).
+      `singular_values`, `predict` and `save` besides (`ldjax.ntk.layers.FactoredMap`).
     * `"lazy"`: the product of Jacobians, for any function; applies fast, and forms
       its entries column by column.
     * `"jacobian"`: neural-tangents' Jacobian contraction; fast for few parameters,
@@ -84,7 +84,7 @@ def empirical_ntk(
       preconditioner: The diagonal `P` of :math:`K_P = J_o P J_u^\top`, a pytree like
         `params` (`ldjax.preconditioner` makes it); by default the identity.
       contraction: Of the structured kernel: `"operator"`, `"gram"` or `"instantiated"`
-        force one (see `ldjax.ntk.linen.StructuredMap`).
+        force one (see `ldjax.ntk.layers.StructuredMap`).
 
     Returns:
       A `LinearMap` from the update's logits to the probe's.

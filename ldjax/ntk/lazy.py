@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ldjax.linear_map import LinearMap, jacobian
+from ldjax.equation.linear_map import LinearMap, jacobian
 from ldjax.ntk.subset import Weights
 
 __all__ = ["LogitsFn", "lazy_ntk"]

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from ldjax import memory
-from ldjax.linear_map import LinearMap
+from ldjax.equation.linear_map import LinearMap
 from ldjax.ntk.dense import dense_ntk
 from ldjax.ntk.lazy import LogitsFn, lazy_ntk
 from ldjax.ntk.subset import Weights
@@ -54,8 +54,8 @@ def make_kernel(
             method=method,
         )
     # Only here does Flax enter.
-    from ldjax.ntk.linen.factored import LinenFactoredMap
-    from ldjax.ntk.linen.structured import StructuredMap
+    from ldjax.ntk.layers.factored import LinenFactoredMap
+    from ldjax.ntk.layers.structured import StructuredMap
 
     arguments: Any = probe_fn, update_fn, params, weights
     if method == "factored":

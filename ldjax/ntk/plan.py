@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 
-from ldjax._spaces import dtype_of, struct_of
-from ldjax.ntk._cost import cost_of
-from ldjax.ntk._rates import machine_rates
+from ldjax.equation.spaces import dtype_of, struct_of
+from ldjax.ntk.cost.estimate import cost_of
+from ldjax.ntk.cost.rates import machine_rates
 from ldjax.ntk.methods import LogitsFn, Method, make_kernel
 from ldjax.ntk.subset import make_weights
 

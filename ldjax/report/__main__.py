@@ -5,31 +5,37 @@ every watched response, signatures, settings. Several runs are laid over each ot
 are the stages of a pipeline, whose folder stands for them.
 """
 
+import functools
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from ldjax import command
 from ldjax.report.page import write_page
-from ldjax.runs import Run, open_run
+from ldjax.runs.folder import Run, open_run
 
 
-def main(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> int:
-    """Write a self-contained HTML page about runs.
+@dataclass(frozen=True)
+class Config:
+    """Write a self-contained HTML page about runs."""
 
-    Args:
-      runs: Run folders, the main one first; that of a pipeline stands for its stages.
-      out: File to write; by default report.html in the first folder.
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, the main one first; that of a pipeline stands for its stages."""
+    out: Path | None = None
+    """File to write; by default report.html in the first folder."""
 
-    Returns:
-      The exit status.
-    """
+
+def main(config: Config) -> int:
+    """Write the page; the exit status."""
     try:
-        if not runs:
+        if not config.runs:
             raise ValueError("name at least one run folder")
-        folders = [folder.expanduser() for folder in runs]
+        folders = [folder.expanduser() for folder in config.runs]
         opened = [run for folder in folders for run in _with_metrics(folder)]
-        path = write_page(opened, (out or folders[0] / "report.html").expanduser())
+        out = config.out or folders[0] / "report.html"
+        path = write_page(opened, out.expanduser())
     except (OSError, ValueError, MemoryError) as mistake:
         sys.exit(f"ldjax.report: {' '.join(str(mistake).split())}")
     except KeyboardInterrupt:
@@ -49,5 +55,7 @@ def _with_metrics(folder: Path) -> list[Run]:
     return [open_run(path) for path in sorted(stages, key=begun)]
 
 
+parse = functools.partial(command.parse, Config, __doc__)
+
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m ldjax.report"))
+    sys.exit(main(parse(called="python -m ldjax.report")))

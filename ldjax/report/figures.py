@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 
-from ldjax.files import whole_file
+from ldjax.files.whole import whole_file
 
 __all__ = ["COLORS", "figure", "heat_map", "paired_bars", "scatter"]
 

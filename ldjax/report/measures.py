@@ -76,7 +76,7 @@ def change_curves(
       Curves over the training examples seen, of the types that were observed.
 
     Examples:
-      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> from ldjax.runs.folder import METRIC_COLUMNS
       >>> rows = [(s, 4 * s, "train/0", "chosen", "log_prob", -9.0 + s) for s in (0, 1)]
       >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
       >>> change_curves(metrics, "log_prob", "train")["chosen"].y.tolist()
@@ -101,7 +101,7 @@ def accumulated_curves(metrics: pl.DataFrame, quantity: str) -> dict[str, Curve]
       Curves over the updates done, from 0 before the first.
 
     Examples:
-      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> from ldjax.runs.folder import METRIC_COLUMNS
       >>> rows = [(s, s, "tracked/0", "chosen", "measured", 0.5) for s in (0, 1)]
       >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
       >>> accumulated_curves(metrics, "measured")["chosen"].y.tolist()
@@ -139,7 +139,7 @@ def remainder_ratio(
       A curve over the updates, without those at which nothing moved.
 
     Examples:
-      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> from ldjax.runs.folder import METRIC_COLUMNS
       >>> numbers = {"measured": 2.0, "predicted": 1.5, "floor": 1e-6}
       >>> rows = [(0, 0, "tracked/0", "chosen", k, v) for k, v in numbers.items()]
       >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
@@ -170,7 +170,7 @@ def tracked_steps(metrics: pl.DataFrame) -> pl.DataFrame:
       recorded, and `remainder`, which is measured - predicted; in nats.
 
     Examples:
-      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> from ldjax.runs.folder import METRIC_COLUMNS
       >>> rows = [(0, 0, "tracked/0", "chosen", "measured", 0.5)]
       >>> rows.append((0, 0, "tracked/0", "chosen", "predicted", 0.375))
       >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
@@ -206,7 +206,7 @@ def final_parts(metrics: pl.DataFrame) -> dict[str, dict[str, float]]:
     """The accumulated change at the end of training by part, then by response type.
 
     Examples:
-      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> from ldjax.runs.folder import METRIC_COLUMNS
       >>> rows = [(0, 0, "tracked/0", "chosen", "part:update", 0.5)]
       >>> final_parts(pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row"))
       {'part:update': {'chosen': 0.5}}

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from ldjax.files import whole_file
-from ldjax.report.data import constants, run_data
+from ldjax.files.whole import whole_file
+from ldjax.report.content import constants, run_data
 from ldjax.report.packing import compressed
-from ldjax.runs import Run
+from ldjax.runs.folder import Run
 
 __all__ = ["page", "write_page"]
 
@@ -43,7 +43,7 @@ def write_page(runs: Sequence[Run], out: Path | None = None) -> Path:
 
     Examples:
       >>> import tempfile
-      >>> from ldjax.runs import create_run
+      >>> from ldjax.runs.folder import create_run
       >>> run = create_run(Path(tempfile.mkdtemp()) / "mine", {})
       >>> run.write_metrics([(0, 0, "train/0", "chosen", "log_prob", -9.0)])
       >>> write_page([run]).name
@@ -64,7 +64,7 @@ def page(runs: Sequence[Run]) -> str:
 
     Examples:
       >>> import tempfile
-      >>> from ldjax.runs import create_run
+      >>> from ldjax.runs.folder import create_run
       >>> run = create_run(Path(tempfile.mkdtemp()) / "<b>", {})
       >>> run.write_metrics([(0, 0, "train/0", "chosen", "log_prob", -9.0)])
       >>> "<title>&lt;b&gt;" in page([run])

@@ -113,7 +113,7 @@ def what_happened(
       One sentence for each set of prompts and thing of interest.
 
     Examples:
-      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> from ldjax.runs.folder import METRIC_COLUMNS
       >>> rows = [(s, s, "train/0", "chosen", "log_prob", 3.0 * s) for s in (0, 1)]
       >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
       >>> what_happened(metrics, {})
@@ -131,7 +131,7 @@ def change_lines(metrics: pl.DataFrame, probe_set: str) -> dict[str, Any]:
     """Curves by type, with `margin` and `greedy` where they were observed.
 
     Examples:
-      >>> from ldjax.runs import METRIC_COLUMNS
+      >>> from ldjax.runs.folder import METRIC_COLUMNS
       >>> rows = [(0, 0, "train/0", k, "log_prob", 1.0) for k in ("chosen", "rejected")]
       >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
       >>> list(change_lines(metrics, "train"))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ldjax.batching import Example
+from ldjax.data.batches import Example
 from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow, read_preferences
 from ldjax.data.responses import (
     count_cuts,

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldjax.data.tokenizers import train_word_level
-from ldjax.data.world import SHARES, make_world
-from ldjax.data.world_judge import judge, read_statements
-from ldjax.data.world_words import (
+from ldjax.data.world.judge import judge, read_statements
+from ldjax.data.world.words import (
     ATTRIBUTES,
     CONNECTIVES,
     FIRST_NAMES,
@@ -27,6 +26,7 @@ from ldjax.data.world_words import (
     SCENES,
     TOPICS,
 )
+from ldjax.data.world.world import SHARES, make_world
 
 NUM_DOCUMENTS = 4000
 TYPES = (

@@ -9,14 +9,12 @@ import ast
 import base64
 import importlib
 import json
-import shutil
-import subprocess
-from pathlib import Path
+import re
 
 import pytest
-from scripts import EXPERIMENTS, run_script
+from shell.scripts import EXPERIMENTS, run_script
 
-SOURCES = sorted((EXPERIMENTS / "notebooks").glob("*.py"))
+SOURCES = sorted((EXPERIMENTS / "notebooks").glob("[0-9]*.py"))
 NAMES = [path.stem for path in SOURCES]
 HIDDEN = """
 import sys
@@ -86,71 +84,10 @@ def test_functions_are_short_and_say_what_they_do(path):
             assert ast.get_docstring(node), node.name
 
 
-def test_all_begin_with_the_same_cell():
-    assert len({setup_cell(path) for path in SOURCES}) == 1
-
-
-# The first cell where there is no checkout
-
-
-@pytest.fixture
-def setup(tmp_path, monkeypatch):
-    """The functions of the first cell, in a folder that is nobody's checkout."""
-    monkeypatch.chdir(tmp_path)
-    tree = ast.parse(setup_cell(SOURCES[0]))
-    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef)
-    before = next(i for i, n in enumerate(tree.body) if isinstance(n, ast.FunctionDef))
-    tree.body = [
-        node
-        for i, node in enumerate(tree.body)
-        if isinstance(node, ast.FunctionDef) or (i < before and isinstance(node, kept))
-    ]
-    names = {}
-    exec(compile(tree, "setup", "exec"), names)
-    return names
-
-
-def archive(folder, *, name):
-    """An archive of what `find` looks for, in a folder of its own as git makes them."""
-    source = folder / "packed" / "ldjax-main" / "experiments"
-    source.mkdir(parents=True)
-    (source / "notebook_start.py").write_text("")
-    shutil.make_archive(str(folder / "ldjax"), name, folder / "packed")
-    shutil.rmtree(folder / "packed")
-
-
-@pytest.mark.parametrize(("name", "suffix"), [("zip", "zip"), ("gztar", "tar.gz")])
-def test_an_archive_is_unpacked_once(setup, tmp_path, name, suffix):
-    archive(tmp_path, name=name)
-    assert setup["find"]() is None
-    fetched = setup["fetch"](f"ldjax.{suffix}")
-    assert fetched == Path("ldjax-source/ldjax-main/experiments")
-    assert setup["find"]() == fetched
-
-
-def test_a_git_repository_is_cloned(setup, tmp_path):
-    origin = tmp_path / "origin"
-    (origin / "experiments").mkdir(parents=True)
-    (origin / "experiments" / "notebook_start.py").write_text("")
-    for command in ("init --quiet", "add .", "commit --quiet --message=first"):
-        git = ["git", "-c", "user.name=me", "-c", "user.email=me", *command.split()]
-        subprocess.run(git, cwd=origin, check=True)
-    origin.rename(tmp_path / "moved")  # not what `find` finds
-    assert setup["fetch"](f"file://{tmp_path}/moved").name == "experiments"
-
-
-def test_what_is_not_there_is_one_clear_line(setup, tmp_path):
-    with pytest.raises(SystemExit, match=r"There is no ldjax\.zip here: upload"):
-        setup["fetch"]("ldjax.zip")
-    (tmp_path / "other").mkdir()
-    shutil.make_archive("other", "zip", "other")
-    with pytest.raises(SystemExit, match=r"other\.zip is no copy of the repository"):
-        setup["fetch"]("other.zip")
-
-
-def test_the_checkout_around_a_notebook_is_found(setup, monkeypatch):
-    monkeypatch.chdir(EXPERIMENTS / "notebooks")
-    assert setup["find"]() == EXPERIMENTS
+def test_the_first_cell_installs_and_does_nothing_else():
+    (setup,) = {setup_cell(path) for path in SOURCES}
+    (command,) = [line for line in setup.splitlines() if not line.startswith("# ")]
+    assert re.fullmatch(r"%pip install [\w -]*ldjax", command)
 
 
 # Executed
@@ -158,7 +95,9 @@ def test_the_checkout_around_a_notebook_is_found(setup, monkeypatch):
 
 def execute(*names, out, **settings):
     """In fresh kernels at tiny size; what each cell said, by notebook."""
-    result = run_script("notebook_run.py", *names, "--smoke", "--out", out, **settings)
+    result = run_script(
+        "experiments.notebooks.run", *names, "--smoke", "--out", out, **settings
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return {name: said(out / f"{name}.ipynb") for name in names}
 
@@ -213,8 +152,6 @@ def test_all_run_from_a_clean_kernel(tmp_path):
     ],
 )
 def test_a_mistake_is_one_clear_line(settings, message):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXPERIMENTS))
-        notebook_run = importlib.import_module("notebook_run")
+    notebook_run = importlib.import_module("experiments.notebooks.run")
     with pytest.raises(SystemExit, match=message):
         notebook_run.main(notebook_run.Config(**settings))

@@ -5,9 +5,9 @@ import ast
 import numpy as np
 import polars as pl
 import pytest
-from scripts import EXPERIMENTS, run_script
+from shell.scripts import EXPERIMENTS, run_script
 
-from ldjax.runs import open_run
+from ldjax.runs.folder import open_run
 
 SCRIPT = EXPERIMENTS / "own_loop.py"
 

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from hostile_cases import CASES, kept
-from hostile_world import check, contents, copy, in_process, make_folder
-from scripts import EXPERIMENTS, ROOT, environment
+from hostile.cases import CASES, kept
+from hostile.world import check, contents, copy, in_process, make_folder
+from shell.scripts import ROOT, environment
 
 SERVER = ROOT / "tests" / "hostile_server.py"
 FAST = [case for case in CASES if case.is_fast]
@@ -88,7 +88,7 @@ def test_it_is_refused_in_one_line(case, plain, tmp_path, monkeypatch):
         case.change(folder)
     names = kept(case)
     old = {name: contents(folder / name) for name in names}
-    done = in_process(case, folder, EXPERIMENTS)
+    done = in_process(case)
     check(case, done, folder, old)
 
 

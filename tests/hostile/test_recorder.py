@@ -6,13 +6,13 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hostile_world import contents
+from hostile.world import contents
 
 import ldjax
-import ldjax.locks
-from ldjax.batching import Example
-from ldjax.probes import Probe
-from ldjax.runs import METRIC_COLUMNS, open_run
+import ldjax.files.locks
+from ldjax.data.batches import Example
+from ldjax.runs.folder import METRIC_COLUMNS, open_run
+from ldjax.watch.probes import Probe
 
 VOCAB = 5
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, VOCAB)}
@@ -108,7 +108,7 @@ def test_a_setting_that_cannot_be_written_leaves_the_old_run(tmp_path):
 def test_a_folder_that_another_process_records_in_is_refused(tmp_path):
     hold = (
         "import runpy, sys, time; from pathlib import Path; "
-        f"lock = runpy.run_path({ldjax.locks.__file__!r})['lock_folder']"
+        f"lock = runpy.run_path({ldjax.files.locks.__file__!r})['lock_folder']"
         "(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
     )
     _record(tmp_path / "run", _logits, GOOD)

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import references
-from closeness import assert_close
-from decoders import STYLES, make_decoder, random_tokens
-from kernel_models import compiled
-from references import flat
+from witnesses import references
+from witnesses.closeness import assert_close
+from witnesses.references import flat
+from zoo.decoders import STYLES, make_decoder, random_tokens
+from zoo.kernel_models import compiled
 
 import ldjax
-from ldjax.batching import Example, to_sequences
+from ldjax.data.batches import Example, to_sequences
 from ldjax.models import Pretrained, RotaryScaling, load, save
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from report_runs import HOSTILE, make_run
+from zoo.report_runs import HOSTILE, make_run
 
 from ldjax.report.measures import accumulated_curves, change_curves
 from ldjax.report.page import write_page

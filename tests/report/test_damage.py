@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from report_runs import make_run
+from zoo.report_runs import make_run
 
-from ldjax.report.__main__ import main
-from ldjax.report.data import run_data
-from ldjax.runs import Run, open_run
+from ldjax.report.__main__ import Config, main
+from ldjax.report.content import run_data
+from ldjax.runs.folder import Run, open_run
 
 TEXTS = {"a": "one text", "b": "another"}
 
@@ -90,13 +90,13 @@ def test_without_its_table_nothing_is_shown(run, damage):
     (run.path / "report.html").write_text("the old page")
     DAMAGE[damage](run.path / "metrics.parquet")
     with pytest.raises(SystemExit, match=r"^ldjax\.report: [^\n]*parquet is damaged"):
-        main((run.path,))
+        main(Config((run.path,)))
     assert (run.path / "report.html").read_text() == "the old page"
 
 
 def test_the_command_says_it_and_writes_the_page(run, capsys, caplog):
     (run.path / "token_maps" / "000000.npz").write_bytes(b"")
-    assert main((run.path,)) == 0
+    assert main(Config((run.path,))) == 0
     assert "report.html (" in capsys.readouterr().out
     (said,) = caplog.messages
     assert "000000.npz is damaged, its shares are left out" in said
@@ -104,9 +104,9 @@ def test_the_command_says_it_and_writes_the_page(run, capsys, caplog):
 
 def test_pages_go_where_a_file_can_be(run, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert main((run.path,), out=tmp_path / "new" / "page.html") == 0
+    assert main(Config((run.path,), out=tmp_path / "new" / "page.html")) == 0
     assert open_run(run.path).path == run.path
     with pytest.raises(SystemExit, match=r"^ldjax\.report: .* is a folder: name a fil"):
-        main((run.path,), out=tmp_path)
+        main(Config((run.path,), out=tmp_path))
     with pytest.raises(SystemExit, match=r"page\.html cannot be written: File ex"):
-        main((run.path,), out=run.path / "config.json" / "page.html")
+        main(Config((run.path,), out=run.path / "config.json" / "page.html"))

@@ -10,16 +10,16 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from report_runs import HOSTILE, make_run
+from zoo.report_runs import HOSTILE, make_run
 
 from ldjax.data.tokenizers import load_tokenizer, train_bpe
-from ldjax.report.__main__ import main
-from ldjax.report.data import MOST_POINTS, run_data
+from ldjax.report.__main__ import Config, main
+from ldjax.report.browser import token_texts
+from ldjax.report.content import MOST_POINTS, run_data
 from ldjax.report.measures import accumulated_curves, change_curves
 from ldjax.report.packing import unpacked
 from ldjax.report.page import page
-from ldjax.report.probes import token_texts
-from ldjax.runs import create_run, open_run
+from ldjax.runs.folder import create_run, open_run
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_the_folder_of_a_pipeline_stands_for_its_stages(tmp_path, capsys):
     for name in ("sft", "a_dpo"):  # in this order
         stage = create_run(tmp_path / "pipeline" / name, {})
         stage.write_metrics([(0, 0, "train/0", "chosen", "log_prob", -9.0)])
-    assert main((tmp_path / "pipeline",)) == 0
+    assert main(Config((tmp_path / "pipeline",))) == 0
     text = (tmp_path / "pipeline" / "report.html").read_text(encoding="utf-8")
     assert [run["name"] for run in content_of(text)["runs"]] == ["sft", "a_dpo"]
     capsys.readouterr()
@@ -235,11 +235,11 @@ def test_the_script_makes_text_nodes_only():
 
 def test_the_command_line(run, tmp_path, capsys):
     out = tmp_path / "page.html"
-    assert main((run.path, run.path), out=out) == 0
+    assert main(Config((run.path, run.path), out=out)) == 0
     assert str(out) in capsys.readouterr().out
     assert len(content_of(out.read_text(encoding="utf-8"))["runs"]) == 2
     with pytest.raises(SystemExit, match="not a run folder"):
-        main((tmp_path,))
+        main(Config((tmp_path,)))
     create_run(tmp_path / "begun", {})
     with pytest.raises(SystemExit, match=r"no metrics\.parquet"):
-        main((tmp_path / "begun",))
+        main(Config((tmp_path / "begun",)))

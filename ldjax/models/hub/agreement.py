@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ldjax.models.decoder.config import TransformerConfig
 from ldjax.models.hub.config import Family, family_of
 from ldjax.models.hub.tensors import PREFIXES
-from ldjax.models.transformer_config import TransformerConfig
 
 __all__ = [
     "Contradiction",

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from ldjax.files import read_json_object
-from ldjax.models.hub.settings import Settings
-from ldjax.models.rotary import RotaryScaling
-from ldjax.models.transformer_config import (
+from ldjax.files.whole import read_json_object
+from ldjax.models.decoder.config import (
     MOST_LAYERS,
     TransformerConfig,
     gpt2_config,
     llama_config,
     neox_config,
 )
+from ldjax.models.decoder.rotary import RotaryScaling
+from ldjax.models.hub.settings import Settings
 
 __all__ = [
     "FAMILIES",

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ldjax.files import whole_file
+from ldjax.files.whole import whole_file
 
 __all__ = [
     "TensorFiles",

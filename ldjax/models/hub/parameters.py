@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldjax.models.decoder.config import TransformerConfig
+from ldjax.models.decoder.transformer import Transformer
 from ldjax.models.hub.agreement import (
     block_names,
     contradictions,
@@ -26,8 +28,6 @@ from ldjax.models.hub.tensors import (
     nested,
     rules,
 )
-from ldjax.models.transformer import Transformer
-from ldjax.models.transformer_config import TransformerConfig
 
 __all__ = ["abstract_params", "packed", "read_params"]
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ldjax.models.decoder.config import TransformerConfig
 from ldjax.models.hub.config import Family, family_of
-from ldjax.models.transformer_config import TransformerConfig
 
 __all__ = [
     "HEADS",

@@ -1,0 +1,174 @@
+"""Whether the plan of a finetuning run's memory bounds what the run takes.
+
+A model is drawn, by default in the shapes of SmolLM2-135M, and finetuned by SFT and by
+DPO for two updates, each in a process of its own whose memory is measured.
+
+Claims: the plan is at least what the process took at its highest, and at most 1.6 times
+as much.
+
+    python -m experiments.benchmarks.memory     (~10 min, 20 GB; exit status 1 if not)
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from experiments.benchmarks.model import highest_memory
+from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.tokenizers import train_word_level
+from ldjax.finetune import run as finetune
+from ldjax.finetune import setup as finetune_setup
+from ldjax.finetune.budget import Plan, make_plan, plan_memory
+from ldjax.memory import human_bytes
+from ldjax.models import Pretrained, Transformer, llama_config, save
+
+LOOSEST = 1.6
+LOSSES = ("sft", "dpo")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Planned and measured memory of finetuning a Llama."""
+
+    vocab_size: int = 49152
+    """Tokens of the vocabulary."""
+    num_layers: int = 30
+    """Blocks."""
+    width: int = 576
+    """Features of a token."""
+    num_heads: int = 9
+    """Heads; a third of them have keys and values of their own."""
+    mlp_width: int = 1536
+    """Hidden features of a block's MLP."""
+    length: int = 64
+    """Of prompt and response together, in tokens; a half each."""
+    smoke: bool = False
+    """A small model, of which the process itself takes the most."""
+    part: Literal["", "draw", "sft", "dpo"] = ""
+    """One part, in this process; all of them, in their own, by default."""
+    folder: str = ""
+    """Where the model and the data of a part are."""
+
+    def resolved(self) -> "Config":
+        """At the size of a smoke test if it is one."""
+        if not self.smoke:
+            return self
+        small = {"vocab_size": 4096, "num_layers": 2, "width": 96, "mlp_width": 256}
+        return dataclasses.replace(self, num_heads=3, smoke=False, **small)
+
+
+def main(config: Config) -> int:
+    """Print planned and measured memory; the exit status."""
+    config = config.resolved()
+    folder = Path(config.folder)
+    if config.part == "draw":
+        draw(config, folder)
+    elif config.part:
+        print(json.dumps(measure(folder, config.part)))
+    if config.part:
+        return 0
+    holds = []
+    with tempfile.TemporaryDirectory() as scratch:
+        in_process(config, scratch, "draw")
+        for loss in LOSSES:
+            found = json.loads(in_process(config, scratch, loss))
+            planned, measured = found["planned"], found["measured"]
+            ratio = planned / measured
+            holds.append(1 <= ratio <= LOOSEST)
+            print(
+                f"{'holds' if holds[-1] else 'FAILS'}: {loss}: planned "
+                f"{human_bytes(planned)}, measured {human_bytes(measured)}: "
+                f"{ratio:.2f} times as much (1 to {LOOSEST})",
+                flush=True,
+            )
+    return 0 if all(holds) else 1
+
+
+def in_process(config: Config, folder: str, part: str) -> str:
+    """The last line that a part prints, in a process of its own."""
+    settings = dataclasses.asdict(config) | {"part": part, "folder": folder}
+    arguments = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in settings.items()
+        if name != "smoke"
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmarks.memory", *arguments],
+        check=False,
+        stdout=subprocess.PIPE,
+    )
+    if done.returncode:
+        sys.exit(f"memory: {part} failed, see above")
+    return "".join(done.stdout.decode().splitlines()[-1:])
+
+
+def draw(config: Config, folder: Path) -> None:
+    """Write the model, and rows with a text of every type."""
+    words = [f"word{number}" for number in range(100)]
+    tokenizer = train_word_level([" " + " ".join(words)])
+    model = Transformer(
+        llama_config(
+            vocab_size=config.vocab_size,
+            num_layers=config.num_layers,
+            width=config.width,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_heads // 3,
+            mlp_width=config.mlp_width,
+            tied_head=True,
+        )
+    )
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    save(folder / "model", Pretrained(model, params, model.config, tokenizer))
+    half = config.length // 2 - 1  # with START, and with END
+
+    def text(start: int) -> str:
+        return " ".join(words[(start + i) % len(words)] for i in range(half))
+
+    rows = [
+        {"prompt": text(row)}
+        | {type_: text(7 * (row + i)) for i, type_ in enumerate(RESPONSE_TYPES, 1)}
+        for row in range(8)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(lines)
+
+
+def measure(folder: Path, loss: str) -> dict[str, int]:
+    """Bytes planned and taken."""
+    plans: list[Plan] = []
+
+    def planned(config: Any, base: Any, *, max_length: int, num_tracked: int) -> Plan:
+        plan = plan_memory(config, base, max_length=max_length, num_tracked=num_tracked)
+        if not plan.parts:  # as if memory mattered, which a run goes by
+            plan = make_plan(config, base, plan.probes, max_length, num_tracked)
+        plans.append(plan)
+        return plan
+
+    finetune_setup.plan_memory = planned
+    config = finetune.Config(
+        loss=loss,
+        data=str(folder / "rows.jsonl"),
+        model=str(folder / "model"),
+        out=folder / loss,
+        cache=folder,
+        batch_size=4,
+        epochs=1,
+        probe_prompts=2,
+        tracked=1,
+        evaluations=1,
+    )
+    finetune.main(config)
+    return {"planned": plans[0].total, "measured": highest_memory()}
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))

@@ -1,0 +1,120 @@
+"""What accounting for a step costs (design figure J).
+
+Claim: the immediate form of the instrumented step takes at most 1.10 times a plain step
+plus one forward-mode pass and one forward pass of the probes; the pending form at most
+1.10 times a plain step plus one forward-mode pass. Medians of interleaved repeats, at
+two sizes: probes that cost a fifth of the step, and five times the step. What a split
+into parts adds is reported beside, not bounded. The second step is timed: the first of
+every 64 also measures the rounding noise.
+
+    python -m experiments.benchmarks.step      (~1 min; exit status 1 if a bound fails)
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+
+import ldjax
+from experiments.benchmarks.timing import interleaved_medians
+from ldjax import command
+from ldjax.models import LeNet
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Cost of the instrumented step relative to what it cannot do without."""
+
+    batch_size: int = 128
+    """Images in the update."""
+    repeats: int = 30
+    """Interleaved timings of each function."""
+    bound: float = 1.10
+    """Largest allowed ratio."""
+
+
+@command.experiment
+def main(config: Config) -> int:
+    """Print the table; the exit status."""
+    # A step is about three forward passes of the update; an observation (forward-mode
+    # pass and forward pass) about three of the probes.
+    sizes = {"0.2 x": config.batch_size // 5, "5 x": 5 * config.batch_size}
+    print("| probes cost | form | ms | yardstick, ms | ratio | bound |")
+    print("|---|---|---|---|---|---|")
+    holds = True
+    for name, num_probes in sizes.items():
+        for form, ms, yardstick, bound in measure(config, num_probes):
+            ratio = ms / yardstick
+            print(f"| {name} the step | {form} | {ms:.2f} | {yardstick:.2f} | ", end="")
+            print(f"{ratio:.3f} | {bound if bound else '-'} |", flush=True)
+            holds = holds and (bound is None or ratio <= bound)
+    print("holds" if holds else "FAILS: a ratio is above its bound")
+    return 0 if holds else 1
+
+
+def measure(
+    config: Config, num_probes: int
+) -> list[tuple[str, float, float, float | None]]:
+    """`(form, ms, yardstick in ms, bound)` for each form of the step."""
+    apply_fn, optimizer = ldjax.linen.apply_fn(LeNet()), optax.adam(1e-3)
+    update, probe = random_images(config.batch_size), random_images(num_probes)
+    params = LeNet().init(jax.random.key(0), update.tokens)["params"]
+
+    def loss_fn(params: Any) -> jax.Array:
+        return ldjax.losses.sft(apply_fn(params, update), update)
+
+    def log_probs(params: Any) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return ldjax.log_softmax(apply_fn(params, probe))
+
+    @jax.jit
+    def plain_step(params: Any, opt_state: Any) -> Any:
+        loss, gradient = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    forward = jax.jit(log_probs)
+    jvp = jax.jit(lambda params, direction: jax.jvp(log_probs, (params,), (direction,)))
+    forms: dict[str, Callable[[], Any]] = {
+        "plain": lambda: plain_step(params, opt_state),
+        "jvp": lambda: jvp(params, params),
+        "forward": lambda: forward(params),
+    }
+    opt_state = optimizer.init(params)
+    for parts, suffix in ((None, ""), ("side", ", with parts")):
+        init, step = ldjax.make_step(apply_fn, ldjax.losses.sft, optimizer, parts=parts)
+        state, _ = step(init(params), update, probe)
+        forms[f"immediate{suffix}"] = lambda step=step, state=state: step(
+            state, update, probe
+        )
+        init, step, _ = ldjax.make_pending_step(
+            apply_fn, ldjax.losses.sft, optimizer, parts=parts
+        )
+        state, _ = step(init(params, update, probe), update)
+        forms[f"pending{suffix}"] = lambda step=step, state=state: step(state, update)
+
+    seconds = interleaved_medians(forms, config.repeats)
+    ms = {name: 1e3 * value for name, value in seconds.items()}
+    with_forward = ms["plain"] + ms["jvp"] + ms["forward"]
+    without = ms["plain"] + ms["jvp"]
+    return [
+        ("immediate", ms["immediate"], with_forward, config.bound),
+        ("pending", ms["pending"], without, config.bound),
+        ("immediate, with parts", ms["immediate, with parts"], with_forward, None),
+        ("pending, with parts", ms["pending, with parts"], without, None),
+    ]
+
+
+def random_images(count: int) -> ldjax.Sequences:
+    """Images of noise: the cost does not depend on what they show."""
+    images = jax.random.uniform(jax.random.key(count), (count, 28, 28))
+    labels = jnp.arange(count)[:, None] % 10
+    return ldjax.Sequences(images, labels, jnp.ones((count, 1), bool))
+
+
+if __name__ == "__main__":
+    command.run(main, tyro.cli(Config))

@@ -1,0 +1,132 @@
+"""What the numbers among a command's options may be, said by the option's name."""
+
+import dataclasses
+import numbers
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+__all__ = [
+    "COUNT",
+    "POSITIVE",
+    "SEED",
+    "SHARE",
+    "SIZE",
+    "Range",
+    "check_numbers",
+    "flag",
+    "wrong_numbers",
+]
+
+#: Steps, examples and tokens are counted in 32 bits.
+_MOST = 2**31 - 1
+#: The smallest and the largest number that float32 holds in full.
+_TINY, _HUGE = 1.2e-38, 3.4e38
+
+
+class Range(NamedTuple):
+    """Which numbers are allowed.
+
+    Attributes:
+      least: The smallest.
+      most: The largest.
+      words: What a number must be, for the message; by default that it is between.
+      also: Numbers outside that are allowed, which stand for something.
+    """
+
+    least: float = -_HUGE
+    most: float = _HUGE
+    words: str = ""
+    also: tuple[float, ...] = ()
+
+    def has(self, number: Any) -> bool:
+        """Whether a number is allowed; NaN never is."""
+        return bool(number in self.also or self.least <= number <= self.most)
+
+    def __str__(self) -> str:
+        return self.words or f"between {self.least:g} and {self.most:g}"
+
+
+#: A number of things, at least one.
+COUNT = Range(1, _MOST, f"at least 1 and at most {_MOST}")
+#: A number of things, or none.
+SIZE = Range(0, _MOST, f"not negative and at most {_MOST}")
+#: What random numbers are drawn from.
+SEED = Range(0, 2**32 - 1, f"not negative and at most {2**32 - 1}")
+#: Of a whole.
+SHARE = Range(0, 1)
+#: A finite number above 0 that float32 does not round to it.
+POSITIVE = Range(_TINY, _HUGE, f"positive: between {_TINY:g} and {_HUGE:g}")
+
+_FINITE = Range(words="finite")
+_WHOLE = Range(-_MOST, _MOST)
+
+
+def flag(name: str) -> str:
+    """The option of a field, as it is written on the command line.
+
+    Examples:
+      >>> flag("batch_size")
+      '--batch-size'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+def wrong_numbers(config: Any, ranges: Mapping[str, Range]) -> list[str]:
+    """What is wrong with the numbers of some settings, a sentence for each option.
+
+    Every number is looked at, those in tuples and dicts too: what `ranges` does not
+    name must be finite, and a whole number fit 32 bits.
+
+    Args:
+      config: A dataclass.
+      ranges: By the name of the field.
+
+    Examples:
+      >>> @dataclasses.dataclass
+      ... class Config:
+      ...     clip: float = float("inf")
+      ...     steps: int = 3
+      >>> wrong_numbers(Config(), {"steps": COUNT})
+      ['--clip must be finite, got inf']
+      >>> wrong_numbers(Config(), {"clip": Range(0, float("inf"))})
+      []
+    """
+    return [
+        f"{flag(name)}{key} must be {allowed}, got {_written(number)}"
+        for name, key, number in _numbers(config)
+        if not (allowed := ranges.get(name, _default(number))).has(number)
+    ]
+
+
+def check_numbers(config: Any, ranges: Mapping[str, Range]) -> None:
+    """Refuse settings with `wrong_numbers`.
+
+    Raises:
+      ValueError: Of one line, which names every option that is wrong.
+    """
+    if wrong := wrong_numbers(config, ranges):
+        raise ValueError("; ".join(wrong))
+
+
+def _numbers(config: Any) -> Iterator[tuple[str, str, Any]]:
+    """Name of the option, key in it (with a space before) and number."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        items = {"": value}
+        if isinstance(value, Mapping):
+            items = {f" {key}": number for key, number in value.items()}
+        elif isinstance(value, tuple):
+            items = dict(enumerate(value))
+        for key, number in items.items():
+            if isinstance(number, numbers.Real) and not isinstance(number, bool):
+                yield field.name, key if isinstance(key, str) else "", number
+
+
+def _default(number: Any) -> Range:
+    return _WHOLE if isinstance(number, numbers.Integral) else _FINITE
+
+
+def _written(number: Any) -> str:
+    """Short, however many digits it has."""
+    text = str(number)
+    return text if len(text) <= 24 else f"a number of {len(text)} digits"

@@ -1,0 +1,164 @@
+"""Log-probs under the reference policy: computed once, and never stale.
+
+A preference loss compares the policy with where it started. The reference log-probs of
+the training pairs are numbers that do not change during a run, so they are computed
+before it and kept with the pairs (`ReferencedSequences`), on disk where asked.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldjax.data.batches import check_count
+from ldjax.equation.doors import Door
+from ldjax.equation.log_probs import (
+    ReferencedSequences,
+    Sequences,
+    check_sequences,
+    is_sequences,
+    sequence_log_probs,
+)
+from ldjax.files.whole import whole_file
+
+__all__ = ["add_reference", "fingerprint"]
+
+_log = logging.getLogger(__name__)
+
+
+def add_reference(
+    apply_fn: Callable[[Any, Sequences], Any],
+    params: Any,
+    pairs: Any,
+    *,
+    batch_size: int,
+    cache: Path | None = None,
+) -> Any:
+    r"""The same pairs with the log-prob of each sequence under these parameters.
+
+    .. math:: \log \pi_\mathrm{ref}(y^\pm \mid x)
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`.
+      params: Parameters of the reference policy: those the training starts from.
+      pairs: `Sequences`, or a pytree of them such as `{"chosen": ..., "rejected":
+        ...}`, `[row, pos]`.
+      batch_size: Rows scored at a time.
+      cache: Folder to keep the numbers in. A file's name is a hash of everything the
+        numbers depend on (the compiled computation, the parameters, the sequences, the
+        version of JAX and the kind of device), so what is found is what would be
+        computed. A file that is damaged is written anew, with a warning.
+
+    Returns:
+      `ReferencedSequences` in the structure of `pairs`.
+
+    Raises:
+      TypeError: As the functions of `ldjax.models.decoder.scoring.make_score_fn`.
+      ValueError: Likewise, and if `batch_size` is not positive.
+
+    Examples:
+      >>> answer = Sequences(*np.zeros((2, 1, 3), int), np.ones((1, 3), bool))
+      >>> apply_fn = lambda params, batch: params + np.zeros((1, 3, 4))
+      >>> add_reference(apply_fn, jnp.zeros(()), answer, batch_size=1).reference
+      Array([-4.158...], dtype=...)
+    """
+    check_count("batch_size", batch_size)
+    apply_fn = Door(apply_fn)
+
+    @jax.jit
+    def score_fn(params: Any, batch: Sequences) -> Any:
+        logits = apply_fn(params, batch)
+        return sequence_log_probs(logits, batch.targets, batch.mask)
+
+    def scores(side: Any) -> np.ndarray:
+        check_sequences(side, name="pairs")
+        rows = jax.device_get(tuple(side[:3]))
+        num_rows = len(rows[0])
+        if not num_rows:
+            raise ValueError("`pairs` must have at least one row.")
+        batches = [
+            Sequences(*_filled_up(rows, start, batch_size))
+            for start in range(0, num_rows, batch_size)
+        ]
+        apply_fn.check(score_fn, params=params, pairs=batches[0])
+        check_sequences(side, name="pairs", **apply_fn.limits)
+
+        def compute() -> np.ndarray:
+            scores = [np.asarray(score_fn(params, batch)) for batch in batches]
+            return np.concatenate(scores)[:num_rows]
+
+        if cache is None:
+            return compute()
+        program = score_fn.lower(params, batches[0]).as_text()
+        platform = f"{jax.__version__} {jax.default_backend()}"
+        path = cache / f"reference-{fingerprint((params, rows), program, platform)}.npy"
+        found = _found(path, num_rows)
+        if found is None:
+            found = compute()
+            _keep(path, found)
+        return found
+
+    def scored(side: Any) -> ReferencedSequences:
+        tokens, targets, mask, reference = map(jnp.asarray, (*side[:3], scores(side)))
+        return ReferencedSequences(tokens, targets, mask, reference)
+
+    return jax.tree.map(scored, pairs, is_leaf=is_sequences)
+
+
+def _found(path: Path, num_rows: int) -> np.ndarray | None:
+    """The numbers of a file; None where there is none, or a damaged one."""
+    if not path.is_file():
+        return None
+    try:
+        found = np.load(path)
+        if found.shape != (num_rows,) or found.dtype.kind != "f":
+            raise ValueError("it does not hold a number for every row")
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        _log.warning("%s is damaged (%s): computed anew.", path, error)
+        return None
+    return found
+
+
+def _keep(path: Path, numbers: np.ndarray) -> None:
+    """Write the numbers; they are as good where there is no room to keep them."""
+    try:
+        with whole_file(path, is_shared=True) as partial:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.save(file, numbers)
+    except OSError as error:
+        _log.warning("%s The log-probs are not kept.", error)
+
+
+def _filled_up(rows: Any, start: int, batch_size: int) -> Any:
+    """A batch of full size, so that all have one shape; its last row is repeated."""
+    places = np.minimum(np.arange(start, start + batch_size), len(rows[0]) - 1)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[places]), rows)
+
+
+def fingerprint(tree: Any, *also: str) -> str:
+    """A name for some numbers: equal where every bit is.
+
+    Args:
+      tree: Pytree of arrays; paths, dtypes and shapes count as well.
+      also: Texts that count as well.
+
+    Returns:
+      The beginning of a SHA-256, 32 digits.
+
+    Examples:
+      >>> fingerprint({"a": np.zeros(2)}) == fingerprint({"b": np.zeros(2)})
+      False
+    """
+    digest = hashlib.sha256("\0".join(also).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:32]

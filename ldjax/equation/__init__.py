@@ -1,0 +1,50 @@
+"""The equation of the paper, term by term, for a model that is a function.
+
+    delta log pi  =  -learning_rate * A @ K @ G  +  O(learning_rate ** 2)
+
+Read it in this order: `log_probs` (what is read and scored, and `A`), `linear_map`,
+`decompose` (`A`, `K` and `G` of one step), `update_parts` (what the update of an
+optimizer is made of), `account` and `step` (a training step that tells all of it).
+"""
+
+from ldjax.equation.decompose import StepDecomposition, decompose
+from ldjax.equation.linear_map import DenseMap, FunctionMap, LinearMap, jacobian
+from ldjax.equation.log_probs import (
+    AdvantagedSequences,
+    ReferencedSequences,
+    Sequences,
+    adaptation_matrix,
+    log_softmax,
+    sequence_log_probs,
+    token_log_probs,
+)
+from ldjax.equation.preconditioner import preconditioner
+from ldjax.equation.step import (
+    PendingState,
+    StepComparison,
+    StepState,
+    make_pending_step,
+    make_step,
+)
+
+__all__ = [
+    "AdvantagedSequences",
+    "DenseMap",
+    "FunctionMap",
+    "LinearMap",
+    "PendingState",
+    "ReferencedSequences",
+    "Sequences",
+    "StepComparison",
+    "StepDecomposition",
+    "StepState",
+    "adaptation_matrix",
+    "decompose",
+    "jacobian",
+    "log_softmax",
+    "make_pending_step",
+    "make_step",
+    "preconditioner",
+    "sequence_log_probs",
+    "token_log_probs",
+]

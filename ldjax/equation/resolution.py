@@ -1,0 +1,177 @@
+r"""What a difference of two computed log-probs cannot resolve.
+
+A log-prob is computed from logits that are each the end of a long computation in the
+model's precision. Two things bound what is lost: the last operations round numbers of
+the size of the logits (a constant added to all of them costs digits, though it changes
+no log-prob), and the model passes on, amplified or not, what was rounded within it. The
+first is known from the logits; the second is measured, by rounding the parameters at
+random in their last place (Monte Carlo arithmetic): a product of a matrix and a vector
+that was computed in some precision is the exact product of a matrix that differs from
+it by about as much.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+__all__ = ["compute_eps", "floor", "noise", "perturbed", "rounding_of_sum", "unit"]
+
+#: Floors in units of `unit` times one plus the noise. The error of a difference is that
+#: of two log-probs, each within about one of these (largest seen in a decoder: 0.3 to
+#: 1.9, up to 2.8 where also the scales of its norms are threefold); the noise is the
+#: largest of a sample, not of all.
+UNITS = 4
+
+#: Updates between two measurements of the noise.
+NOISE_EVERY = 64
+
+# What moves numbers, and rounds none.
+_MOVES = frozenset(
+    (
+        *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p"),
+        *("dynamic_slice", "dynamic_update_slice", "expand_dims", "gather", "iota"),
+        *("neg", "pad", "reshape", "rev", "select_n", "slice", "split", "squeeze"),
+        *("stop_gradient", "transpose", "max", "min", "reduce_max", "reduce_min"),
+        *("clamp", "sort", "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge"),
+    )
+)
+
+
+def unit(log_probs: Array, largest_logit: Array) -> Array:
+    r"""Rounding of a log-prob by its last operations, :math:`z_y - \log\sum e^z`.
+
+    .. math:: \epsilon (1 + |\log \pi| + \max_v |z_v|)
+
+    Args:
+      log_probs: In nats, any shape.
+      largest_logit: :math:`\max_v |z_v|`, which broadcasts against it.
+
+    Examples:
+      >>> unit(jnp.float32(-2.0), jnp.float32(5.0))
+      Array(9.5367...e-07, dtype=float32)
+    """
+    eps = jnp.finfo(log_probs.dtype).eps
+    return eps * (1 + jnp.abs(log_probs) + largest_logit)
+
+
+def noise(log_probs: Array, perturbed: Array, units: Array) -> Array:
+    """By how many units the log-probs moved when the parameters were rounded anew.
+
+    Args:
+      log_probs: At the parameters, in nats; masked ones zero in both.
+      perturbed: At those of `perturbed`.
+      units: From `unit`.
+
+    Returns:
+      A scalar, the largest.
+
+    Examples:
+      >>> noise(jnp.array([-2.0, 0.0]), jnp.array([-2.5, 0.0]), jnp.array([0.1, 0.1]))
+      Array(5., dtype=...)
+    """
+    return jnp.max(jnp.abs(perturbed - log_probs) / units, initial=0)
+
+
+def floor(units: Any, noise: Any) -> Any:
+    """Changes below it, in nats, may be rounding alone.
+
+    Args:
+      units: From `unit`.
+      noise: From the function of that name.
+
+    Examples:
+      >>> floor(jnp.array([1e-6, 2e-6]), jnp.array(0.5))
+      Array([6.0e-06, 1.2e-05], dtype=...)
+    """
+    return UNITS * units * (1 + noise)
+
+
+def perturbed(params: Any, eps: float) -> Any:
+    r"""Parameters rounded another way, :math:`\theta_i (1 \pm \epsilon)`.
+
+    The signs are drawn once and for all, by the place of a parameter. Parameters that
+    are stored in a coarser precision than they are computed with become wider.
+
+    Args:
+      params: A pytree of floating-point arrays.
+      eps: Of the precision that the model computes in.
+
+    Examples:
+      >>> jnp.unique(perturbed(jnp.ones(40), 0.25))
+      Array([0.75, 1.25], dtype=...)
+    """
+
+    def leaf(values: Array) -> Array:
+        places = jnp.arange(values.size, dtype=jnp.uint32).reshape(values.shape)
+        # A multiplicative hash: neighbours get signs that have nothing to do with
+        # each other. (Random bits would be a program to compile for every shape.)
+        mixed = places * jnp.uint32(0x9E3779B1)
+        mixed = (mixed ^ (mixed >> jnp.uint32(15))) * jnp.uint32(0x85EBCA77)
+        dtype = values.dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return values
+        if eps < jnp.finfo(dtype).eps:
+            dtype = jnp.promote_types(dtype, jnp.float32)
+        step = jnp.asarray(eps, dtype)
+        return values.astype(dtype) * jnp.where(mixed >> 31 == 0, 1 + step, 1 - step)
+
+    return jax.tree.map(leaf, params)
+
+
+def compute_eps(fn: Any, *args: Any) -> float:
+    """The unit in the last place of the coarsest arithmetic in a function's program.
+
+    Args:
+      fn: A function of arrays.
+      *args: What it is called with; only shapes and dtypes are looked at.
+
+    Examples:
+      >>> compute_eps(lambda x: (x.astype(jnp.bfloat16) * 2).sum(), jnp.ones(3))
+      0.0078125
+    """
+    jaxpr = jax.make_jaxpr(fn)(*args)
+    return max(
+        (float(jnp.finfo(dtype).eps) for dtype in _float_dtypes(jaxpr.jaxpr)),
+        default=0.0,
+    )
+
+
+def _float_dtypes(jaxpr: Any) -> Iterator[Any]:
+    """Of what the program's arithmetic rounds to."""
+    for eqn in jaxpr.eqns:
+        bodies = [
+            getattr(leaf, "jaxpr", leaf)  # closed or not
+            for leaf in jax.tree.leaves(list(eqn.params.values()))
+            if hasattr(leaf, "eqns")
+        ]
+        for body in bodies:
+            yield from _float_dtypes(body)
+        if bodies or eqn.primitive.name in _MOVES:
+            continue
+        for out in eqn.outvars:
+            if jnp.issubdtype(out.aval.dtype, jnp.floating):
+                yield out.aval.dtype
+
+
+def rounding_of_sum(floors: np.ndarray) -> Any:
+    r"""What the rounding errors of many steps can add up to.
+
+    .. math:: \min\Big(\sum_t f_t,\; 6 \sqrt{\textstyle\sum_t f_t^2}\Big)
+
+    Errors of either sign, each within its floor: beyond six roots once in 3e7 sums
+    (Hoeffding's inequality). A defect that repeats at every step grows faster and is
+    seen, however small.
+
+    Args:
+      floors: Of each step, `[step, ...]`.
+
+    Examples:
+      >>> float(rounding_of_sum(np.full(400, 1e-6)).round(6))
+      0.00012
+    """
+    floors = floors.astype(float)
+    return np.minimum(floors.sum(0), 6 * np.sqrt((floors**2).sum(0)))

@@ -1,0 +1,323 @@
+r"""Optimizer steps that account for themselves.
+
+`make_step` makes a training step, in optax's shape, that also says by how much every
+watched log-probability moved (`measured`), by how much first-order theory says it
+should have moved (`predicted`), and why (`parts`). The prediction is the derivative
+of the log-probs along the update that the optimizer really applied, so it is right for
+any optax chain; for plain SGD it equals :math:`-\eta A K G`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ldjax.equation import resolution
+from ldjax.equation.account import (
+    Account,
+    ApplyFn,
+    Batch,
+    LossFn,
+    Observed,
+    Optimizer,
+    Params,
+    StepState,
+)
+from ldjax.equation.log_probs import is_sequences
+
+__all__ = [
+    "PendingState",
+    "StepComparison",
+    "StepState",
+    "make_pending_step",
+    "make_step",
+]
+
+
+class StepComparison(NamedTuple):
+    r"""What one step did to the watched log-probabilities, in nats.
+
+    Each field is shaped like the probe: `[probe, pos]` at the targets, or
+    `[probe, pos, vocab]` with the full vocabulary; a dict of probes gives dicts. Masked
+    positions are zero. Sum over `pos` for a sequence. Positive means "went up".
+
+    Attributes:
+      predicted: First order: the derivative along the change of the parameters, new
+        minus old, as they are stored.
+      measured: New minus old log-prob, from two forward passes.
+      remainder: `measured - predicted`, :math:`O(\eta^2)`.
+      parts: A dict of contributions that sum to `predicted`: one for each side of the
+        update (`"update"`, or its keys such as `"chosen"` and `"rejected"`),
+        `"history"`, `"weight_decay"` and what else the optimizer has, and
+        `"rounding"`: what is left of the change of the parameters, which is what
+        storing them in their precision did to the update (in bfloat16 a small one is
+        swallowed, and this part is minus the others). With `parts="example"` the sides
+        have a leading axis over the update's examples. Empty with `parts=None`.
+      floor: The rounding floor: changes below it are not resolved by this precision.
+        :math:`4\,\epsilon\,(1 + |\log\pi| + \max_v|z_v|)(1 + n)`, with the noise `n`
+        measured: how far the log-probs move, in these units, when the parameters are
+        rounded anew in the last place of the precision that the model computes in
+        (the largest of some 8 probes or an eighth of them, every 64 steps). It is a
+        bound as far as these speak for the others.
+
+    Examples:
+      The share of the measured change that first order leaves unexplained:
+
+      >>> one = jnp.ones((1, 1))
+      >>> parts = {"update": 0.9 * one}
+      >>> comparison = StepComparison(0.9 * one, one, 0.1 * one, parts, 1e-6 * one)
+      >>> jnp.linalg.norm(comparison.remainder) / jnp.linalg.norm(comparison.measured)
+      Array(0.1, dtype=...)
+    """
+
+    predicted: Any
+    measured: Any
+    remainder: Any
+    parts: dict[str, Any]
+    floor: Any
+
+
+class PendingState(NamedTuple):
+    """A `StepState` with what awaits its measurement.
+
+    Attributes:
+      now: The training state.
+      probe: The fixed probe set.
+      observed: Watched log-probs at the start of the last step, and their rounding.
+      predicted: What that step was predicted to change.
+      parts: Its parts.
+
+    Examples:
+      >>> state = PendingState(StepState(None, None, 0, 0), None, None, None, {})
+      >>> state.now.step  # the training state is inside
+      0
+    """
+
+    now: StepState
+    probe: Batch
+    observed: Observed
+    predicted: Any
+    parts: dict[str, Any]
+
+
+def make_step(
+    apply_fn: ApplyFn,
+    loss_fn: LossFn,
+    optimizer: Optimizer,
+    *,
+    parts: str | None = "side",
+    full_vocab: bool | None = None,
+    probe_batch_size: int | None = None,
+    watch_fn: ApplyFn | None = None,
+    where: Any = None,
+) -> tuple[
+    Callable[[Params], StepState],
+    Callable[[StepState, Batch, Batch], tuple[StepState, StepComparison]],
+]:
+    r"""Make a training step that predicts and measures what it does to the probes.
+
+    .. math:: \text{predicted} = \partial_\theta \log\pi(y \mid \chi_o) \cdot
+              \Delta\theta, \qquad
+              \text{measured} = \log\pi_{\theta + \Delta\theta} - \log\pi_\theta
+
+    with :math:`\Delta\theta` the update that optax applied (preconditioned, clipped,
+    scheduled, masked, accumulated: whatever it was; zero on the inner steps of an
+    accumulation). For plain SGD, `predicted` is :math:`-\eta A K G`.
+
+    A probe costs a forward pass before the step, a forward-mode pass per part, and a
+    forward pass after; see `make_pending_step` to save the last one.
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`, `[batch, pos, vocab]`, float32 or
+        wider. Treats the examples of a batch independently of one another.
+      loss_fn: `(logits, update) -> scalar` such as `ldjax.losses.sft`; for an update
+        with sides, `logits` has the same keys.
+      optimizer: Any optax transformation.
+      parts: `"side"` splits the prediction by side of the update, history and weight
+        decay; `"example"` also by example (a backward and a forward-mode pass for
+        each); None skips the split and its cost.
+      full_vocab: Watch every label of the vocabulary instead of the targets. By
+        default yes for images (floating-point `tokens`), no for language.
+      probe_batch_size: Probes observed at a time. Bounds memory: the peak does not
+        grow with the number of probes. By default all at once.
+      watch_fn: What the probes' logits are computed by, if not by `apply_fn`: the same
+        model in float32 where it is trained in bfloat16, whose rounding is far larger
+        than what a step changes. The update is `apply_fn`'s all the same.
+      where: Which parameters are trained, as in `empirical_ntk`: bools in their
+        structure, or a function from params to that (`ldjax.models.is_adapter`); nested
+        dicts only. The optimizer sees no others. By default all.
+
+    Returns:
+      `(init, step)`: `state = init(params)`, and `state, comparison = step(state,
+      update, probe)`, compiled once per shape. `update` and `probe` are `Sequences` or
+      pytrees of them.
+
+    Raises:
+      TypeError: If parameters are no floats (by `init`); if logits or a batch are of a
+        type that nothing can be computed from.
+      ValueError: If shapes do not fit; if a token id is in no table that the model
+        looks it up in, or a target under the mask is no label; if `parts` is asked of
+        an optimizer whose update cannot be split.
+
+    References:
+      Ren & Sutherland 2025, Proposition 1; equation 7 for the sides of a pair.
+
+    Examples:
+      >>> import ldjax, optax
+      >>> apply_fn = lambda w, images: (images.tokens @ w)[:, None, :]
+      >>> init, step = make_step(apply_fn, ldjax.losses.sft, optax.sgd(0.1))
+      >>> labels, mask = jnp.array([[0], [1]]), jnp.ones((2, 1), bool)
+      >>> images = ldjax.Sequences(jnp.eye(2), labels, mask)
+      >>> state, comparison = step(init(jnp.zeros((2, 3))), images, images)
+      >>> comparison.predicted[0, 0].round(4)
+      Array([ 0.0333, -0.0167, -0.0167], dtype=...)
+      >>> comparison.measured[0, 0].round(4)
+      Array([ 0.033..., -0.016..., -0.016...], dtype=...)
+    """
+    account = Account.checked(
+        *(apply_fn, loss_fn, optimizer, parts, full_vocab, probe_batch_size),
+        *(watch_fn, where),
+    )
+
+    @jax.jit
+    def taken(
+        state: StepState, update: Batch, probe: Batch
+    ) -> tuple[StepState, StepComparison]:
+        new_state, reasons = account.train(state, update)
+        old, predicted, by_part = account.explain(state.params, reasons, probe)
+        new = account.watch(new_state.params, probe)
+        new_state = new_state._replace(noise=account.resolve(state, probe, old))
+        return new_state, _compare(
+            *(probe, old, new), predicted, by_part, new_state.noise
+        )
+
+    def step(
+        state: StepState, update: Batch, probe: Batch
+    ) -> tuple[StepState, StepComparison]:
+        account.apply_fn.check(taken, state=state, update=update, probe=probe)
+        return taken(state, update, probe)
+
+    return account.init, step
+
+
+def make_pending_step(
+    apply_fn: ApplyFn,
+    loss_fn: LossFn,
+    optimizer: Optimizer,
+    *,
+    parts: str | None = "side",
+    full_vocab: bool | None = None,
+    probe_batch_size: int | None = None,
+    watch_fn: ApplyFn | None = None,
+    where: Any = None,
+) -> tuple[
+    Callable[[Params, Batch, Batch], PendingState],
+    Callable[[PendingState, Batch], tuple[PendingState, StepComparison]],
+    Callable[[PendingState], StepComparison],
+]:
+    r"""`make_step` for a fixed probe set, each measurement one call later.
+
+    The log-probs that the next step computes anyway, on its way to its prediction,
+    are the ones this step's measurement needs; so a probe costs no forward pass after
+    the step.
+
+    Args:
+      apply_fn: As in `make_step`.
+      loss_fn: As in `make_step`.
+      optimizer: As in `make_step`.
+      parts: As in `make_step`.
+      full_vocab: As in `make_step`.
+      probe_batch_size: As in `make_step`.
+      watch_fn: As in `make_step`.
+      where: As in `make_step`.
+
+    Returns:
+      `(init, step, finish)`: `state = init(params, update, probe)`, of whose `update`
+      only the shapes are read; `state, comparison = step(state, update)`, where
+      `comparison` is that of the step *before* (NaN the first time); `comparison =
+      finish(state)` is that of the last step taken.
+
+    Examples:
+      >>> import ldjax, optax
+      >>> apply_fn = lambda w, images: (images.tokens @ w)[:, None, :]
+      >>> labels, mask = jnp.array([[0], [1]]), jnp.ones((2, 1), bool)
+      >>> images = ldjax.Sequences(jnp.eye(2), labels, mask)
+      >>> init, step, finish = make_pending_step(
+      ...     apply_fn, ldjax.losses.sft, optax.sgd(0.1)
+      ... )
+      >>> state, nothing_yet = step(
+      ...     init(jnp.zeros((2, 3)), images, images), images
+      ... )
+      >>> finish(state).predicted[0, 0].round(4)
+      Array([ 0.0333, -0.0167, -0.0167], dtype=...)
+    """
+    account = Account.checked(
+        *(apply_fn, loss_fn, optimizer, parts, full_vocab, probe_batch_size),
+        *(watch_fn, where),
+    )
+
+    def init(params: Params, update: Batch, probe: Batch) -> PendingState:
+        now = account.init(params)
+
+        def observed(update: Batch) -> tuple[Any, Any, dict[str, Any]]:
+            return account.explain(params, account.train(now, update)[1], probe)
+
+        unmeasured = jax.tree.map(
+            lambda s: jnp.full(s.shape, jnp.nan, s.dtype),
+            jax.eval_shape(observed, update),
+        )
+        return PendingState(now, probe, *unmeasured)
+
+    @jax.jit
+    def taken(
+        state: PendingState, update: Batch
+    ) -> tuple[PendingState, StepComparison]:
+        now, reasons = account.train(state.now, update)
+        old, predicted, by_part = account.explain(
+            state.now.params, reasons, state.probe
+        )
+        before = _compare(
+            *(state.probe, state.observed, old.log_probs, state.predicted),
+            *(state.parts, state.now.noise),
+        )
+        now = now._replace(noise=account.resolve(state.now, state.probe, old))
+        return PendingState(now, state.probe, old, predicted, by_part), before
+
+    def step(state: PendingState, update: Batch) -> tuple[PendingState, StepComparison]:
+        account.apply_fn.check(taken, state=state, update=update)
+        return taken(state, update)
+
+    @jax.jit
+    def finish(state: PendingState) -> StepComparison:
+        new = account.watch(state.now.params, state.probe)
+        return _compare(
+            *(state.probe, state.observed, new, state.predicted),
+            *(state.parts, state.now.noise),
+        )
+
+    return init, step, finish
+
+
+def _compare(
+    probe: Batch,
+    old: Observed,
+    new: Any,
+    predicted: Any,
+    parts: dict[str, Any],
+    noise: Array,
+) -> StepComparison:
+    measured = jax.tree.map(jnp.subtract, new, old.log_probs)
+
+    def floor(side: Any, unit: Array) -> Array:
+        mask = side.mask if side.mask.ndim == unit.ndim else side.mask[..., None]
+        return jnp.where(mask, resolution.floor(unit, noise.astype(unit.dtype)), 0)
+
+    return StepComparison(
+        predicted=predicted,
+        measured=measured,
+        remainder=jax.tree.map(jnp.subtract, measured, predicted),
+        parts=parts,
+        floor=jax.tree.map(floor, probe, old.unit, is_leaf=is_sequences),
+    )

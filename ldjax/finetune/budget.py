@@ -1,0 +1,251 @@
+"""How much memory a run takes, planned from shapes before any weights are read."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ldjax import linen
+from ldjax.equation.log_probs import (
+    AdvantagedSequences,
+    ReferencedSequences,
+    Sequences,
+    token_log_probs,
+)
+from ldjax.equation.step import make_step
+from ldjax.finetune.recipes import make_optimizer
+from ldjax.finetune.settings import Config
+from ldjax.finetune.start import Base
+from ldjax.losses import make_loss
+from ldjax.memory import default_limit, human_bytes
+from ldjax.models import Transformer, is_adapter
+from ldjax.ntk.cost import peak_bytes
+from ldjax.theory.quantities import token_quantities
+
+__all__ = [
+    "MOST_PROBES",
+    "Plan",
+    "account_options",
+    "make_plan",
+    "map_sizes",
+    "plan_memory",
+]
+
+#: Probes at a time where memory is no matter.
+MOST_PROBES = 96
+
+# Far below the limit nothing needs to be traced: a step holds some twenty copies of the
+# parameters and of its logits.
+_COPIES = 100
+
+# The process holds up to so many times what is planned, most likely memory that was
+# freed and not given back: 1.5 and 1.7 were measured (experiments/benchmarks/model.py).
+_SLACK = 1.7
+
+# What a process holds besides: the libraries, and what their compiler leaves behind,
+# which grows with the program. A model of nothing and two blocks had 1.1 GB; one of 30
+# blocks 1.4 GB more than `_SLACK` says.
+_PROCESS, _PROCESS_PER_BLOCK = int(1.1e9), int(30e6)
+
+# Tracing takes a fifth of a second for each block. Deeper models are traced at these
+# depths: each further block adds as much as the last ones did.
+_TRACED_DEPTHS = (4, 6)
+
+
+class Plan(NamedTuple):
+    """What a run takes.
+
+    Attributes:
+      parts: Bytes by what they are for, as computed; the first two stay, of the others
+        one is needed at a time. Empty where the model is so small that it is no matter.
+      probes: Watched responses that are computed at a time.
+      process: Bytes that the process takes besides, on a device that shares its memory.
+    """
+
+    parts: Mapping[str, int]
+    probes: int
+    process: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes at the worst moment, with an allowance for the allocator."""
+        parameters, optimizer, *passing = self.parts.values()
+        return self.process + int(_SLACK * (parameters + optimizer + max(passing)))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{k} {human_bytes(v)}" for k, v in self.parts.items())
+        return (
+            f"memory: {human_bytes(self.total)} at most, {human_bytes(self.process)} "
+            f"for the process and {_SLACK} times what is in use ({parts}; one of the "
+            f"last three at a time), probes at a time: {self.probes}"
+        )
+
+
+def account_options(base: Base) -> dict[str, Any]:
+    """What `ldjax.make_step` is told of a run besides loss and optimizer."""
+    options: dict[str, Any] = {"watch_fn": linen.apply_fn(base.model)}
+    return options | ({"where": is_adapter} if base.is_adapted else {})
+
+
+def plan_memory(
+    config: Config, base: Base, *, max_length: int, num_tracked: int
+) -> Plan:
+    """What a run takes, with as many probes at a time as fit.
+
+    Args:
+      config: The settings.
+      base: The model; of its parameters only the shapes are read.
+      max_length: Of the longest prompt and response, in tokens.
+      num_tracked: Responses that are accounted for at every update.
+
+    Raises:
+      MemoryError: If it does not fit, with the numbers and what to do.
+    """
+    limit = default_limit()
+    parameters = _bytes(base.params)
+    logits = 4 * base.model.config.vocab_size * (max_length - 1)
+    logits *= max(MOST_PROBES, num_tracked)
+    if _process_bytes(base) + _COPIES * (parameters + logits) < limit:
+        return Plan({}, MOST_PROBES)
+
+    def plan(probes: int) -> Plan:
+        return make_plan(config, base, probes, max_length, num_tracked)
+
+    # If not even one at a time fits, that is said before all others are tried.
+    most, least = plan(MOST_PROBES), None
+    if most.total > limit and (least := plan(1)).total > limit:
+        raise MemoryError(
+            f"the run does not fit: {least}; there are {human_bytes(limit)} to use. "
+            "Choose a smaller --model, --batch-size or --max-length, adapters "
+            "(--lora-rank), or an --optimizer without moments (sgd)"
+        )
+    while most.total > limit:
+        most = plan(most.probes // 2)
+    return most
+
+
+def make_plan(
+    config: Config, base: Base, probes: int, max_length: int, num_tracked: int
+) -> Plan:
+    """What a run takes with so many probes at a time, whatever there is to use."""
+    parts = _parts(config, base, max_length, num_tracked, probes)
+    return Plan(parts, probes, _process_bytes(base))
+
+
+def _process_bytes(base: Base) -> int:
+    if jax.default_backend() != "cpu":
+        return 0
+    return _PROCESS + base.model.config.num_layers * _PROCESS_PER_BLOCK
+
+
+def map_sizes(plan: Plan) -> dict[str, int]:
+    """How a token map is computed: one token at a time where memory matters."""
+    if plan.parts:
+        return {"batch_size": 1, "kept_bytes": 0}
+    return {"batch_size": 64, "kept_bytes": min(2**30, default_limit() // 8)}
+
+
+def _parts(
+    config: Config, base: Base, max_length: int, num_tracked: int, probes: int
+) -> dict[str, int]:
+    """Bytes by what they are for; of deep models as few blocks are traced."""
+    model = base.model.config
+    sizes = max_length, num_tracked, probes
+    init, _ = _make_step(config, base, probes)
+    state = jax.eval_shape(init, base.params)
+    kept = {"parameters": _bytes(state.params), "optimizer": _bytes(state.opt_state)}
+    low, high = _TRACED_DEPTHS
+    if model.num_layers <= high:
+        passing = _passing(config, base, *sizes)
+    else:
+        few, more = (_passing(config, _cut(base, n), *sizes) for n in (low, high))
+        each = {name: (more[name] - few[name]) / (high - low) for name in few}
+        deeper = model.num_layers - high
+        passing = {name: math.ceil(more[name] + deeper * each[name]) for name in few}
+    # With the state after the update that is looked at, and one half-way there.
+    passing["an observation"] += 2 * kept["parameters"] + kept["optimizer"]
+    # Keys and values, and the model that is sampled from, if it is another.
+    keys = model.num_layers * model.num_kv_heads * model.head_dim
+    other = bool(config.initial_from) * kept["parameters"]
+    return kept | passing | {"sampling": 8 * probes * max_length * keys + other}
+
+
+def _passing(
+    config: Config, base: Base, max_length: int, num_tracked: int, probes: int
+) -> dict[str, int]:
+    """What an update and an observation take while they are computed."""
+    length = max_length - 1
+    init, step = _make_step(config, base, probes)
+    state = jax.eval_shape(init, base.params)
+    update, watched = _update(config, length), _sequences(num_tracked, length)
+    watch_fn = linen.apply_fn(base.model)
+
+    def look(params: Any, batch: Sequences) -> Any:
+        logits = watch_fn(params, batch)
+        return token_quantities(logits, batch.targets, batch.mask)
+
+    def compare(params: Any, new_params: Any, batch: Sequences) -> Any:
+        def log_probs_of(p: Any) -> Any:
+            return token_log_probs(watch_fn(p, batch), batch.targets, batch.mask)
+
+        move = jax.tree.map(jnp.subtract, new_params, params)
+        old, predicted = jax.jvp(log_probs_of, (params,), (move,))
+        return predicted, log_probs_of(new_params) - old
+
+    observed = _sequences(probes, length)
+    return {
+        "an update and its account": peak_bytes(step, state, update, watched),
+        "an observation": max(
+            peak_bytes(look, state.params, observed),
+            peak_bytes(compare, state.params, state.params, observed),
+        ),
+    }
+
+
+def _make_step(config: Config, base: Base, probes: int) -> Any:
+    return make_step(
+        linen.apply_fn(base.trained_model),
+        make_loss(config.loss, **config.coefficients),
+        make_optimizer(config.as_recipe()),
+        probe_batch_size=probes,
+        **account_options(base),
+    )
+
+
+def _cut(base: Base, num_layers: int) -> Base:
+    """The shapes of the same model with fewer blocks."""
+
+    def with_fewer(model: Transformer) -> Transformer:
+        return Transformer(dataclasses.replace(model.config, num_layers=num_layers))
+
+    model = with_fewer(base.model)
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    return base._replace(
+        model=model, trained_model=with_fewer(base.trained_model), params=params
+    )
+
+
+def _update(config: Config, length: int) -> Any:
+    """Shapes of a batch."""
+    side: Any = _sequences(config.batch_size, length)
+    texts = side.tokens, side.targets, side.mask
+    number: Any = jax.ShapeDtypeStruct((config.batch_size,), jnp.float32)
+    if config.named_loss.trains_on == "samples":
+        side = AdvantagedSequences(*texts, number, number)
+    elif config.named_loss.has_reference:
+        side = ReferencedSequences(*texts, number)
+    return {"chosen": side, "rejected": side} if config.has_pairs else side
+
+
+def _sequences(rows: int, length: int) -> Sequences:
+    ids: Any = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    mask: Any = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
+    return Sequences(ids, ids, mask)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,308 @@
+"""The settings of a finetuning run."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ldjax import command
+from ldjax.command.options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
+from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.world.world import PRESETS as WORLDS
+from ldjax.finetune.recipes import RECIPES, OptimizerName, Recipe
+from ldjax.losses import LOSSES, NamedLoss, make_loss
+from ldjax.models import PRESETS as MODELS
+from ldjax.models.decoder.low_rank import Target
+from ldjax.runs.sinks import SinkName, check_sinks
+
+__all__ = ["HUB_DATA", "PRESETS_OF_THE_PAPER", "Config", "from_command_line"]
+
+#: Anthropic's pairs, downloaded when they are asked for.
+HUB_DATA = "hh-helpful-base"
+
+_PAPER: dict[str, Any] = {
+    "data": HUB_DATA,
+    "max_rows": 5000,
+    # Blank answers are the authors' too; rows that are no pair of answers are not.
+    "blank": "keep",
+    "on_bad_row": "skip",
+    "recipe": "paper",
+    "dtype": "bfloat16",
+    # The authors' protocol of tokens, and one prompt accounted for at every update.
+    "document_start": False,
+    "leading_space": "raw",
+    "tracked": 1,
+}
+#: The paper's runs that fit one GPU of 80 GB.
+PRESETS_OF_THE_PAPER: dict[str, dict[str, Any]] = {
+    "pythia-410m": {"model": "EleutherAI/pythia-410m", **_PAPER},
+    "qwen1.5-0.5b": {"model": "Qwen/Qwen1.5-0.5B", **_PAPER},
+}
+
+_RANGES = {
+    "max_rows": SIZE,
+    "lora_rank": SIZE,
+    "lora_alpha": POSITIVE._replace(also=(0,)),
+    "learning_rate": POSITIVE,
+    "batch_size": COUNT,
+    "epochs": POSITIVE,
+    "warmup_steps": SIZE,
+    "clip": POSITIVE._replace(most=float("inf"), words="positive; inf for none"),
+    "probe_prompts": COUNT,
+    "tracked": COUNT,
+    "token_maps": SIZE,
+    "evaluations": COUNT,
+    "max_length": Range(2, COUNT.most, "at least 2"),
+    "max_prompt_length": SIZE,
+    "checkpoint_every": COUNT,
+    "seed": SEED,
+}
+
+
+def from_command_line(
+    config_type: Any,
+    description: str | None,
+    words: Sequence[str] | None = None,
+    called: str | None = None,
+) -> Any:
+    """The settings of a command; with `--preset` its values are the defaults.
+
+    Args:
+      config_type: A dataclass with a field `preset`.
+      description: Of the command.
+      words: As in `ldjax.command.parse`.
+      called: Likewise.
+    """
+    given = command.parse(config_type, description, words, called)
+    if not given.preset:
+        return given
+    names = {field.name for field in dataclasses.fields(config_type)}
+    preset = {
+        name: value
+        for name, value in PRESETS_OF_THE_PAPER[given.preset].items()
+        # Another start is given.
+        if name in names and not (name == "model" and getattr(given, "init", None))
+    }
+    default = config_type(**preset)
+    return command.parse(config_type, description, words, called, default=default)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Finetune a language model, with an exact account of every response."""
+
+    out: Path = Path("runs/finetune")
+    """Run folder to write."""
+    loss: str = "sft"
+    """Of responses: sft, gradient_ascent, unlikelihood. Of pairs of a chosen and a
+    rejected response: dpo (TRL: sigmoid), cdpo, spin, reference_free, ipo, hinge, slic,
+    sppo_hard, simpo, orpo, rpo, kto, gated_dpo. With advantages 1 (chosen) and -1
+    (rejected): reinforce, grpo."""
+    coefficients: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of the loss, by name, such as `--coefficients beta 0.5`; the others are the
+    defaults in `ldjax.losses`."""
+    target: tuple[str, ...] = ("chosen",)
+    """Response types that a loss of responses trains on; `--target chosen rejected` is
+    the paper's extended SFT, `--loss unlikelihood --target rejected` unlearning."""
+    data: str = "toy"
+    """`toy`; a file of JSON lines (see `ldjax.data.preferences`), also with .gz; or
+    `hh-helpful-base`, Anthropic's pairs from the hub."""
+    max_rows: int = 0
+    """Rows of the file that are used, the first ones; all if 0."""
+    test_data: Path | None = None
+    """File of held-out prompts to watch; the toy world has its own."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Stop at a bad row of a file, or leave it out and count it."""
+    blank: Literal["bad", "keep"] = "bad"
+    """What a blank chosen or rejected response is."""
+    world: str = "demo"
+    """Preset of the toy world: demo, small or paper."""
+    model: str = ""
+    """What to start from: the size of a base model to pretrain (0.1M, 0.4M, 1M, 4M,
+    toy), the folder of a model or adapters in the layout of Hugging Face (GPT-2,
+    GPT-NeoX, Qwen2, Llama), the id of one on the hub such as EleutherAI/pythia-410m, or
+    the folder of a run. By default toy for the toy world, 0.4M for a file, whose
+    prompts it is pretrained on. It is also the reference, where the loss has one."""
+    init: Path | None = None
+    """Run folder of `pretrain.py` or `finetune.py` to start from, instead of
+    `--model`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation of updates; parameters, and all that is watched, are float32.
+    (Differences of log-probs by one update are far below bfloat16's rounding.)"""
+    lora_rank: int = 0
+    """Train fresh low-rank adapters of this rank only, if not 0. A model that has
+    adapters is trained in these alone without it."""
+    lora_alpha: float = 0.0
+    """Adapters are multiplied by this over the rank; by default the rank, if 0."""
+    lora_targets: tuple[Target, ...] = ()
+    """Matrices that have one: qkv (one adapter for the three), out, up, down in GPT-2
+    and GPT-NeoX; query, key, value, out, gate, up, down in Llama and Qwen2. By default
+    PEFT's: qkv, or query and value."""
+    preset: Literal["", "pythia-410m", "qwen1.5-0.5b"] = ""
+    """A run of the paper: its model from the hub, Anthropic-HH helpful-base, its
+    optimizer, in bfloat16; fits one GPU of 80 GB. Sets the defaults of other options,
+    which `--help` behind it shows."""
+    recipe: Literal["small", "slow", "plain", "paper"] = "small"
+    """Optimizer, rate, batch size and epochs: for small models (Adam), by plain
+    gradient descent at a twentieth of that rate or at one that moves answers by nats,
+    or the paper's."""
+    optimizer: OptimizerName | None = None
+    """Instead of the recipe's."""
+    learning_rate: float = 0.0
+    """Instead of the recipe's, if not 0."""
+    batch_size: int = 0
+    """Examples (or pairs) of an update, instead of the recipe's, if not 0."""
+    epochs: float = 0.0
+    """Passes over the training examples, instead of the recipe's, if not 0."""
+    warmup_steps: int = -1
+    """Updates of a linear warm-up, instead of the recipe's, if not -1."""
+    clip: float = 0.0
+    """Largest norm of the gradient, instead of the recipe's, if not 0; inf for none."""
+    probe_prompts: int = 40
+    """Trained prompts whose responses are observed; and half as many held-out ones."""
+    observe_all: bool = False
+    """Observe every prompt of the data as well, at the start and at the end."""
+    one_step: bool = True
+    """With each observation, also predict and measure what the update that follows does
+    to every observed response; three times the cost of observing."""
+    tracked: int = 8
+    """Observed trained prompts whose responses are accounted for at every update."""
+    token_maps: int = 2
+    """Updates, in equal intervals from the first one on, of which is recorded what each
+    of their tokens did to each tracked token; each takes a backward pass for every
+    token of its batch and for every tracked one."""
+    evaluations: int = 20
+    """Observations in equal intervals, besides that at the start; 20 or more are
+    recommended to judge the published signatures."""
+    max_length: int = 512
+    """Of prompt and response together, in tokens."""
+    max_prompt_length: int = 0
+    """Of a prompt that has to be cut, in tokens; 0 stands for 256, or half of the
+    longest example allowed where that is less."""
+    keep: Literal["start", "end"] = "end"
+    """Which part of a prompt that is cut to keep."""
+    leading_space: Literal["raw", "single"] = "single"
+    """Give every response exactly one leading space, or leave them as they are: what
+    SentencePiece tokenizers (Llama 2), which add a space themselves, need."""
+    special_tokens: Literal["auto", "read", "text"] = "auto"
+    """What special tokens of the model that a text spells are: meant (`read`), or text
+    like any other (`text`); by default meant where the prompt is a dialogue as chat
+    templates write it, such as `<|im_start|>user`. What was done is noted."""
+    document_start: bool = True
+    """Begin prompts as the documents of pretraining: with the tokenizer's start token
+    (Llama), or END where it has none."""
+    checkpoint_every: int = 100
+    """Updates between two checkpoints."""
+    initial_from: str = ""
+    """Model (as `--model`) that `chosen_initial` is sampled from where the data has
+    none; by default the one the run starts from."""
+    cache: Path = Path("runs/cache")
+    """Where base models and reference log-probs are kept."""
+    log: tuple[SinkName, ...] = ()
+    """Also show the run while it goes on, in TensorBoard (`tensorboard`, files in the
+    run folder) or Weights & Biases (`wandb`; offline unless one is logged in)."""
+    seed: int = 0
+    """Of the toy world, the base model, the choice of probes and the order of data."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run in `--out`."""
+    overwrite: bool = False
+    """Replace a run that is already in `--out`."""
+    smoke: bool = False
+    """The whole path at tiny size: checks identities and files, not the claims."""
+
+    @property
+    def named_loss(self) -> NamedLoss:
+        """The loss, and what it is trained on."""
+        if self.loss not in LOSSES:
+            raise ValueError(f"--loss must be one of {', '.join(LOSSES)}")
+        return LOSSES[self.loss]
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether it is trained on both sides of each pair."""
+        return self.named_loss.trains_on != "responses"
+
+    def resolved(self) -> "Config":
+        """With every default filled in, at the size of a smoke test if it is one."""
+        recipe = RECIPES[self.recipe, "dpo" if self.has_pairs else "sft"]
+        filled = dataclasses.replace(
+            self,
+            model=self.model or ("toy" if self.data == "toy" else "0.4M"),
+            optimizer=self.optimizer or recipe.optimizer,
+            learning_rate=self.learning_rate or recipe.learning_rate,
+            batch_size=self.batch_size or recipe.batch_size,
+            epochs=self.epochs or recipe.epochs,
+            warmup_steps=recipe.warmup_steps
+            if self.warmup_steps == -1
+            else self.warmup_steps,
+            clip=self.clip or recipe.clip,
+        )
+        if not self.smoke:
+            return filled
+        return dataclasses.replace(
+            filled,
+            batch_size=4,
+            epochs=self.epochs or 0.05,
+            probe_prompts=2,
+            tracked=1,
+            token_maps=min(self.token_maps, 1),
+            evaluations=3,
+            checkpoint_every=2,
+        )
+
+    def check(self) -> None:
+        """Refuse what cannot run, before anything is written."""
+        check_sinks(self.log)
+        try:
+            make_loss(self.loss, **self.coefficients)
+        except ValueError as mistake:
+            raise ValueError(f"--coefficients: {mistake}") from None
+        is_size = self.model in MODELS
+        problems = {
+            f"--world must be one of {', '.join(WORLDS)}": self.world not in WORLDS,
+            f"--model must be one of {', '.join(MODELS)}, a folder, or the id of a "
+            "model on the hub such as EleutherAI/pythia-410m or openai-community/gpt2; "
+            f"got {self.model}": (
+                not is_size and not Path(self.model).is_dir() and "/" not in self.model
+            ),
+            "--model and --init both say where to start: give one": (
+                not is_size and self.init is not None
+            ),
+            "--data hh-helpful-base needs a --model that has learned to read": (
+                self.data == HUB_DATA and is_size and self.init is None
+            ),
+            "--lora-alpha and --lora-targets need --lora-rank": (
+                not self.lora_rank and bool(self.lora_alpha or self.lora_targets)
+            ),
+            f"--target must be of {', '.join(RESPONSE_TYPES)}": (
+                not self.target or not set(self.target) <= set(RESPONSE_TYPES)
+            ),
+            f"--target: {self.loss} trains on chosen and rejected": (
+                self.has_pairs and self.target != ("chosen",)
+            ),
+            "--resume and --overwrite contradict each other": (
+                self.resume and self.overwrite
+            ),
+            "--max-prompt-length must be less than --max-length": (
+                self.max_prompt_length >= self.max_length > 1
+            ),
+            "--tracked must be at most --probe-prompts": (
+                self.tracked > self.probe_prompts
+            ),
+        }
+        wrong = [problem for problem, applies in problems.items() if applies]
+        wrong += wrong_numbers(self, _RANGES)
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    def as_recipe(self) -> Recipe:
+        """What `make_optimizer` takes."""
+        assert self.optimizer is not None  # of a resolved one
+        return Recipe(
+            self.optimizer,
+            self.learning_rate,
+            self.batch_size,
+            self.epochs,
+            self.warmup_steps,
+            self.clip,
+        )

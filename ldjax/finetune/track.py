@@ -1,0 +1,299 @@
+"""The updates of a finetuning run, and what is observed between them.
+
+On all devices that JAX sees: parameters on each, rows divided over them.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from ldjax.equation.step import ApplyFn, LossFn, StepState, make_step
+from ldjax.models.decoder.scoring import make_score_fn
+from ldjax.runs.devices import data_mesh, replicate, shard
+from ldjax.runs.loop import Observer
+from ldjax.watch.probes import ProbeSet, make_change_fn, make_observe_fn, shard_probes
+
+__all__ = [
+    "State",
+    "even_steps",
+    "make_observers",
+    "make_tracked_step",
+    "on_all_devices",
+]
+
+#: Where the order of the remainder is checked, first order leaves this share of the
+#: change; the third order then bends the ratio of 4 by about as much.
+SMALL_REMAINDER = 0.05
+#: By as much an update is stretched or shrunk to get there.
+LARGEST_SCALE = 2.0**40
+
+#: Observed besides the even intervals: most happens early.
+EARLY_STEPS = (1, 2, 4, 8)
+
+
+class State(NamedTuple):
+    """What continues from one update to the next.
+
+    Attributes:
+      params: As in `ldjax.StepState`.
+      opt_state: Likewise.
+      step: Likewise.
+      loss: Likewise.
+      noise: Likewise.
+      predicted: Predicted change of each tracked token, added up over the updates.
+      measured: Likewise, measured.
+    """
+
+    params: Any
+    opt_state: Any
+    step: Array
+    loss: Array
+    noise: Array
+    predicted: tuple[Array, ...]
+    measured: tuple[Array, ...]
+
+
+def on_all_devices(
+    batch_fn: Callable[[int], Any], batch_size: int
+) -> tuple[Callable[[int], Any], str]:
+    """The batches of a run on its devices, and a line that says how they lie.
+
+    A batch whose rows cannot be divided is computed whole by every device: its loss is
+    a mean, to which no row may be added.
+
+    Args:
+      batch_fn: The batch of each step.
+      batch_size: Its rows.
+
+    Returns:
+      The same batches, and the line; empty where there is one device.
+    """
+    mesh = data_mesh()
+    if batch_size % mesh.size:
+        place = replicate
+        rows = f"all {batch_size} rows of an update (not a multiple of {mesh.size})"
+    else:
+        place, rows = shard, f"{batch_size // mesh.size} rows of an update"
+    line = f"{mesh.size} devices, on each {rows} and its share of what is watched\n"
+    return lambda step: place(batch_fn(step), mesh), line if mesh.size > 1 else ""
+
+
+def make_tracked_step(
+    apply_fn: ApplyFn,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    tracked: ProbeSet,
+    **options: Any,
+) -> tuple[
+    Callable[[Any], State], Callable[[State, Any], tuple[State, dict[str, Array]]]
+]:
+    """An update that accounts for the tracked probes.
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`.
+      loss_fn: `(logits, batch) -> scalar`.
+      optimizer: Any optax transformation.
+      tracked: What is watched.
+      options: Of `ldjax.make_step`, such as `watch_fn`.
+
+    Returns:
+      `init(params) -> state`, and `step(state, batch) -> (state, metrics)` with the
+      metrics `loss`, and per probe (sums over tokens, in nats) `predicted`, `measured`,
+      `floor` and one `part:...` for each part of the update.
+    """
+    init_step, step = make_step(apply_fn, loss_fn, optimizer, **options)
+    mesh = data_mesh()
+    watched = tuple(batch for _, batch in shard_probes(tracked, mesh).batches)
+    counts = [len(places) for places, _ in tracked.batches]
+    order = np.argsort(np.concatenate([places for places, _ in tracked.batches]))
+
+    def init(params: Any) -> State:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        nothing = own(tuple(jnp.zeros(w.targets.shape, dtype) for w in watched))
+        # As the updates leave it: elsewhere, the second one would be compiled anew.
+        return replicate(State(*init_step(params), nothing, nothing), mesh)
+
+    def own(batches: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Without the rows that fill up: a checkpoint fits any number of devices."""
+        return tuple(leaf[:n] for leaf, n in zip(batches, counts, strict=True))
+
+    @jax.jit
+    def digest(state: State, comparison: Any) -> Any:
+        predicted, measured = own(comparison.predicted), own(comparison.measured)
+
+        def per_probe(batches: tuple[Array, ...]) -> Array:
+            return jnp.concatenate([leaf.sum(-1) for leaf in own(batches)])[order]
+
+        changes = {
+            "predicted": comparison.predicted,
+            "measured": comparison.measured,
+            "floor": comparison.floor,
+        } | {f"part:{name}": part for name, part in comparison.parts.items()}
+        sums = (
+            jax.tree.map(jnp.add, state.predicted, predicted),
+            jax.tree.map(jnp.add, state.measured, measured),
+        )
+        return sums, {name: per_probe(change) for name, change in changes.items()}
+
+    # An observer asks for the update that follows, and then the loop does: it is
+    # computed once. The batch is a function of the state's step.
+    last: list[Any] = [None, None]
+
+    def tracked_step(state: State, batch: Any) -> tuple[State, dict[str, Array]]:
+        if last[0] is not state:
+            last[:] = None, None  # the state before is let go first
+            training, comparison = step(StepState(*state[:5]), batch, watched)
+            sums, changes = digest(state, comparison)
+            metrics = {"loss": training.loss, **changes}
+            last[:] = state, (State(*training, *sums), metrics)
+        return last[1]
+
+    return init, tracked_step
+
+
+def even_steps(num_steps: int, evaluations: int) -> set[int]:
+    """The steps of the observations in equal intervals, both ends included."""
+    return {round(i * num_steps / evaluations) for i in range(evaluations + 1)}
+
+
+def make_observers(
+    apply_fn: ApplyFn,
+    *,
+    sets: Mapping[str, ProbeSet],
+    step_fn: Callable[[State, Any], tuple[State, Any]],
+    batch_fn: Callable[[int], Any],
+    num_steps: int,
+    evaluations: int,
+    probe_batch_size: int,
+    is_explained: bool,
+) -> dict[str, Observer]:
+    """What is measured between updates.
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`.
+      sets: `"observed"` and `"tracked"`, and perhaps `"everything"`.
+      step_fn: The update.
+      batch_fn: The batch of each step.
+      num_steps: Of the run.
+      evaluations: Number of equal intervals.
+      probe_batch_size: Most tracked probes that are computed at a time.
+      is_explained: Whether to have the series `one_step`.
+
+    Returns:
+      The series `observed` (quantities of every probe), `one_step` (the change of every
+      observed probe by the update that follows, predicted and measured), `tokens` (the
+      log-prob of every tracked token), `everything` at both ends, and `order` (by how
+      much the remainder of the tracked probes falls when the update is halved) at the
+      start and half-way, unless nothing moves; and `tied` (by how much the update's own
+      prediction misses the derivative that `order` is about) there too.
+    """
+    due = even_steps(num_steps, evaluations) | set(EARLY_STEPS)
+    mesh = data_mesh()
+    observed = shard_probes(sets["observed"], mesh)
+    observe = make_observe_fn(apply_fn, observed)
+    change_fn = make_change_fn(apply_fn, observed)
+    score_fn = make_score_fn(apply_fn)
+
+    def one_step(state: State) -> dict[str, Any]:
+        step = int(state.step)
+        if step == num_steps:  # none follows
+            return {}
+        following, _ = step_fn(state, batch_fn(step))
+        changes = change_fn(state.params, following.params)
+        return {f"{name}_step": change for name, change in changes.items()}
+
+    tracked = sets["tracked"]
+    in_slices = [
+        shard_probes(
+            tracked._replace(batches=(batch,)).in_slices(probe_batch_size), mesh
+        ).batches
+        for batch in tracked.batches
+    ]
+
+    def tokens(state: State) -> dict[str, Any]:
+        def scores(slices: Any) -> Array:
+            return jnp.concatenate(
+                [score_fn(state.params, part)[: len(at)] for at, part in slices]
+            )
+
+        return {
+            f"log_prob_{place}": scores(slices)
+            for place, slices in enumerate(in_slices)
+        }
+
+    tracked_change_fn = make_change_fn(
+        apply_fn, tracked._replace(batches=tuple(itertools.chain(*in_slices)))
+    )
+
+    def order(state: State) -> dict[str, Any]:
+        """By how much the remainder falls when the update is halved: fourfold."""
+        step = int(state.step)
+        if step == num_steps:
+            return {}
+        following, _ = step_fn(state, batch_fn(step))
+
+        @functools.cache
+        def remainder(scale: float) -> tuple[float, float]:
+            params = jax.tree.map(
+                lambda old, new: old + scale * (new - old),
+                *(state.params, following.params),
+            )
+            change = tracked_change_fn(state.params, params)
+            rest = np.linalg.norm(change["measured"] - change["predicted"])
+            return float(rest), float(np.linalg.norm(change["measured"]))
+
+        def is_small(scale: float) -> bool:
+            rest, moved = remainder(scale)
+            return rest <= SMALL_REMAINDER * moved
+
+        # Not by what was measured: two programs round differently.
+        pairs = zip(
+            *map(jax.tree.leaves, (state.params, following.params)), strict=True
+        )
+        if all(bool((old == new).all()) for old, new in pairs):
+            return {}  # nothing moved, so there is no remainder to halve
+        # The largest scale at which it is small: there it is best resolved, too.
+        scale = 1.0
+        while is_small(scale) and scale < LARGEST_SCALE:
+            scale *= 2
+        while not is_small(scale) and scale > 1 / LARGEST_SCALE:
+            scale /= 2
+        whole, half = remainder(scale)[0], remainder(scale / 2)[0]
+        # A change that is linear to the last bit has no order either.
+        return {"scale": scale, "remainder_ratio": whole / half} if half else {}
+
+    def tied(state: State) -> dict[str, Any]:
+        """The update's own prediction, against the derivative along what it moved."""
+        step = int(state.step)
+        if step == num_steps:
+            return {}
+        following, told = step_fn(state, batch_fn(step))
+        along = tracked_change_fn(state.params, following.params)["predicted"]
+        parts = [abs(part) for name, part in told.items() if name.startswith("part:")]
+        scale = sum(parts, start=told["floor"])
+        # Where nothing moved, and a response is certain, there is nothing to divide by.
+        gap = abs(told["predicted"] - along) / jnp.maximum(scale, 1e-30)
+        return {"gap": float(gap.max())}
+
+    observers = {
+        "order": Observer(order, {0, num_steps // 2}.__contains__),
+        "tied": Observer(tied, {0, num_steps // 2}.__contains__),
+        "observed": Observer(lambda state: observe(state.params), due.__contains__),
+        "tokens": Observer(tokens, due.__contains__),
+    }
+    if is_explained:
+        observers["one_step"] = Observer(one_step, due.__contains__)
+    if "everything" in sets:
+        everything = shard_probes(sets["everything"], mesh)
+        observe_all = make_observe_fn(apply_fn, everything)
+        observers["everything"] = Observer(
+            lambda state: observe_all(state.params), lambda step: step == 0
+        )
+    return observers

@@ -1,0 +1,202 @@
+"""Causal self-attention with rotary positions, grouped queries and a KV cache."""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ldjax.models.decoder.low_rank import LowRank, adapted_dense, low_rank_change
+from ldjax.models.decoder.rotary import RotaryScaling, rotate
+
+__all__ = ["Attention", "KeyValues"]
+
+
+class KeyValues(NamedTuple):
+    """One layer's keys and values of the tokens read so far (keys are rotated).
+
+    Attributes:
+      keys: `[batch, slot, kv_head, head_dim]`.
+      values: Likewise.
+      next_slot: Where the next token is written, one number for all rows.
+
+    Examples:
+      >>> empty = KeyValues(
+      ...     jnp.zeros((1, 4, 2, 8)), jnp.zeros((1, 4, 2, 8)), jnp.array(0)
+      ... )
+      >>> empty.append(jnp.ones((1, 1, 2, 8)), jnp.ones((1, 1, 2, 8))).next_slot
+      Array(1, dtype=...)
+    """
+
+    keys: Float[Array, "batch slot kv_head head_dim"]
+    values: Float[Array, "batch slot kv_head head_dim"]
+    next_slot: Int[Array, ""]
+
+    def append(
+        self,
+        keys: Float[Array, "batch pos kv_head head_dim"],
+        values: Float[Array, "batch pos kv_head head_dim"],
+    ) -> "KeyValues":
+        """The cache with these tokens written behind the ones it holds.
+
+        Args:
+          keys: Keys of the new tokens.
+          values: Values of the new tokens.
+
+        Returns:
+          A cache of the same shape. There must be room: this cannot be checked
+          under `jit`, where tokens that do not fit overwrite the last slots.
+
+        Examples:
+          >>> cache = KeyValues(*2 * (jnp.zeros((1, 3, 1, 1)),), jnp.array(1))
+          >>> cache.append(*2 * (jnp.ones((1, 2, 1, 1)),)).keys.ravel()
+          Array([0., 1., 1.], dtype=...)
+        """
+        write = functools.partial(
+            jax.lax.dynamic_update_slice_in_dim, start_index=self.next_slot, axis=1
+        )
+        return KeyValues(
+            write(self.keys, keys.astype(self.keys.dtype)),
+            write(self.values, values.astype(self.values.dtype)),
+            self.next_slot + keys.shape[1],
+        )
+
+
+class Attention(nn.Module):
+    r"""Grouped-query attention: query, key, value and output are one `Dense` each.
+
+    .. math:: \mathrm{softmax}(q k^\top / \sqrt{d_\mathrm{head}}) \, v
+
+    Query head `h` reads key/value head `h // (num_heads // num_kv_heads)`. Scores and
+    softmax are float32 or better. A query that sees no key (padding) yields zero.
+
+    Attributes:
+      num_heads: Query heads.
+      num_kv_heads: Key and value heads, a divisor of `num_heads`.
+      head_dim: Features of a head.
+      num_rotated: Features of a head that are rotated; 0 for no rotary positions.
+      rotary_theta: Base of the rotary wavelengths.
+      rotary_scaling: Changes them for longer contexts.
+      qkv_bias: Whether query, key and value have a bias.
+      out_bias: Whether the output has one.
+      out_init: Initialiser of the output matrix.
+      adapters: Low-rank adapters of its matrices, if any.
+      dtype: Dtype of the computation; None to infer it from the parameters.
+      param_dtype: Dtype of fresh parameters.
+
+    Examples:
+      >>> attention = Attention(num_heads=4, num_kv_heads=2, head_dim=8)
+      >>> x, positions = jnp.ones((1, 3, 32)), jnp.arange(3)[None]
+      >>> visible = jnp.tril(jnp.ones((1, 3, 3), bool))
+      >>> variables = attention.init(jax.random.key(0), x, positions, visible)
+      >>> y, _ = attention.apply(variables, x, positions, visible)
+      >>> y.shape
+      (1, 3, 32)
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_rotated: int = 0
+    rotary_theta: float = 10000.0
+    rotary_scaling: RotaryScaling | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    out_init: nn.initializers.Initializer = nn.linear.default_kernel_init
+    adapters: LowRank | None = None
+    dtype: str | None = None
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch pos width"],
+        positions: Int[Array, "batch pos"],
+        visible: Bool[Array, "#batch pos slot"],
+        past: KeyValues | None = None,
+    ) -> tuple[Float[Array, "batch pos width"], KeyValues | None]:
+        """Lets each position read the ones it may see.
+
+        Args:
+          x: Normalised inputs.
+          positions: Position of each token, in tokens.
+          visible: Whether a query position sees a key; with a cache a key is a slot,
+            without one it is a position.
+          past: Keys and values of earlier tokens, with room for these.
+
+        Returns:
+          The outputs, and `past` extended by these tokens (None without a cache).
+        """
+        batch, length, width = x.shape
+        query, keys, values = (
+            y.reshape(batch, length, -1, self.head_dim) for y in self._project(x)
+        )
+        if self.num_rotated:
+            turn = functools.partial(
+                rotate,
+                positions=positions,
+                num_rotated=self.num_rotated,
+                theta=self.rotary_theta,
+                scaling=self.rotary_scaling,
+            )
+            query, keys = turn(query), turn(keys)
+        if past is not None:
+            past = past.append(keys, values)
+            keys, values = past.keys, past.values
+        mixed = _attend(query, keys, values, visible)
+        out = adapted_dense(
+            mixed.reshape(batch, length, -1),
+            width,
+            name="out",
+            adapters=self.adapters,
+            use_bias=self.out_bias,
+            kernel_init=self.out_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        return out, past
+
+    def _project(self, x: Float[Array, "batch pos width"]) -> list[Array]:
+        """Query, key and value, heads side by side."""
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        wide = self.num_heads * self.head_dim
+        narrow = self.num_kv_heads * self.head_dim
+        settings = {"adapters": self.adapters, "use_bias": self.qkv_bias, **dtypes}
+        projected = [
+            adapted_dense(x, wide, name="query", **settings),
+            adapted_dense(x, narrow, name="key", **settings),
+            adapted_dense(x, narrow, name="value", **settings),
+        ]
+        if self.adapters is None or "qkv" not in self.adapters.targets:
+            return projected
+        change = low_rank_change(
+            x, wide + 2 * narrow, name="qkv", adapters=self.adapters, **dtypes
+        )
+        changes = jnp.split(change, [wide, wide + narrow], axis=-1)
+        return [y + dy for y, dy in zip(projected, changes, strict=True)]
+
+
+def _attend(
+    query: Float[Array, "batch pos head head_dim"],
+    keys: Float[Array, "batch slot kv_head head_dim"],
+    values: Float[Array, "batch slot kv_head head_dim"],
+    visible: Bool[Array, "#batch pos slot"],
+) -> Float[Array, "batch pos head head_dim"]:
+    batch, length, num_heads, head_dim = query.shape
+    num_kv_heads = keys.shape[2]
+    query = query.reshape(batch, length, num_kv_heads, -1, head_dim)
+    scores = jnp.einsum(
+        "btkgd,bskd->bkgts",
+        query,
+        keys,
+        preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+    )
+    visible = visible[:, None, None]  # [batch, 1, 1, pos, slot]
+    lowest = jnp.finfo(scores.dtype).min
+    weights = jax.nn.softmax(jnp.where(visible, scores / head_dim**0.5, lowest))
+    # A row that sees nothing has a finite, uniform softmax; make it zero.
+    weights = jnp.where(visible, weights, 0).astype(values.dtype)
+    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, values)
+    return mixed.reshape(batch, length, num_heads, head_dim)

@@ -1,0 +1,3 @@
+"""The paper's figures and claims, each with what would refute it."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Why the chosen answer falls under DPO."""
+
+__all__: list[str] = []

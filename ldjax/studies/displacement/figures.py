@@ -1,0 +1,126 @@
+"""The figures of `displacement.py`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldjax.report.figures import COLORS, figure
+from ldjax.runs.folder import Run
+
+__all__ = ["draw_criterion", "draw_labels", "draw_why"]
+
+_ORIGINS = {
+    "part:own chosen": ("its own pair, chosen side", COLORS["chosen"]),
+    "part:own rejected": ("its own pair, rejected side", COLORS["rejected"]),
+    "part:others": ("other pairs", COLORS["update"]),
+    "part:history": ("optimizer's history", COLORS["history"]),
+    "part:accumulated": ("earlier micro-batches", COLORS["accumulated"]),
+    "part:weight_decay": ("weight decay", COLORS["weight_decay"]),
+    "part:noise": ("noise", COLORS["noise"]),
+    "part:rounding": ("rounding", COLORS["rounding"]),
+}
+_CONTEXTS = {"chosen": COLORS["chosen"], "rejected": COLORS["rejected"]}
+
+
+def draw_why(run: Run, accounts: Mapping[Any, Any], rates: Mapping[Any, str]) -> Path:
+    """What moved the chosen answers, added up over the updates."""
+    path = run.figure_path("why")
+    with figure(
+        path,
+        "Why did the chosen answer fall? Mean over the watched pairs",
+        ncols=len(accounts),
+        figsize=(4.5 * len(accounts), 4),
+    ) as axes:
+        for ax, (name, account) in zip(axes[0], accounts.items(), strict=True):
+            steps = account.table["train"]
+            x = steps["step"] + 1
+            for part, (label, color) in _ORIGINS.items():
+                if part in steps:
+                    ax.plot(x, _added_up(steps[part]), color=color, label=label)
+            rest = steps["measured"] - steps["predicted"]
+            ax.plot(x, _added_up(rest), color=COLORS["remainder"], label="remainder")
+            measured = _added_up(steps["measured"])
+            ax.plot(x, measured, color="black", linewidth=2, label="measured")
+            ax.axhline(0, color="black", linewidth=0.5)
+            ax.set(
+                title=f"{rates[name]}: {measured[-1]:+.3g} nats",
+                xlabel="updates",
+                ylabel="change of log-prob, nats",
+            )
+        axes[0, 0].legend(fontsize=7)
+    return path
+
+
+def draw_criterion(
+    run: Run, accounts: Mapping[Any, Any], rates: Mapping[Any, str]
+) -> Path:
+    """Whether each pair would lower its own chosen answer, over time."""
+    path = run.figure_path("criterion")
+    with figure(
+        path,
+        "Above 1 a pair's own sides, as the step scaled them, lower its chosen answer",
+        ncols=len(accounts),
+        figsize=(4.5 * len(accounts), 3.5),
+        sharey=True,
+    ) as axes:
+        for ax, (name, account) in zip(axes[0], accounts.items(), strict=True):
+            steps = account.table["train"]
+            ratio = steps["product:cross"] / steps["product:chosen"]
+            ax.plot(steps["step"], ratio, color=COLORS["rejected"], alpha=0.5)
+            ax.axhline(1, color="black", linewidth=0.8)
+            ax.set(
+                title=rates[name],
+                xlabel="updates",
+                ylabel=r"$\langle g^+, g^-\rangle_P \;/\; \|g^+\|_P^2$",
+            )
+    return path
+
+
+def draw_labels(
+    run: Run, accounts: Mapping[Any, Any], rates: Mapping[Any, str]
+) -> Path:
+    """Which labels rise, where the mass goes, and which theory knows."""
+    path = run.figure_path("labels")
+    quantities = {
+        "rising": ("labels that rise", "-"),
+        "to_greedy": ("moved mass that y* receives", "--"),
+    }
+    theories = {
+        "exact": ("exact first order", "-"),
+        "multiple": ("if K were k I", ":"),
+    }
+    with figure(
+        path,
+        "Squeezing: every label in the context of the chosen and rejected answers",
+        nrows=2,
+        ncols=len(accounts),
+        figsize=(4.5 * len(accounts), 6),
+        sharey="row",
+    ) as axes:
+        for column, (name, account) in enumerate(accounts.items()):
+            labels = account.table["labels"]
+            for row, shown in enumerate((quantities, theories)):
+                ax = axes[row, column]
+                for side, color in _CONTEXTS.items():
+                    for quantity, (words, dashes) in shown.items():
+                        values = 100 * labels[f"{side}:{quantity}"].mean(1)
+                        ax.plot(
+                            labels["step"],
+                            values,
+                            dashes,
+                            color=color,
+                            label=f"{side}: {words}",
+                        )
+                ax.set(xlabel="updates")
+            axes[0, column].set(title=rates[name], ylabel="%", ylim=(0, 100))
+            axes[1, column].set(ylabel="% of signs right", ylim=(0, 100))
+        axes[0, 0].legend(fontsize=7)
+        axes[1, 0].legend(fontsize=7)
+    return path
+
+
+def _added_up(changes: np.ndarray) -> np.ndarray:
+    """Of all updates so far, mean over the pairs."""
+    return changes.astype(float).cumsum(0).mean(1)

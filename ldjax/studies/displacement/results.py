@@ -1,0 +1,190 @@
+"""From what `displacement.py` measured to its numbers, identities and claims."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ldjax.equation.resolution import rounding_of_sum
+from ldjax.finetune.results import gap_of_parts, legible, r_squared
+from ldjax.runs.checkpoints import Table
+
+__all__ = [
+    "RATES",
+    "Account",
+    "RateName",
+    "check_claims",
+    "check_identities",
+    "explained",
+    "print_why",
+]
+
+RateName = Literal["slow", "plain", "small"]
+RATES: Mapping[RateName, str] = {
+    "slow": "small rate",
+    "plain": "plain gradient descent",
+    "small": "training rate",
+}
+#: Of the changes of single updates at the small rate.
+LEAST_R_SQUARED = 0.95
+#: They push the chosen side up exactly as hard as the rejected one down, always.
+EQUAL_PUSH = ("dpo", "sigmoid", "spin", "reference_free", "hinge")
+
+
+class Account(NamedTuple):
+    """What is known of one training.
+
+    Attributes:
+      table: From the training loop.
+      change: Measured change of each watched chosen answer over the whole run, nats.
+      batch_size: Pairs of an update.
+    """
+
+    table: Table
+    change: np.ndarray
+    batch_size: int
+
+
+class Alone(NamedTuple):
+    """The criterion of each pair beside a step on that pair alone, `[time, pair]`.
+
+    Attributes:
+      said: Whether <g+, g-> > |g+|^2, scaled as by the batch's step.
+      own: Whether the pair's own sides lower its chosen answer in the step alone, to
+        first order and as that step scaled them.
+      fell: Whether the chosen answer fell in the step alone, by momentum too.
+      is_clear: Whether first order of its own sides is more than all else in that
+        (momentum, remainder and rounding).
+    """
+
+    said: np.ndarray
+    own: np.ndarray
+    fell: np.ndarray
+    is_clear: np.ndarray
+
+    @classmethod
+    def of(cls, table: Table) -> "Alone":
+        """The two series at the same updates."""
+        steps, alone = table["train"], table["alone"]
+        said = _own_sides_lower(steps)[np.isin(steps["step"], alone["step"])]
+        own, measured = alone["own"], alone["measured"]
+        return cls(said, own < 0, measured < 0, abs(own) > abs(measured - own))
+
+
+def explained(account: Account) -> dict[str, Any]:
+    """The whole run's account: mean over the watched pairs, in nats."""
+    steps = account.table["train"]
+    parts = {k: v for k, v in steps.items() if k.startswith("part:")}
+    total = np.sum(list(parts.values()), axis=0)
+    remainder = steps["measured"] - steps["predicted"]
+    falls, alone = _own_sides_lower(steps), Alone.of(account.table)
+    return {
+        "change": float(account.change.mean()),
+        "parts": {k[5:]: float(v.sum(0).mean()) for k, v in parts.items()}
+        | {"remainder": float(remainder.sum(0).mean())},
+        "r_squared": r_squared(steps["measured"], total),
+        "r_squared_accumulated": r_squared(
+            steps["measured"].cumsum(0), total.cumsum(0)
+        ),
+        "share_whose_own_sides_lower_it": {
+            "start": float(falls[0].mean()),
+            "end": float(falls[-1].mean()),
+            "all": float(falls.mean()),
+        },
+        "steps_on_a_pair_alone": {
+            "taken": alone.said.size,
+            "said_to_fall": int(alone.said.sum()),
+            "own_sides_lower_it": int(alone.own.sum()),
+            "said_otherwise": int((alone.own != alone.said).sum()),
+            "fell": int(alone.fell.sum()),
+        },
+    }
+
+
+def check_identities(name: RateName, account: Account) -> list[dict[str, Any]]:
+    """What holds whatever the loss, up to rounding in float32."""
+    rate, steps = RATES[name], account.table["train"]
+    parts = gap_of_parts(steps)
+    # The updates telescope: this tells whether what one left is what the next found.
+    whole = abs(steps["measured"].astype(float).sum(0) - account.change)
+    return [
+        {
+            "text": f"{rate}: the parts of every update and of all sum to their "
+            f"prediction: {parts:.1e} of what rounding allows",
+            "holds": parts <= 1,
+        },
+        {
+            "text": f"{rate}: the updates' changes sum to that of the whole run: "
+            f"{whole.max():.1e} nats",
+            "holds": bool((whole <= rounding_of_sum(steps["floor"])).all()),
+        },
+    ]
+
+
+def check_claims(
+    name: RateName, account: Account, *, loss: str
+) -> list[dict[str, Any]]:
+    """What a small rate has to show."""
+    share = explained(account)["r_squared"]
+    claims = [
+        {
+            "text": f"{RATES[name]}: the parts explain R2 = {legible(share, '.4f')} of "
+            f"the changes of single updates (at least {LEAST_R_SQUARED})",
+            "holds": share is not None and share >= LEAST_R_SQUARED,
+        }
+    ]
+    if loss in EQUAL_PUSH:
+        claims.append(_check_alone(name, Alone.of(account.table)))
+    return claims
+
+
+def _check_alone(name: RateName, alone: Alone) -> dict[str, Any]:
+    """Whether a real step on a pair alone does what its inner products say."""
+    agree = (alone.fell == alone.said)[alone.is_clear]
+    return {
+        "text": f"{RATES[name]}: a step on a pair alone lowers its chosen answer "
+        f"where, and only where, <g+, g-> > |g+|^2: {agree.sum()} of {agree.size} "
+        f"times that first order was the larger part ({alone.said.size} steps taken), "
+        f"of which it fell in {alone.fell[alone.is_clear].sum()}",
+        "holds": bool(agree.size and agree.all()),
+    }
+
+
+def _own_sides_lower(steps: Mapping[str, np.ndarray]) -> np.ndarray:
+    return steps["product:cross"] > steps["product:chosen"]
+
+
+def print_why(rate: str, numbers: dict[str, Any]) -> None:
+    """The answer, in numbers."""
+    share, alone = (
+        numbers[name]
+        for name in ("share_whose_own_sides_lower_it", "steps_on_a_pair_alone")
+    )
+    print(
+        f"\n{rate.capitalize()}: the chosen answer moved by {numbers['change']:+.3g} "
+        "nats (mean over the watched pairs):"
+    )
+    for origin, change in numbers["parts"].items():
+        print(f"  {origin:14} {change:+9.3f}")
+    print(
+        f"The parts explain R2 = {legible(numbers['r_squared'])} of single updates, "
+        f"{legible(numbers['r_squared_accumulated'])} accumulated."
+    )
+    print(
+        "A pair's own two sides, as the batch's step scaled them, lower its chosen "
+        f"answer in {share['start']:.0%} of the pairs at the start, {share['end']:.0%} "
+        f"at the end, {share['all']:.1%} over all updates."
+    )
+    print(
+        f"Of {alone['taken']} steps on a pair alone its own sides lower it in "
+        f"{alone['own_sides_lower_it']} (said of {alone['said_to_fall']}, wrongly "
+        f"either way of {alone['said_otherwise']}); with momentum and remainder it "
+        f"fell in {alone['fell']}."
+    )
+    for side, labels in numbers["labels"].items():
+        print(
+            f"In the context of the {side} answer {labels['labels:rising']:.0%} of the "
+            f"labels rise, y* gets {labels['labels:to_greedy']:.0%} of the mass that "
+            f"moves; signs right: {labels['labels:exact']:.1%} by the exact first "
+            f"order, {labels['labels:multiple']:.1%} if K were k I."
+        )

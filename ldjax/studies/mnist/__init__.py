@@ -1,0 +1,3 @@
+"""Learning dynamics of handwritten digits: Figure 1."""
+
+__all__: list[str] = []

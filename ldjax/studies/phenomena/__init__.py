@@ -1,0 +1,3 @@
+"""The paper's phenomena, each with exact numbers."""
+
+__all__: list[str] = []

@@ -1,0 +1,133 @@
+"""The settings of `phenomena.py`."""
+
+import dataclasses
+from pathlib import Path
+
+from ldjax.command.options import COUNT, POSITIVE, SEED, wrong_numbers
+from ldjax.data.world.world import PRESETS as WORLDS
+
+__all__ = ["NAMES", "Config"]
+
+#: The phenomena, in the order in which they are studied.
+NAMES = ("hallucination", "fingerprint", "repeater", "longer_sft", "on_policy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The paper's phenomena of finetuning, measured through the exact kernel."""
+
+    out: Path = Path("runs/phenomena")
+    """Run folder to write."""
+    only: str = ""
+    """Phenomena to study, separated by commas: hallucination, fingerprint, repeater,
+    longer_sft, on_policy; by default all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each of a toy world, its base model, the choice of probes and all draws."""
+    world: str = "demo"
+    """Preset of the toy world: demo, small or paper."""
+    model: str = "toy"
+    """What to start from: the size of a base model, a folder or an id on the hub (see
+    `finetune.py`)."""
+    probe_prompts: int = 40
+    """Trained prompts whose responses are watched; and half as many held-out ones."""
+    sft_epochs: int = 10
+    """Passes of SFT over the training prompts, of the policy that the hallucination is
+    watched up to and that the repeater and the on-policy study start from."""
+    sft_lengths: tuple[int, ...] = (2, 5, 10, 20)
+    """Passes of SFT before DPO that are compared, in ascending order."""
+    dpo_epochs: float = 4.0
+    """Passes of DPO, except for the repeater."""
+    long_dpo_epochs: float = 20.0
+    """Passes of the repeater's DPO."""
+    checkpoints: int = 5
+    """Moments of the repeater's DPO, in equal intervals, at which it is sampled."""
+    samples: int = 4
+    """Samples for each prompt."""
+    kernel_prompts: int = 4
+    """Prompts whose responses' kernels are computed; the cost grows with its square."""
+    kernel_tokens: int = 3
+    """Tokens of a response at which its kernel is taken, evenly spread, the END token
+    among them; the cost is in proportion to it."""
+    heat_prompts: int = 10
+    """Prompts of the heat map."""
+    cache: Path = Path("runs/cache")
+    """Where base models and compiled functions are kept."""
+    overwrite: bool = False
+    """Replace a run that is already in `--out`."""
+    smoke: bool = False
+    """The whole path at tiny size: checks identities and files, not the claims."""
+
+    def resolved(self) -> "Config":
+        """At the size of a smoke test if it is one."""
+        if not self.smoke:
+            return self
+        return dataclasses.replace(
+            self,
+            seeds=self.seeds[:1],
+            probe_prompts=2,
+            sft_epochs=1,
+            sft_lengths=(1, 2),
+            dpo_epochs=0.5,
+            long_dpo_epochs=0.5,
+            checkpoints=2,
+            samples=2,
+            kernel_prompts=2,
+            kernel_tokens=1,
+            heat_prompts=2,
+        )
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The phenomena to study."""
+        asked = self.only.split(",") if self.only else NAMES
+        return tuple(name for name in NAMES if name in asked)
+
+    @property
+    def longest_sft(self) -> int:
+        """Passes of the one SFT run that all phenomena share."""
+        lengths = self.sft_lengths if "longer_sft" in self.chosen else ()
+        return max((self.sft_epochs, *lengths))
+
+    def check(self) -> None:
+        """Refuse what cannot run, before anything is written."""
+        unknown = [name for name in self.only.split(",") if name not in (*NAMES, "")]
+        counts = ("checkpoints", "kernel_tokens")
+        of_prompts = ("kernel_prompts", "heat_prompts")
+        problems = {
+            f"--only has {', '.join(unknown)}: choose of {', '.join(NAMES)}": (
+                bool(unknown)
+            ),
+            "--only names no phenomenon": not self.chosen,
+            "--seeds must be different and not negative, at least one": (
+                not self.seeds
+                or min(self.seeds) < 0
+                or len(set(self.seeds)) < len(self.seeds)
+            ),
+            f"--world must be one of {', '.join(WORLDS)}": self.world not in WORLDS,
+            "--sft-lengths must be positive and ascending, at least two": (
+                len(self.sft_lengths) < 2
+                or self.sft_lengths[0] < 1
+                or list(self.sft_lengths) != sorted(set(self.sft_lengths))
+            ),
+            "--samples must be at least 2": self.samples < 2,
+        }
+        problems |= {
+            f"{_option(name)} must be at least 1": getattr(self, name) < 1
+            for name in counts
+        }
+        problems |= {
+            f"{_option(name)} must be at least 2 and at most --probe-prompts": (
+                not 2 <= getattr(self, name) <= self.probe_prompts
+            )
+            for name in of_prompts
+        }
+        wrong = [problem for problem, applies in problems.items() if applies]
+        ranges = dict.fromkeys(("dpo_epochs", "long_dpo_epochs"), POSITIVE)
+        ranges |= dict.fromkeys(("sft_epochs", "probe_prompts"), COUNT)
+        wrong += wrong_numbers(self, ranges | {"seeds": SEED})
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,286 @@
+"""What a finetuning run records of single tokens besides their log-probs.
+
+Which tokens of the vocabulary moved at each place, and which trained token moved which
+watched one: what the probe browser of its page shows.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldjax.equation import preconditioner
+from ldjax.equation.log_probs import is_sequences, token_log_probs
+from ldjax.equation.step import ApplyFn, LossFn
+from ldjax.files.whole import whole_file
+from ldjax.runs.loop import Observer
+from ldjax.watch.probes import ProbeSet
+
+__all__ = ["make_token_map_fn", "moved_tokens", "token_map_observer"]
+
+#: Tokens that are named at each place as having gained, and as having lost.
+TOP = 5
+
+
+def moved_tokens(
+    apply_fn: ApplyFn,
+    before: Any,
+    after: Any,
+    tracked: ProbeSet,
+    *,
+    probe_batch_size: int,
+) -> dict[str, np.ndarray]:
+    """The tokens whose probability moved most at each tracked token's place.
+
+    By change of probability: by that of the log-prob they would be tokens that the
+    model never says.
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`.
+      before: Parameters at the start.
+      after: Parameters at the end.
+      tracked: What is watched.
+      probe_batch_size: Most probes that are computed at a time.
+
+    Returns:
+      For `tokens.npz`: of each batch `moved_ids`, and their log-probs `moved_before`
+      and `moved_after`, `[probe, pos, 2 TOP]`.
+    """
+
+    @jax.jit
+    def moved(before: Any, after: Any, batch: Any) -> dict[str, Any]:
+        old, new = (jax.nn.log_softmax(apply_fn(p, batch)) for p in (before, after))
+        # Not a difference of probabilities, in which a small move of a likely token
+        # is lost.
+        gain = jnp.exp(old) * jnp.expm1(new - old)
+        top = min(TOP, gain.shape[-1])
+        ids = jnp.concatenate(
+            [jax.lax.top_k(sign * gain, top)[1] for sign in (1, -1)], axis=-1
+        )
+        at = functools.partial(jnp.take_along_axis, indices=ids, axis=-1)
+        return {"ids": ids, "before": at(old), "after": at(new)}
+
+    arrays = {}
+    for i, (_, batch) in enumerate(tracked.batches):
+        in_slices = _slices(batch, probe_batch_size)
+        found = [jax.device_get(moved(before, after, part)) for part in in_slices]
+        for name in found[0]:
+            rows = [part[name] for part in found]
+            arrays[f"moved_{name}_{i}"] = np.concatenate(rows)
+    return arrays
+
+
+def make_token_map_fn(
+    apply_fn: ApplyFn,
+    loss_fn: LossFn,
+    optimizer: Any,
+    *,
+    watch_fn: ApplyFn,
+    where: Any = None,
+    batch_size: int,
+    kept_bytes: int,
+) -> Callable[[Any, Any, Sequence[Any]], dict[str, list[np.ndarray]]]:
+    r"""A function to what each token of an update does to each watched token.
+
+    .. math:: T_{m,l} = -\nabla_\theta \log\pi(y_m) \cdot P J_l^\top G_l
+
+    One backward pass through its own row for each token `l` of the update, which says
+    how it moves the parameters. Then one through its own row for each watched token
+    `m`, for all moves that are kept; or, where fewer are kept than a row has tokens,
+    one forward-mode pass through the probes for each move. (As
+    `StepDecomposition.token_map`, which knows no rows and does each pass through all of
+    them.)
+
+    Args:
+      apply_fn: `(params, sequences) -> logits` of what is trained.
+      loss_fn: `(logits, batch) -> scalar`.
+      optimizer: An optax transformation that acts element by element.
+      watch_fn: `(params, sequences) -> logits` of what is watched.
+      where: Which parameters are trained; by default all.
+      batch_size: Tokens that are differentiated at a time, each a copy of the
+        parameters.
+      kept_bytes: For the moves that are kept; at least `batch_size` of them are.
+
+    Returns:
+      `(state, update, probes) -> maps`: by side of the update, for each batch of probes
+      `[probe, pos, row, update_pos]` in nats. Summed over the update these are the own
+      part of the step's prediction, `-A K_P G`. (At Adam's first step `P` is
+      `1 / |g|`: where the gradients of the two sides of a pair cancel, what a token of
+      one side does is known to about 1e-3 in float32; their sum to 1e-5.)
+    """
+
+    @jax.jit
+    def terms(state: Any, update: Any) -> tuple[Any, Any]:
+        """The preconditioner, and the residual of each side."""
+
+        def logits_of(params: Any) -> Any:
+            of = functools.partial(apply_fn, params)
+            return jax.tree.map(of, update, is_leaf=is_sequences)
+
+        def loss_of(params: Any) -> Any:
+            return loss_fn(logits_of(params), update)
+
+        loss, gradient = jax.value_and_grad(loss_of)(state.params)
+        P = preconditioner(
+            optimizer, gradient, state.opt_state, state.params, where=where, value=loss
+        )
+        return P, jax.grad(lambda z: loss_fn(z, update))(logits_of(state.params))
+
+    @jax.jit
+    def moves(params: Any, P: Any, side: Any, G: Any, rows: Any, places: Any) -> Any:
+        """What single tokens of a side do to the parameters, `[token, ...]`."""
+
+        def move(row: Any, place: Any) -> Any:
+            example = jax.tree.map(lambda leaf: leaf[row][None], side)
+            of_place = jnp.arange(G.shape[1])[:, None] == place
+            _, pullback = jax.vjp(lambda p: apply_fn(p, example), params)
+            (gradient,) = pullback(jnp.where(of_place, G[row], 0)[None])
+            return jax.tree.map(lambda scale, g: -scale * g, P, gradient)
+
+        return jax.vmap(move)(rows, places)
+
+    def log_probs_of(params: Any, probe: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            logits = watch_fn(params, probe)
+        return token_log_probs(logits, probe.targets, probe.mask)
+
+    @jax.jit
+    def along(params: Any, moved: Any, probe: Any) -> Any:
+        """What the moves do to a batch of probes, `[probe, pos, token]`."""
+        of_params = functools.partial(log_probs_of, probe=probe)
+        pushforward = lambda move: jax.jvp(of_params, (params,), (move,))[1]
+        return jax.vmap(pushforward, out_axes=-1)(moved)
+
+    @jax.jit
+    def against(params: Any, moved: Any, probe: Any, rows: Any, places: Any) -> Any:
+        """What the moves do to single tokens of a batch of probes, `[m, token]`."""
+
+        def slope(row: Any, place: Any) -> Any:
+            example = jax.tree.map(lambda leaf: leaf[row][None], probe)
+            return jax.grad(lambda p: log_probs_of(p, example)[0, place])(params)
+
+        with jax.default_matmul_precision("highest"):
+            products = jax.tree.map(
+                lambda a, b: a.reshape(len(a), -1) @ b.reshape(len(b), -1).T,
+                jax.vmap(slope)(rows, places),
+                moved,
+            )
+        return sum(jax.tree.leaves(products))
+
+    def effects(params: Any, moved: Any, probe: Any) -> np.ndarray:
+        mask = np.asarray(probe.mask)
+        num = len(jax.tree.leaves(moved)[0])
+        if num < mask.shape[1]:
+            return np.asarray(along(params, moved, probe))
+        shares = np.zeros((*mask.shape, num))
+        for rows, places in _tokens(mask, batch_size):
+            shares[rows, places] = against(params, moved, probe, rows, places)
+        return shares
+
+    def token_map(state: Any, update: Any, probes: Sequence[Any]) -> dict[str, Any]:
+        P, residual = terms(state, update)
+        sides, G = _sides(update), _sides(residual)
+        bytes_of_one = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+        size = max(1, kept_bytes // (batch_size * bytes_of_one))
+        batches = [
+            (name, tokens)
+            for name, side in sides.items()
+            for tokens in _tokens(np.asarray(side.mask), batch_size)
+        ]
+        maps = {
+            name: [np.zeros((*p.mask.shape, *side.mask.shape)) for p in probes]
+            for name, side in sides.items()
+        }
+        for start in range(0, len(batches), size):
+            those = batches[start : start + size]
+            each = [moves(state.params, P, sides[n], G[n], *of_n) for n, of_n in those]
+            moved = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each)
+            del each  # as large as all of `moved`
+            for i, probe in enumerate(probes):
+                shares = effects(state.params, moved, probe)
+                for (name, (rows, places)), share in zip(
+                    those, np.split(shares, len(those), axis=-1), strict=True
+                ):
+                    maps[name][i][:, :, rows, places] = share
+        return maps
+
+    return token_map
+
+
+def token_map_observer(
+    token_map: Callable[[Any, Any, Sequence[Any]], dict[str, list[np.ndarray]]],
+    tracked: ProbeSet,
+    batch_fn: Callable[[int], Any],
+    *,
+    folder: Path,
+    steps: set[int],
+    probe_batch_size: int,
+) -> Observer:
+    """Writes the token maps of some updates, `STEP.npz` for each.
+
+    In it are, for each side of the update, its `targets` and `mask`, and the `map` of
+    each batch of tracked probes.
+
+    Args:
+      token_map: From `make_token_map_fn`.
+      tracked: What is watched.
+      batch_fn: The batch of each step.
+      folder: Where to.
+      steps: Of the updates, counted from 0.
+      probe_batch_size: Most probes that are computed at a time.
+
+    Returns:
+      An observer with nothing for the table, since updates differ in their shapes.
+    """
+
+    def observe(state: Any) -> dict[str, Any]:
+        step = int(state.step)
+        if step not in steps:  # the end
+            return {}
+        update = batch_fn(step)
+        arrays: dict[str, Any] = {}
+        for side, sequences in _sides(update).items():
+            arrays[f"targets_{side}"] = np.asarray(sequences.targets)
+            arrays[f"mask_{side}"] = np.asarray(sequences.mask)
+        # One array for each batch of `tokens.npz`, from slices that fit the memory.
+        slices = [_slices(batch, probe_batch_size) for _, batch in tracked.batches]
+        maps = token_map(state, update, [part for parts in slices for part in parts])
+        for side, of_slices in maps.items():
+            rest = iter(of_slices)
+            for i, parts in enumerate(slices):
+                rows = np.concatenate([next(rest) for _ in parts])
+                arrays[f"map_{i}_{side}"] = rows.astype(np.float32)
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{step:06d}.npz"
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        return {}
+
+    return Observer(observe, steps.__contains__)
+
+
+def _tokens(mask: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Rows and places of the tokens that count, always so many at a time.
+
+    So there is one program; the last token comes again and again.
+    """
+    tokens = np.argwhere(mask)
+    for start in range(0, len(tokens), size):
+        yield tokens[np.minimum(start + np.arange(size), len(tokens) - 1)].T
+
+
+def _slices(batch: Any, size: int) -> list[Any]:
+    """Rows of a batch, so many at a time."""
+    return [
+        jax.tree.map(lambda leaf: leaf[start : start + size], batch)  # noqa: B023
+        for start in range(0, len(batch.targets), size)
+    ]
+
+
+def _sides(update: Any) -> dict[str, Any]:
+    """By name; what has no sides is `update`."""
+    return dict(update) if isinstance(update, dict) else {"update": update}

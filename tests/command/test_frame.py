@@ -1,0 +1,197 @@
+"""The frame of the experiments: whose mistake it is, and in which words."""
+
+import dataclasses
+import errno
+import importlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldjax.data.preferences import read_preferences
+from ldjax.runs.folder import create_run, start_run
+from ldjax.runs.loop import NonFiniteError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    out: Path = Path("runs/mine")
+    data: str = "toy"
+    texts: tuple[Path, ...] = ()
+    on_bad_row: str = "error"
+    resume: bool = False
+    overwrite: bool = False
+
+
+@pytest.fixture
+def command(monkeypatch):
+    return importlib.import_module("ldjax.command.frame")
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("pass `resume=True` or `overwrite=True`", "pass --resume or --overwrite"),
+        ('leave them out with `on_bad_row="skip"`', "out with --on-bad-row skip"),
+        ("`on_bad_row` must be", "--on-bad-row must be"),
+        ("pass `overwrite=False`", "pass --no-overwrite"),
+        ("`beta` must be positive", "`beta` must be positive"),
+        ("repeat with `--resume`", "repeat with `--resume`"),
+    ],
+)
+def test_arguments_become_options(command, message, told):
+    names = {field.name for field in dataclasses.fields(Config)}
+    assert told in command.worded(message, names)
+
+
+def _raising(error):
+    def main(config):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError("two\nlines"), "two lines"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.txt"), "a.txt: No such"),
+        (MemoryError(), "there is not enough memory"),
+        (MemoryError("needs 3 GB"), "needs 3 GB"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "RESOURCE_EXHAUSTED"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(command, error, line):
+    with pytest.raises(SystemExit, match=rf"^test_frame: [^\n]*{line}") as end:
+        command.experiment(_raising(error))(Config())
+    assert "\n" not in str(end.value)
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("a"), KeyError("a"), AssertionError(), ZeroDivisionError()]
+)
+def test_errors_of_the_program_pass(command, error):
+    with pytest.raises(type(error)):
+        command.experiment(_raising(error))(Config())
+
+
+def test_a_value_error_is_the_users_where_we_found_it(command, tmp_path):
+    def ours(config):
+        raise NonFiniteError("At step 0: loss is nan.")
+
+    def told_by_the_library(config):
+        read_preferences(tmp_path / "nothing.jsonl")
+
+    def of_a_library(config):
+        np.zeros(3).reshape(2, 2)
+
+    def of_jax(config):
+        jnp.zeros(3).reshape(2, 2)
+
+    def looked_at(config):
+        with command.set_up():
+            np.zeros(3).reshape(2, 2)
+
+    (tmp_path / "nothing.jsonl").write_text('{"prompt": "a"}\n')
+    with pytest.raises(SystemExit, match=r"--on-bad-row skip|no field 'chosen'"):
+        command.experiment(told_by_the_library)(Config())
+    for bug in (of_a_library, of_jax):
+        with pytest.raises((ValueError, TypeError), match="reshape"):
+            command.experiment(bug)(Config())
+    with pytest.raises(SystemExit, match=r"^test_frame: cannot reshape"):
+        command.experiment(looked_at)(Config())
+
+
+def test_a_run_that_is_there_is_told_in_the_words_of_the_door(command, tmp_path):
+    def main(config):
+        with command.set_up():
+            start_run(config.out, {}, resume=config.resume, overwrite=False)
+
+    create_run(tmp_path / "run", {}).write_metrics([])
+    with pytest.raises(SystemExit, match=r"--resume to go on with it, or --overwrite"):
+        command.experiment(main)(Config(out=tmp_path / "run"))
+
+
+def test_home_is_found_in_every_path(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pairs.jsonl").touch()
+    config = Config(Path("~/mine"), "~/pairs.jsonl", (Path("~/a"), Path("b")))
+    assert command.expanded(config) == Config(
+        tmp_path / "mine", str(tmp_path / "pairs.jsonl"), (tmp_path / "a", Path("b"))
+    )
+    # A text that only looks like a path, and nobody's home.
+    for untouched in (Config(data="~ about"), Config(out=Path("~no-such-user/x"))):
+        assert command.expanded(untouched) is untouched
+
+
+def test_the_one_who_stops_a_run_is_told_how_to_go_on(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x.py", "--overwrite", "--out", "a b"])
+    config = Config(out=tmp_path / "run")
+    told = lambda: command._Farewell(config)._how_to_go_on(signal.SIGINT)
+    assert told() == f"stopped by Ctrl-C before {config.out} was begun."
+    run = create_run(config.out, {})
+    assert told().endswith("x.py --out 'a b' --resume")
+    assert told().startswith("stopped by Ctrl-C before")  # it has been released
+    run = create_run(config.out, {"seed": 1}, overwrite=True)
+    assert told().endswith("numbers; the run in " + f"{config.out} is as it was.")
+    del run
+
+
+def test_a_signal_where_nothing_can_be_raised_comes_again(tmp_path):
+    """In `__del__`, as in the callbacks of JAX, exceptions are ignored."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import os, signal, sys, time
+from ldjax import command
+
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+@command.experiment
+def main(config):
+    Deleted()
+    time.sleep(60)
+
+command.run(main, None)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 143
+    line = "script: stopped by SIGTERM before anything was begun."
+    assert done.stderr.strip() == line
+
+
+def test_a_program_that_does_not_come_to_it_is_ended(tmp_path):
+    """As in a compilation: the interpreter is not there to raise anything."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import os, signal, sys, threading, time
+from ldjax import command
+command.GRACE = 0.5
+
+@command.experiment
+def main(config):
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(60)
+
+command.run(main, None)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 130
+    assert done.stderr.strip().startswith("script: stopped by Ctrl-C")

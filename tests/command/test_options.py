@@ -1,0 +1,118 @@
+"""Numbers of options that cannot be meant are refused by the option's name."""
+
+import dataclasses
+import importlib
+import numbers
+
+import numpy as np
+import pytest
+
+from ldjax.cli import COMMANDS, STUDIES
+from ldjax.command.options import COUNT, POSITIVE, wrong_numbers
+
+SCRIPTS = (
+    *("finetune", "kernel", "stability", "mitigation", "mnist"),
+    *("phenomena", "pretrain", "squeezing"),
+)
+WRONG_FLOATS = (float("nan"), float("inf"), float("-inf"), -7.0, 1e300, -1e-60)
+WRONG_COUNTS = (-7, 10**21, 10**4000)
+#: What is not wrong: a clip at infinity is none.
+RIGHT = {("clip", float("inf")), ("clip", 1e300)}
+
+
+@pytest.fixture
+def experiments(monkeypatch):
+    """Imports a module of the experiments by name."""
+    return importlib.import_module
+
+
+def wrong_settings(config):
+    """Name of a field, and the settings with a wrong number there."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        item = value[0] if isinstance(value, tuple) and value else value
+        if isinstance(item, bool) or not isinstance(item, numbers.Real):
+            continue
+        for wrong in WRONG_FLOATS if isinstance(item, float) else WRONG_COUNTS:
+            changed = (wrong, *value[1:]) if isinstance(value, tuple) else wrong
+            if (field.name, wrong) not in RIGHT:
+                yield field.name, dataclasses.replace(config, **{field.name: changed})
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_number_of_a_command_has_a_range(experiments, script):
+    place, _ = (COMMANDS | STUDIES)[script]
+    config = experiments(place).Config()
+    refused = 0
+    for name, wrong in wrong_settings(config):
+        resolved = wrong.resolved() if hasattr(wrong, "resolved") else wrong
+        with pytest.raises(ValueError, match="--") as error:
+            resolved.check()
+        message = str(error.value)
+        assert f"--{name.replace('_', '-')}" in message, wrong
+        assert "\n" not in message
+        assert len(message) < 400
+        refused += 1
+    assert refused >= 4
+    (config.resolved() if hasattr(config, "resolved") else config).check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"learning_rate": 1e-60}, "--learning-rate must be positive: between 1.2e-38"),
+        ({"epochs": float("inf")}, "--epochs must be positive: between"),
+        ({"warmup_steps": 10**21}, "--warmup-steps must be not negative and at most"),
+        ({"coefficients": {"beta": float("nan")}}, "--coefficients"),
+        ({"max_length": 64, "max_prompt_length": 64}, "must be less than --max-length"),
+        ({"max_length": 1}, "--max-length must be at least 2, got 1"),
+    ],
+)
+def test_what_is_allowed_is_said(experiments, settings, part):
+    config = (
+        experiments("ldjax.finetune.settings").Config(loss="dpo", **settings).resolved()
+    )
+    with pytest.raises(ValueError, match="--") as error:
+        config.check()
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["sft_epochs", "dpo_epochs"])
+def test_the_epochs_of_a_stage_are_refused_by_the_pipelines_own_option(
+    experiments, tmp_path, name
+):
+    pipeline = experiments("ldjax.finetune.pipeline")
+    config = pipeline.Config(out=tmp_path / "run", **{name: float("inf")})
+    with pytest.raises(SystemExit, match=f"--{name.replace('_', '-')} must be"):
+        pipeline.main(config)
+
+
+def test_numpys_numbers_are_numbers(experiments):
+    numbers = dataclasses.make_dataclass("Numbers", ["rate", "size"])
+    ranges = {"rate": POSITIVE, "size": COUNT}
+    assert not wrong_numbers(numbers(np.float32(1e-3), np.int64(4)), ranges)
+    (wrong,) = wrong_numbers(numbers(np.float32(1e-3), np.int64(-4)), ranges)
+    assert wrong.startswith("--size")
+
+
+def test_more_updates_than_can_be_counted_are_refused(experiments):
+    config, setup = (
+        experiments("ldjax.finetune.settings").Config,
+        experiments("ldjax.finetune.setup"),
+    )
+    with pytest.raises(ValueError, match=r"--epochs 1e\+30 of 40 examples are"):
+        setup.count_steps(config(epochs=1e30).resolved(), 40)
+    with pytest.raises(ValueError, match="--batch-size must be at most the number"):
+        setup.count_steps(config().resolved(), 4)
+    assert setup.count_steps(config(epochs=1e-30).resolved(), 40) == 1
+
+
+def test_an_infinite_clip_is_none(experiments):
+    recipes = experiments("ldjax.finetune.recipes")
+    recipe = recipes.RECIPES["slow", "sft"]._replace(clip=float("inf"))
+    optimizer = recipes.make_optimizer(recipe)
+    gradient = {"w": np.array([1e30, 0.0], np.float32)}
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    np.testing.assert_allclose(
+        updates["w"], -recipe.learning_rate * gradient["w"], rtol=1e-6
+    )

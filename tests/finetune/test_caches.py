@@ -1,0 +1,58 @@
+"""What is kept between runs may be damaged, like everything else."""
+
+import importlib
+
+import pytest
+
+from ldjax.runs.checkpoints import Checkpoints
+from ldjax.runs.folder import create_run
+from ldjax.runs.sinks import make_sink
+
+
+@pytest.fixture
+def start(monkeypatch):
+    return importlib.import_module("ldjax.finetune.start")
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "checkpoints", None])
+def test_a_damaged_base_model_is_pretrained_again(
+    start, tmp_path, monkeypatch, capsys, damaged
+):
+    """From its checkpoint where that is whole, else from the start."""
+    made = []
+
+    def pretrained(settings):
+        made.append(settings.out)
+        assert (settings.out / "config.json").is_file() == (damaged is None)
+
+    def load(folder):
+        if not folder.is_dir():
+            raise FileNotFoundError(folder)
+        raise ValueError(f"{folder} is damaged.")
+
+    monkeypatch.setattr(start, "load", load)
+    monkeypatch.setattr(start.pretrain, "main", pretrained)
+    config = start.Config(cache=tmp_path, model="toy", smoke=True).resolved()
+    with monkeypatch.context() as patch:
+        patch.setattr(start.pretrain, "main", lambda settings: None)
+        folder = start.cached_base(config)
+    create_run(folder, {}).release()
+    if damaged == "config.json":
+        (folder / damaged).write_bytes(b"{")
+    elif damaged == "checkpoints":
+        (folder / "checkpoints" / "7" / "state").mkdir(parents=True)
+    assert start.cached_base(config) == folder
+    assert made == [folder]
+    assert "is damaged. It is pretrained" in capsys.readouterr().out
+    assert Checkpoints(folder / "checkpoints").newest_step() is None
+
+
+def test_damaged_files_of_a_sink_are_named(tmp_path):
+    pytest.importorskip("tensorboardX")
+    run = create_run(tmp_path / "run", {})
+    sink = make_sink("tensorboard", run)
+    sink.close()
+    (file,) = (run.path / "tensorboard").iterdir()
+    file.write_bytes(b"\x05" + bytes(11) + b"\xff" * 40)
+    with pytest.raises(ValueError, match=r"--log tensorboard: .* is damaged \([^\n]*$"):
+        make_sink("tensorboard", run)

@@ -1,0 +1,114 @@
+"""What a finetuning run checks of itself notices a defect that is planted."""
+
+import importlib
+
+import numpy as np
+import optax
+import pytest
+from zoo.cases import apply_toy, sentences, toy_params
+
+import ldjax
+from ldjax.data.batches import Example
+from ldjax.watch.probes import Probe, ProbeSet
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    """A module of the experiment by its name."""
+    return importlib.import_module
+
+
+PROBES = [Probe(f"tracked/{i}", "chosen", Example((i, 2), (3, 1))) for i in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("rate", "planted", "expected"),
+    [(1e-3, 1.0, 0.0), (1e-8, 1.0, 0.0), (1e-3, 0.9, 0.1), (0.0, 1.0, 0.0)],
+)
+def test_the_prediction_of_a_step_is_tied_to_what_it_moved(
+    experiment, rate, planted, expected
+):
+    """An order of the remainder alone holds for any direction."""
+    watch = experiment("ldjax.finetune.track")
+    tracked = ProbeSet.of(PROBES, max_length=4, batch_size=None)
+    init, step = watch.make_tracked_step(
+        apply_toy, ldjax.losses.sft, optax.sgd(rate), tracked
+    )
+
+    def step_fn(state, batch):
+        state, told = step(state, batch)
+        changed = ("predicted", "part:update")  # their sum still holds
+        return state, told | {name: planted * told[name] for name in changed}
+
+    observers = watch.make_observers(
+        apply_toy,
+        sets={"observed": tracked, "tracked": tracked},
+        step_fn=step_fn,
+        batch_fn=lambda step: sentences(6, 3, 4),
+        num_steps=2,
+        evaluations=1,
+        probe_batch_size=8,
+        is_explained=False,
+    )
+    gap = observers["tied"].observe(init(toy_params()))["gap"]
+    # At 1e-8 a parameter moves by some thousand units in the last place.
+    assert gap == pytest.approx(expected / planted, abs=1e-6)
+
+
+def make_table(steps=400):
+    rng = np.random.default_rng(0)
+    measured = rng.normal(size=(steps, 2))
+    series = {
+        "predicted": measured,
+        "part:update": measured,
+        "measured": measured,
+        "floor": np.full((steps, 2), 1e-6),
+    }
+    return {"train": series, "tied": {"gap": np.array([1e-6, 1e-5])}}
+
+
+def test_a_defect_below_the_floor_of_every_step_is_seen_in_their_sum(experiment):
+    """As of a step that measures other parameters than it hands on."""
+    check = experiment("ldjax.finetune.results").check_identities
+    table = make_table()
+    whole = table["train"]["measured"].sum(0)
+    for lost, holds in ((0.0, True), (0.5e-6, False)):
+        ends = np.stack([np.zeros(2), whole + 400 * lost])
+        found = check(table, PROBES, {"log_prob": ends})
+        assert [each["holds"] for each in found] == [True, True, holds]
+    table["tied"]["gap"][1] = 0.1
+    found = check(table, PROBES, {"log_prob": np.stack([np.zeros(2), whole])})
+    assert [each["holds"] for each in found] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("share", "steady", "holds"),
+    [(1.0, 0.0, True), (0.99, 0.0, False), (1.0, 1e-6, False), (1.0, 1e-8, True)],
+)
+def test_a_part_that_is_counted_as_rounding_is_seen(experiment, share, steady, holds):
+    """With the part `rounding` the others sum to any prediction."""
+    series = make_table()["train"]
+    for name in ("predicted", "part:update"):
+        series[name] = 1e-6 * series[name]
+    series["part:update"] = share * series["predicted"] + steady
+    series["part:rounding"] = series["predicted"] - series["part:update"]
+    series["floor"] = series["floor"] if steady else 1e-12 * np.ones((400, 2))
+    gap = experiment("ldjax.finetune.results").gap_of_parts(series)
+    assert (gap <= 1) == holds
+
+
+def test_types_that_differ_explain_nothing_within_them(experiment):
+    """Pooled, a prediction of nothing but each type's mean looks nearly perfect."""
+    results = experiment("ldjax.finetune.results")
+    probes = [Probe(f"tracked/{i}", "chosen", Example((1,), (2,))) for i in range(4)]
+    probes += [each._replace(type="rejected") for each in probes]
+    rng = np.random.default_rng(0)
+    level = np.repeat([40.0, -60.0], 4)
+    measured = (level + rng.normal(size=(1, 8))).repeat(2, axis=0)
+    measured[1] = 0  # all in the first of two updates
+    predicted = np.where(measured == 0, 0, level)
+    series = {"measured": measured, "predicted": predicted, "floor": 0 * measured}
+    assert results.fidelity(series, probes)["all"].r_squared > 0.999
+    assert results.r_squared_within_types(series, probes) < 0.1
+    exact = series | {"predicted": measured}
+    assert results.r_squared_within_types(exact, probes) == 1

@@ -1,0 +1,116 @@
+"""What trained tokens do to watched ones, against one Jacobian of every log-prob."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+from witnesses.closeness import assert_close
+from zoo.decoders import make_decoder, random_tokens
+
+import ldjax
+from ldjax.data.batches import Example, to_sequences
+from ldjax.data.reference import add_reference
+
+# Adam at its first step, with an epsilon that keeps its quotient from rounding.
+ADAM = optax.adam(1e-3, eps=1e-3)
+
+
+@pytest.fixture
+def make_token_map_fn(monkeypatch):
+    return importlib.import_module("ldjax.watch.token_maps").make_token_map_fn
+
+
+def sentences(*sizes, seed):
+    examples = [
+        Example(random_tokens(p, seed + i), random_tokens(r, seed + i + 50))
+        for i, (p, r) in enumerate(sizes)
+    ]
+    return to_sequences(examples, max_length=7)
+
+
+PROBES = [sentences((2, 4), (3, 2), seed=1), sentences((1, 3), seed=5)]
+SIDES = {
+    "chosen": sentences((3, 4), (2, 3), seed=10),
+    "rejected": sentences((3, 2), (2, 5), seed=20),
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("sft", marks=pytest.mark.exhaustive), "dpo"],
+)
+def case(request):
+    """`apply_fn`, parameters, loss and update."""
+    model, params = make_decoder("gpt2", num_layers=1)
+    apply_fn = ldjax.linen.apply_fn(model)
+    if request.param == "sft":
+        return apply_fn, params, ldjax.losses.sft, SIDES["chosen"]
+    elsewhere = jax.tree.map(lambda leaf: 1.1 * leaf, params)
+    pairs = add_reference(apply_fn, elsewhere, SIDES, batch_size=2)
+    return apply_fn, params, ldjax.losses.dpo(0.5), pairs
+
+
+@pytest.fixture(scope="module")
+def expected(case):
+    """`-A P J^T G` by brute force: one matrix of each."""
+    apply_fn, params, loss_fn, update = case
+    flat, unflatten = ravel_pytree(params)
+
+    def logits_of(x):
+        is_side = lambda leaf: hasattr(leaf, "targets")
+        return jax.tree.map(
+            lambda side: apply_fn(unflatten(x), side), update, is_leaf=is_side
+        )
+
+    def log_probs(x, probe):
+        scores = jax.nn.log_softmax(apply_fn(unflatten(x), probe))
+        picked = jnp.take_along_axis(scores, probe.targets[..., None], axis=-1)
+        return jnp.where(probe.mask, picked[..., 0], 0)
+
+    gradient = jax.grad(lambda x: loss_fn(logits_of(x), update))(flat)
+    # Adam's first step is rate g / (|g| + eps).
+    P = 1e-3 / (jnp.abs(gradient) + 1e-3)
+    logits = logits_of(flat)
+    jacobian = jax.jit(jax.jacrev(logits_of))(flat)
+    slopes = [jax.jit(jax.jacrev(log_probs))(flat, probe) for probe in PROBES]
+    G = jax.grad(loss_fn)(logits, update)
+    if not isinstance(update, dict):
+        jacobian, G = {"update": jacobian}, {"update": G}
+    moves = {n: jnp.einsum("rlv,rlvx->rlx", G[n], jacobian[n]) for n in G}
+    return {
+        name: [-jnp.einsum("mpx,x,rlx->mprl", A, P, moved) for A in slopes]
+        for name, moved in moves.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch_size", "kept_bytes"),
+    [
+        pytest.param(1, 0, marks=pytest.mark.exhaustive),
+        (3, 0),
+        (4, 2**30),
+        pytest.param(64, 2**30, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_map_is_that_of_brute_force(
+    make_token_map_fn, case, expected, batch_size, kept_bytes
+):
+    apply_fn, params, loss_fn, update = case
+    token_map = make_token_map_fn(
+        *(apply_fn, loss_fn, ADAM),
+        watch_fn=apply_fn,
+        batch_size=batch_size,
+        kept_bytes=kept_bytes,
+    )
+    init, _ = ldjax.make_step(apply_fn, loss_fn, ADAM)
+    found = token_map(init(params), update, PROBES)
+    assert found.keys() == expected.keys()
+    for name, maps in expected.items():
+        for ours, theirs in zip(found[name], maps, strict=True):
+            assert_close(ours, np.asarray(theirs), rtol=1e-10)
+            assert np.abs(theirs).max() > 1e-4
