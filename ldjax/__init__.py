@@ -37,12 +37,10 @@ if TYPE_CHECKING:
         watch,
     )
     from ldjax.equation import (
-        AdvantagedSequences,
         DenseMap,
         FunctionMap,
         LinearMap,
         PendingState,
-        ReferencedSequences,
         Sequences,
         StepComparison,
         StepDecomposition,
@@ -61,13 +59,11 @@ if TYPE_CHECKING:
     from ldjax.watch.recorder import Recorder
 
 __all__ = [
-    "AdvantagedSequences",
     "DenseMap",
     "FunctionMap",
     "LinearMap",
     "PendingState",
     "Recorder",
-    "ReferencedSequences",
     "Sequences",
     "StepComparison",
     "StepDecomposition",

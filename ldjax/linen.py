@@ -15,20 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ldjax.equation.log_probs import (
-    AdvantagedSequences,
-    ReferencedSequences,
-    Sequences,
-    check_sequences,
-    is_sequences,
-)
+from ldjax.equation.sequences import Sequences, check_sequences, is_sequences
 
 __all__ = ["LinenLogits", "apply_fn", "logits_fn"]
 
-_Readable = Sequences | ReferencedSequences | AdvantagedSequences
 
-
-def apply_fn(module: nn.Module) -> Callable[[Any, _Readable], Array]:
+def apply_fn(module: nn.Module) -> Callable[[Any, Sequences], Array]:
     """What `ldjax.make_step` takes, for a Linen module.
 
     Args:
@@ -93,7 +85,7 @@ class LinenLogits:
     def __call__(self, params: Any) -> Any:
         """Logits, in the structure of `sequences`."""
 
-        def run(sequences: _Readable) -> Array:
+        def run(sequences: Sequences) -> Array:
             return apply_module(
                 self.module,
                 {"params": params},

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ldjax.equation.log_probs import NO_TOKEN, Sequences, check_range
+from ldjax.equation.sequences import NO_TOKEN, Sequences, check_range
 
 __all__ = [
     "Example",

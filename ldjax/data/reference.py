@@ -2,7 +2,7 @@
 
 A preference loss compares the policy with where it started. The reference log-probs of
 the training pairs are numbers that do not change during a run, so they are computed
-before it and kept with the pairs (`ReferencedSequences`), on disk where asked.
+before it and kept with the pairs (`Sequences.reference`), on disk where asked.
 """
 
 import hashlib
@@ -17,13 +17,8 @@ import numpy as np
 
 from ldjax.data.batches import check_count
 from ldjax.equation.doors import Door
-from ldjax.equation.log_probs import (
-    ReferencedSequences,
-    Sequences,
-    check_sequences,
-    is_sequences,
-    sequence_log_probs,
-)
+from ldjax.equation.log_probs import sequence_log_probs
+from ldjax.equation.sequences import Sequences, check_sequences, is_sequences
 from ldjax.files.whole import whole_file
 
 __all__ = ["add_reference", "fingerprint"]
@@ -55,7 +50,7 @@ def add_reference(
         computed. A file that is damaged is written anew, with a warning.
 
     Returns:
-      `ReferencedSequences` in the structure of `pairs`.
+      The pairs with their `reference`.
 
     Raises:
       TypeError: As the functions of `ldjax.models.decoder.scoring.make_score_fn`.
@@ -77,12 +72,12 @@ def add_reference(
 
     def scores(side: Any) -> np.ndarray:
         check_sequences(side, name="pairs")
-        rows = jax.device_get(tuple(side[:3]))
-        num_rows = len(rows[0])
+        rows = jax.device_get(side.plain)
+        num_rows = len(rows.targets)
         if not num_rows:
             raise ValueError("`pairs` must have at least one row.")
         batches = [
-            Sequences(*_filled_up(rows, start, batch_size))
+            _filled_up(rows, start, batch_size)
             for start in range(0, num_rows, batch_size)
         ]
         apply_fn.check(score_fn, params=params, pairs=batches[0])
@@ -103,9 +98,9 @@ def add_reference(
             _keep(path, found)
         return found
 
-    def scored(side: Any) -> ReferencedSequences:
-        tokens, targets, mask, reference = map(jnp.asarray, (*side[:3], scores(side)))
-        return ReferencedSequences(tokens, targets, mask, reference)
+    def scored(side: Sequences) -> Sequences:
+        side = side._replace(reference=scores(side))
+        return jax.tree.map(jnp.asarray, side)
 
     return jax.tree.map(scored, pairs, is_leaf=is_sequences)
 
@@ -135,9 +130,9 @@ def _keep(path: Path, numbers: np.ndarray) -> None:
         _log.warning("%s The log-probs are not kept.", error)
 
 
-def _filled_up(rows: Any, start: int, batch_size: int) -> Any:
+def _filled_up(rows: Sequences, start: int, batch_size: int) -> Sequences:
     """A batch of full size, so that all have one shape; its last row is repeated."""
-    places = np.minimum(np.arange(start, start + batch_size), len(rows[0]) - 1)
+    places = np.minimum(np.arange(start, start + batch_size), len(rows.targets) - 1)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[places]), rows)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from ldjax.equation.log_probs import Sequences
+from ldjax.equation.sequences import Sequences
 from ldjax.files.whole import decode_line, json_object, read_lines, text_field
 
 __all__ = ["pack_documents", "read_documents", "split_documents"]

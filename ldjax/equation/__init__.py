@@ -10,15 +10,13 @@ optimizer is made of), `account` and `step` (a training step that tells all of i
 from ldjax.equation.decompose import StepDecomposition, decompose
 from ldjax.equation.linear_map import DenseMap, FunctionMap, LinearMap, jacobian
 from ldjax.equation.log_probs import (
-    AdvantagedSequences,
-    ReferencedSequences,
-    Sequences,
     adaptation_matrix,
     log_softmax,
     sequence_log_probs,
     token_log_probs,
 )
 from ldjax.equation.preconditioner import preconditioner
+from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import (
     PendingState,
     StepComparison,
@@ -28,12 +26,10 @@ from ldjax.equation.step import (
 )
 
 __all__ = [
-    "AdvantagedSequences",
     "DenseMap",
     "FunctionMap",
     "LinearMap",
     "PendingState",
-    "ReferencedSequences",
     "Sequences",
     "StepComparison",
     "StepDecomposition",

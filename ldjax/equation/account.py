@@ -17,13 +17,17 @@ from jaxtyping import Array, Float, Int
 
 from ldjax.equation import resolution
 from ldjax.equation.doors import Door
-from ldjax.equation.log_probs import (
-    Sequences,
-    is_sequences,
-    log_softmax,
-    token_log_probs,
-)
+from ldjax.equation.log_probs import log_softmax, token_log_probs
 from ldjax.equation.partition import merge, split
+from ldjax.equation.sequences import (
+    ApplyFn,
+    Batch,
+    LossFn,
+    Params,
+    Sequences,
+    like,
+    sides_of,
+)
 from ldjax.equation.update_parts import PARTS, frozen_update
 
 #: Parts of a step that are no side of its update.
@@ -32,13 +36,8 @@ REST = frozenset({*PARTS, "rounding"})
 #: Rounding noise is measured on this share of the probes, and on no fewer than so many.
 NOISE_SHARE, NOISE_ROWS = 8, 8
 
-Params = Any
-# A `Sequences`, or a pytree of them such as {"chosen": ..., "rejected": ...}.
-Batch = Any
 # `optax.MultiSteps` has the two methods but is not of the type.
 Optimizer = optax.GradientTransformation | optax.MultiSteps
-ApplyFn = Callable[[Params, Sequences], Array]
-LossFn = Callable[[Any, Batch], Float[Array, ""]]
 
 
 class StepState(NamedTuple):
@@ -156,16 +155,16 @@ class Account(NamedTuple):
 
         def loss_of(params: Params) -> Array:
             logits = [apply_fn(params, side) for side in sides.values()]
-            return self.loss_fn(_like(update, logits), update)
+            return self.loss_fn(like(update, logits), update)
 
-        sides = _sides(update)
+        sides = _named_sides(update)
         logits, pullbacks = {}, {}
         for name, side in sides.items():
             logits[name], pullbacks[name] = jax.vjp(
                 lambda p, side=side: apply_fn(p, side), params
             )
         loss, residual = jax.value_and_grad(self.loss_fn)(
-            _like(update, logits.values()), update
+            like(update, logits.values()), update
         )
         residuals = dict(zip(sides, jax.tree.leaves(residual), strict=True))
         gradients = {name: pullbacks[name](residuals[name])[0] for name in sides}
@@ -252,8 +251,7 @@ class Account(NamedTuple):
         """
 
         def measured() -> Array:
-            sides = [Sequences(*side[:3]) for side in _sides(probe).values()]
-            rows = jax.tree.map(_spread_rows, sides)
+            rows = jax.tree.map(_spread_rows, [*sides_of(probe).values()])
             found = zip(*map(jax.tree.leaves, observed), strict=True)
             noises = [
                 resolution.noise(_spread_rows(log_probs), other, _spread_rows(unit))
@@ -298,9 +296,20 @@ class Account(NamedTuple):
         """`fn` on every side of the probe, `probe_batch_size` examples at a time."""
         results = [
             _in_chunks(fn, side, self.probe_batch_size)
-            for side in _sides(probe).values()
+            for side in sides_of(probe).values()
         ]
-        return jax.tree.map(lambda *leaves: _like(probe, leaves), *results)
+        return jax.tree.map(lambda *leaves: like(probe, leaves), *results)
+
+
+def _named_sides(update: Batch) -> dict[str, Sequences]:
+    """The sides of an update, none of which is called as another part of the step."""
+    sides = sides_of(update)
+    if taken := sides.keys() & REST:
+        raise ValueError(
+            f"A side cannot be called {sorted(taken)}: the parts of an update that are "
+            "not its gradient have these names. Rename the key."
+        )
+    return sides
 
 
 def _require_floating(params: Params) -> None:
@@ -435,32 +444,3 @@ def _in_chunks(
         return jnp.concatenate([before, chunks[-1, size - fresh :]])
 
     return jax.tree.map(join, jax.lax.map(of_slice, starts))
-
-
-def _sides(batch: Batch) -> dict[str, Sequences]:
-    """The `Sequences` of a batch by name; a plain batch has one side, `"update"`."""
-    leaves = jax.tree_util.tree_leaves_with_path(batch, is_leaf=is_sequences)
-    for _, leaf in leaves:
-        if not is_sequences(leaf):
-            raise TypeError(
-                "A batch is a `Sequences(tokens, targets, mask)` or a pytree of them, "
-                "such as a dict with the keys 'chosen' and 'rejected'; got "
-                f"{type(leaf).__name__}."
-            )
-    sides = {
-        jax.tree_util.keystr(path, simple=True, separator="/") or "update": Sequences(
-            leaf.tokens, leaf.targets, leaf.mask
-        )
-        for path, leaf in leaves
-    }
-    if taken := sides.keys() & REST:
-        raise ValueError(
-            f"A side cannot be called {sorted(taken)}: the parts of an update that are "
-            "not its gradient have these names. Rename the key."
-        )
-    return sides
-
-
-def _like(batch: Batch, leaves: Any) -> Any:
-    """One leaf for each side, in the structure of the batch."""
-    return jax.tree.structure(batch, is_leaf=is_sequences).unflatten(leaves)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ldjax.equation.log_probs import (
+from ldjax.equation.sequences import (
     NO_TOKEN,
     check_range,
     check_sequences,
@@ -40,10 +40,10 @@ class Door:
 
     Attributes:
       limits: What `check` found last: `vocab_size` and `num_labels` of
-        `ldjax.equation.log_probs.check_sequences`, each None where it is not known.
+        `ldjax.equation.sequences.check_sequences`, each None where it is not known.
 
     Examples:
-      >>> from ldjax.equation.log_probs import Sequences
+      >>> from ldjax.equation.sequences import Sequences
       >>> apply_fn = Door(lambda table, batch: table[batch.tokens])
       >>> program = jax.jit(lambda table, batch: apply_fn(table, batch).sum())
       >>> ids, mask = jnp.array([[1, 4]]), jnp.ones((1, 2), bool)
@@ -126,7 +126,7 @@ def check_logits(logits: Any, sequences: Any) -> Any:
       ValueError: If they are not `[batch, pos, vocab]` for targets `[batch, pos]`.
 
     Examples:
-      >>> from ldjax.equation.log_probs import Sequences
+      >>> from ldjax.equation.sequences import Sequences
       >>> image = Sequences(*jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool))
       >>> check_logits(jnp.zeros((1, 10)), image)
       Traceback (most recent call last):
@@ -310,9 +310,7 @@ def _vocab_size(program: Any, arguments: dict[str, Any]) -> int | None:
             return False
         shape, dtype = jnp.shape(node.tokens), jnp.result_type(node.tokens)
         is_text = len(shape) == 2 and jnp.issubdtype(dtype, np.integer)
-        return node._replace(**dict.fromkeys(node._fields, False))._replace(
-            tokens=is_text
-        )
+        return jax.tree.map(lambda _: False, node)._replace(tokens=is_text)
 
     values = tuple(arguments.values())
     is_ids = jax.tree.leaves(jax.tree.map(marks, values, is_leaf=is_sequences))

@@ -15,17 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ldjax.equation import resolution
-from ldjax.equation.account import (
-    Account,
-    ApplyFn,
-    Batch,
-    LossFn,
-    Observed,
-    Optimizer,
-    Params,
-    StepState,
-)
-from ldjax.equation.log_probs import is_sequences
+from ldjax.equation.account import Account, Observed, Optimizer, StepState
+from ldjax.equation.sequences import ApplyFn, Batch, LossFn, Params, is_sequences
 
 __all__ = [
     "PendingState",

@@ -9,12 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ldjax import linen
-from ldjax.equation.log_probs import (
-    AdvantagedSequences,
-    ReferencedSequences,
-    Sequences,
-    token_log_probs,
-)
+from ldjax.equation.log_probs import token_log_probs
+from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import make_step
 from ldjax.finetune.recipes import make_optimizer
 from ldjax.finetune.settings import Config
@@ -232,12 +228,11 @@ def _cut(base: Base, num_layers: int) -> Base:
 def _update(config: Config, length: int) -> Any:
     """Shapes of a batch."""
     side: Any = _sequences(config.batch_size, length)
-    texts = side.tokens, side.targets, side.mask
     number: Any = jax.ShapeDtypeStruct((config.batch_size,), jnp.float32)
     if config.named_loss.trains_on == "samples":
-        side = AdvantagedSequences(*texts, number, number)
+        side = side._replace(advantages=number, old_log_probs=number)
     elif config.named_loss.has_reference:
-        side = ReferencedSequences(*texts, number)
+        side = side._replace(reference=number)
     return {"chosen": side, "rejected": side} if config.has_pairs else side
 
 

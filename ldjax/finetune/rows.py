@@ -13,8 +13,7 @@ from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow, Preferences, read_preferences
 from ldjax.data.responses import RowExamples, count_cuts, count_notes, fill_types
 from ldjax.data.world.world import World
-from ldjax.equation.log_probs import AdvantagedSequences, Sequences, is_sequences
-from ldjax.equation.step import ApplyFn, LossFn
+from ldjax.equation.sequences import ApplyFn, LossFn, Sequences, is_sequences
 from ldjax.finetune.start import Base
 from ldjax.models.decoder.sampling import generate_sampled
 from ldjax.models.decoder.scoring import make_score_fn
@@ -242,15 +241,19 @@ _ADVANTAGES = {"chosen": 1.0, "rejected": -1.0}
 
 def with_advantages(
     apply_fn: ApplyFn, params: Any, rows: Any, *, batch_size: int
-) -> dict[str, AdvantagedSequences]:
+) -> dict[str, Sequences]:
     """Both sides of pairs as samples, as if the policy at the start had drawn them."""
     score_fn = make_score_fn(apply_fn)
 
-    def sample(side: Sequences, advantage: float) -> AdvantagedSequences:
-        starts = range(0, len(side.targets), batch_size)
-        batches = [Sequences(*(x[i : i + batch_size] for x in side)) for i in starts]
-        old = jnp.concatenate([score_fn(params, batch) for batch in batches])
-        return AdvantagedSequences(*side, jnp.full_like(old, advantage), old)
+    def sample(side: Sequences, advantage: float) -> Sequences:
+        old = jnp.concatenate(
+            [
+                score_fn(params, jax.tree.map(lambda x: x[i : i + batch_size], side))  # noqa: B023
+                for i in range(0, len(side.targets), batch_size)
+            ]
+        )
+        worth = jnp.full_like(old, advantage)
+        return side._replace(advantages=worth, old_log_probs=old)
 
     return {name: sample(rows[name], worth) for name, worth in _ADVANTAGES.items()}
 

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from ldjax.equation.step import ApplyFn, LossFn, StepState, make_step
+from ldjax.equation.sequences import ApplyFn, LossFn
+from ldjax.equation.step import StepState, make_step
 from ldjax.models.decoder.scoring import make_score_fn
 from ldjax.runs.devices import data_mesh, replicate, shard
 from ldjax.runs.loop import Observer

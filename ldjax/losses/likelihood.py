@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldjax.equation.log_probs import Sequences, sequence_log_probs, token_log_odds
+from ldjax.equation.log_probs import sequence_log_probs, token_log_odds
+from ldjax.equation.sequences import Sequences
 
 __all__ = ["gradient_ascent", "sft", "unlikelihood"]
 

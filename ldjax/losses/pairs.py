@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldjax.equation.log_probs import ReferencedSequences, sequence_log_probs
+from ldjax.equation.log_probs import sequence_log_probs
 
 SIDES = "chosen", "rejected"
 
@@ -23,7 +23,7 @@ def log_ratios(logits: PairLogits, batch: Pair) -> dict[str, Float[Array, "*batc
 
     Args:
       logits: `{"chosen": [batch, pos, vocab], "rejected": ...}`, in nats.
-      batch: `ReferencedSequences` under the same keys.
+      batch: `Sequences` with their `reference`, under the same keys.
 
     Returns:
       `{"chosen": [batch], "rejected": [batch]}`, in nats; zero at the reference.
@@ -34,7 +34,7 @@ def log_ratios(logits: PairLogits, batch: Pair) -> dict[str, Float[Array, "*batc
 
     Examples:
       >>> answer = *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool)
-      >>> side = ReferencedSequences(*answer, reference=jnp.array([-2.0]))
+      >>> side = Sequences(*answer, reference=jnp.array([-2.0]))
       >>> z = {"chosen": jnp.zeros((1, 1, 4)), "rejected": jnp.zeros((1, 1, 4))}
       >>> log_ratios(z, {"chosen": side, "rejected": side})["chosen"].round(2)
       Array([0.61], dtype=...)
@@ -50,7 +50,7 @@ def log_ratio_margin(logits: PairLogits, batch: Pair) -> Float[Array, "*batch"]:
 
     Args:
       logits: `{"chosen": [batch, pos, vocab], "rejected": ...}`, in nats.
-      batch: `ReferencedSequences` under the same keys.
+      batch: `Sequences` with their `reference`, under the same keys.
 
     Returns:
       The margin of each pair, in nats; zero where the policy is the reference.
@@ -63,8 +63,8 @@ def log_ratio_margin(logits: PairLogits, batch: Pair) -> Float[Array, "*batch"]:
       >>> answer = *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool)
       >>> z = {"chosen": jnp.zeros((1, 1, 4)), "rejected": jnp.zeros((1, 1, 4))}
       >>> pair = {
-      ...     "chosen": ReferencedSequences(*answer, reference=jnp.array([-2.0])),
-      ...     "rejected": ReferencedSequences(*answer, reference=jnp.array([-1.0])),
+      ...     "chosen": Sequences(*answer, reference=jnp.array([-2.0])),
+      ...     "rejected": Sequences(*answer, reference=jnp.array([-1.0])),
       ... }
       >>> log_ratio_margin(z, pair)
       Array([1.], dtype=...)
@@ -91,10 +91,10 @@ def log_prob(logits: PairLogits, batch: Pair, side: str) -> Array:
 def log_ratio(logits: PairLogits, batch: Pair, side: str) -> Array:
     """Of the responses of one side, to their reference."""
     current = log_prob(logits, batch, side)
-    if not isinstance(batch[side], ReferencedSequences):
+    if batch[side].reference is None:
         raise TypeError(
-            f"batch[{side!r}] has no reference log-probs to compare with: make it "
-            "a `ReferencedSequences` with `ldjax.data.reference.add_reference`."
+            f"batch[{side!r}] has no `reference` to compare with: let "
+            "`ldjax.data.reference.add_reference` make it."
         )
     return current - batch[side].reference
 

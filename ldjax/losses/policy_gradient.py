@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldjax.equation.log_probs import AdvantagedSequences, token_log_probs
+from ldjax.equation.log_probs import token_log_probs
+from ldjax.equation.sequences import Sequences
 from ldjax.losses.pairs import per_token
 
 __all__ = ["grpo", "reinforce"]
@@ -20,7 +21,7 @@ __all__ = ["grpo", "reinforce"]
 Logits = Float[Array, "*batch pos vocab"]
 
 
-def reinforce(logits: Logits, batch: AdvantagedSequences) -> Float[Array, ""]:
+def reinforce(logits: Logits, batch: Sequences) -> Float[Array, ""]:
     r"""The policy gradient: sum over tokens, mean over the batch.
 
     .. math:: L = -\frac{1}{B} \sum_{bl} \mathrm{mask}_{bl}\, A_{bl}
@@ -42,17 +43,17 @@ def reinforce(logits: Logits, batch: AdvantagedSequences) -> Float[Array, ""]:
     Examples:
       >>> from ldjax import Sequences
       >>> answer = Sequences(*jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool))
-      >>> drawn = AdvantagedSequences(*answer, jnp.full((1, 1), 2.0), jnp.zeros((1, 1)))
+      >>> drawn = answer._replace(advantages=jnp.full((1, 1), 2.0))
       >>> reinforce(jnp.zeros((1, 1, 4)), drawn)  # 2 log 4
       Array(2.772..., dtype=...)
     """
     log_probs = token_log_probs(logits, batch.targets, batch.mask)
-    return -(_scored(batch, batch.advantages) * log_probs).sum(axis=-1).mean()
+    return -(_scored(batch, "advantages") * log_probs).sum(axis=-1).mean()
 
 
 def grpo(
     epsilon: float = 0.2,
-) -> Callable[[Logits, AdvantagedSequences], Float[Array, ""]]:
+) -> Callable[[Logits, Sequences], Float[Array, ""]]:
     r"""Group-relative policy optimisation with given advantages, clipped as in PPO.
 
     .. math:: L = -\frac{1}{B} \sum_b \frac{1}{|y_b|} \sum_l \mathrm{mask}_{bl}
@@ -71,7 +72,8 @@ def grpo(
       epsilon: How far a token's probability is worth moving, as a share of it.
 
     Returns:
-      `loss_fn(logits, batch) -> scalar` for `AdvantagedSequences`. It has no KL term.
+      `loss_fn(logits, batch) -> scalar` for `Sequences` with `advantages` and
+      `old_log_probs`. It has no KL term.
 
     Raises:
       ValueError: If `epsilon` is not positive.
@@ -84,17 +86,17 @@ def grpo(
       >>> from ldjax import Sequences
       >>> answer = Sequences(*jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool))
       >>> old = jnp.full((1, 1), -jnp.log(5.0))
-      >>> drawn = AdvantagedSequences(*answer, jnp.ones((1, 1)), old)
+      >>> drawn = answer._replace(advantages=jnp.ones((1, 1)), old_log_probs=old)
       >>> grpo()(jnp.zeros((1, 1, 4)), drawn)  # r = 5/4, clipped to 6/5
       Array(-1.2, dtype=...)
     """
     if not epsilon > 0:
         raise ValueError(f"`epsilon` must be positive, got {epsilon}.")
 
-    def loss_fn(logits: Logits, batch: AdvantagedSequences) -> Float[Array, ""]:
+    def loss_fn(logits: Logits, batch: Sequences) -> Float[Array, ""]:
         log_probs = token_log_probs(logits, batch.targets, batch.mask)
-        advantages = _scored(batch, batch.advantages)
-        ratio = _ratio(log_probs, _scored(batch, batch.old_log_probs))
+        advantages = _scored(batch, "advantages")
+        ratio = _ratio(log_probs, _scored(batch, "old_log_probs"))
         clipped = jnp.where(
             advantages < 0,
             jnp.maximum(ratio, 1 - epsilon),
@@ -116,6 +118,9 @@ def _ratio(log_probs: Array, old: Array) -> Array:
     return jnp.exp(log_probs - jnp.maximum(old, oldest))
 
 
-def _scored(batch: AdvantagedSequences, values: Array) -> Array:
-    """Zero where nothing is scored, whatever stands there."""
+def _scored(batch: Sequences, field: str) -> Array:
+    """A number for each token, zero where nothing is scored, whatever stands there."""
+    values = getattr(batch, field)
+    if values is None:
+        raise TypeError(f"The batch has no `{field}`, which a policy gradient needs.")
     return jnp.where(batch.mask, values, 0)

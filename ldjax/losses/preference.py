@@ -50,11 +50,11 @@ def dpo(
       beta: Strength of the pull to the reference, 1/nats.
       label_smoothing: Share of pairs whose labels are taken to be swapped, in [0, 1).
       reference_free: Take a reference that finds both responses equally likely:
-        :math:`h = \log \pi(y^+) - \log \pi(y^-)`. The sides may be plain `Sequences`.
+        :math:`h = \log \pi(y^+) - \log \pi(y^-)`. The sides need no `reference`.
 
     Returns:
       `loss_fn(logits, batch) -> scalar` in nats, for a batch with the sides `"chosen"`
-      and `"rejected"`, both `ReferencedSequences`.
+      and `"rejected"`, both with a `reference`.
 
     Raises:
       ValueError: If `beta` or `label_smoothing` is out of its range; on the call, if a
@@ -66,8 +66,8 @@ def dpo(
       Label smoothing: Mitchell 2023, "cDPO". SPIN: Chen et al. 2024, equation 4.7.
 
     Examples:
-      >>> from ldjax import ReferencedSequences
-      >>> answer = ReferencedSequences(
+      >>> from ldjax import Sequences
+      >>> answer = Sequences(
       ...     *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool), -jnp.log(4.0)[None]
       ... )
       >>> z = {"chosen": jnp.zeros((1, 1, 4)), "rejected": jnp.zeros((1, 1, 4))}
@@ -118,8 +118,8 @@ def ipo(beta: float = 0.1) -> PairLoss:
       Azar et al. 2023, equation 17.
 
     Examples:
-      >>> from ldjax import ReferencedSequences
-      >>> answer = ReferencedSequences(
+      >>> from ldjax import Sequences
+      >>> answer = Sequences(
       ...     *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool), jnp.zeros(1)
       ... )
       >>> z = {"chosen": jnp.zeros((1, 1, 4)), "rejected": jnp.zeros((1, 1, 4))}
@@ -155,8 +155,8 @@ def hinge(beta: float = 0.1) -> PairLoss:
       log-ratios; TRL's `hinge`.
 
     Examples:
-      >>> from ldjax import ReferencedSequences
-      >>> answer = ReferencedSequences(
+      >>> from ldjax import Sequences
+      >>> answer = Sequences(
       ...     *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool), jnp.zeros(1)
       ... )
       >>> z = {"chosen": jnp.zeros((1, 1, 4)), "rejected": jnp.zeros((1, 1, 4))}
@@ -197,8 +197,8 @@ def sppo(beta: float = 0.1) -> PairLoss:
       Wu et al. 2024, equation 4.5, with hard preferences; TRL's `sppo_hard`.
 
     Examples:
-      >>> from ldjax import ReferencedSequences
-      >>> answer = ReferencedSequences(
+      >>> from ldjax import Sequences
+      >>> answer = Sequences(
       ...     *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool), -jnp.log(4.0)[None]
       ... )
       >>> z = {"chosen": jnp.zeros((1, 1, 4)), "rejected": jnp.zeros((1, 1, 4))}
@@ -246,8 +246,8 @@ def rpo(
       Pang et al. 2024, "Iterative Reasoning Preference Optimization", equation 1.
 
     Examples:
-      >>> from ldjax import ReferencedSequences
-      >>> answer = ReferencedSequences(
+      >>> from ldjax import Sequences
+      >>> answer = Sequences(
       ...     *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool), -jnp.log(4.0)[None]
       ... )
       >>> z = {"chosen": jnp.zeros((1, 1, 4)), "rejected": jnp.zeros((1, 1, 4))}
@@ -295,7 +295,7 @@ def kto(
         mean over the responses of both.
 
     Returns:
-      As `dpo`; a third side `"mismatched"`, `ReferencedSequences` as well, is optional.
+      As `dpo`; a third side `"mismatched"`, with a `reference` as well, is optional.
 
     Raises:
       ValueError: If a weight is negative or `reduction` another word; as `dpo`.
@@ -305,8 +305,8 @@ def kto(
       Ethayarajh et al. 2024, equation 8; TRL's `KTOTrainer`.
 
     Examples:
-      >>> from ldjax import ReferencedSequences
-      >>> answer = ReferencedSequences(
+      >>> from ldjax import Sequences
+      >>> answer = Sequences(
       ...     *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool), -jnp.log(4.0)[None]
       ... )
       >>> z = {"chosen": jnp.zeros((1, 1, 4)), "rejected": jnp.zeros((1, 1, 4))}
@@ -364,8 +364,8 @@ def gated_dpo(
       "Gate-DPO", arXiv 2605.02626, with the geometric mean.
 
     Examples:
-      >>> from ldjax import ReferencedSequences
-      >>> answer = ReferencedSequences(
+      >>> from ldjax import Sequences
+      >>> answer = Sequences(
       ...     *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool), -jnp.log(4.0)[None]
       ... )
       >>> z = {"chosen": jnp.zeros((1, 1, 4)), "rejected": jnp.zeros((1, 1, 4))}

@@ -20,8 +20,8 @@ class NamedLoss(NamedTuple):
       make: From coefficients and a reduction where it has one, by keyword, to
         `loss_fn(logits, batch) -> scalar`.
       trains_on: `"responses"` (`Sequences`), `"pairs"` (a dict of a `"chosen"` and a
-        `"rejected"` side) or `"samples"` (`AdvantagedSequences`).
-      has_reference: Whether the sides of a pair must be `ReferencedSequences`.
+        `"rejected"` side) or `"samples"` (`Sequences` with `advantages`).
+      has_reference: Whether the sides of a pair must have a `reference`.
 
     Examples:
       >>> LOSSES["simpo"].trains_on, LOSSES["simpo"].has_reference

@@ -1,7 +1,6 @@
 """The dense kernel by neural-tangents' two contractions, which serve as references."""
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,12 +8,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from ldjax.equation.linear_map import DenseMap
+from ldjax.equation.sequences import LogitsFn
 from ldjax.equation.spaces import size_of
 from ldjax.ntk.neural_tangents import load_neural_tangents
 
 __all__ = ["dense_ntk"]
-
-LogitsFn = Callable[[Any], Any]
 
 _IMPLEMENTATIONS = {
     "jacobian": "JACOBIAN_CONTRACTION",

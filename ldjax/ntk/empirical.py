@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from ldjax import memory
 from ldjax.equation.linear_map import LinearMap
+from ldjax.equation.sequences import LogitsFn
 from ldjax.ntk.lazy import lazy_ntk
-from ldjax.ntk.methods import LogitsFn, make_kernel
+from ldjax.ntk.methods import make_kernel
 from ldjax.ntk.plan import METHODS, Plan, plan
 from ldjax.ntk.subset import Weights, leaf_paths, make_weights
 

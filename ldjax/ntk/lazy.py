@@ -1,14 +1,12 @@
 """The kernel as a product of Jacobians: nothing is stored, any function will do."""
 
-from collections.abc import Callable
 from typing import Any
 
 from ldjax.equation.linear_map import LinearMap, jacobian
+from ldjax.equation.sequences import LogitsFn
 from ldjax.ntk.subset import Weights
 
-__all__ = ["LogitsFn", "lazy_ntk"]
-
-LogitsFn = Callable[[Any], Any]
+__all__ = ["lazy_ntk"]
 
 
 def lazy_ntk(

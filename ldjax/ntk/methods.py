@@ -4,11 +4,12 @@ from typing import Any, Literal
 
 from ldjax import memory
 from ldjax.equation.linear_map import LinearMap
+from ldjax.equation.sequences import LogitsFn
 from ldjax.ntk.dense import dense_ntk
-from ldjax.ntk.lazy import LogitsFn, lazy_ntk
+from ldjax.ntk.lazy import lazy_ntk
 from ldjax.ntk.subset import Weights
 
-__all__ = ["LogitsFn", "Method", "make_kernel"]
+__all__ = ["Method", "make_kernel"]
 
 Method = Literal["jacobian", "ntk_vp", "lazy", "structured", "factored"]
 

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 
+from ldjax.equation.sequences import LogitsFn
 from ldjax.equation.spaces import dtype_of, struct_of
 from ldjax.ntk.cost.estimate import cost_of
 from ldjax.ntk.cost.rates import machine_rates
-from ldjax.ntk.methods import LogitsFn, Method, make_kernel
+from ldjax.ntk.methods import Method, make_kernel
 from ldjax.ntk.subset import make_weights
 
 __all__ = ["METHODS", "Plan", "plan"]

@@ -17,8 +17,8 @@ import optax
 from jaxtyping import Array, Float
 
 from ldjax.equation.doors import Door
-from ldjax.equation.log_probs import Sequences
-from ldjax.equation.step import ApplyFn, LossFn, StepState
+from ldjax.equation.sequences import ApplyFn, LossFn, Sequences
+from ldjax.equation.step import StepState
 from ldjax.progress import progress
 from ldjax.runs.checkpoints import Checkpoints, Progress, Table
 

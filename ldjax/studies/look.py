@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from IPython.display import Image, display
 
 from ldjax import linen
-from ldjax.equation.log_probs import Sequences
+from ldjax.equation.sequences import Sequences
 from ldjax.ntk.empirical import empirical_ntk
 from ldjax.ntk.plan import METHODS
 

@@ -18,7 +18,7 @@ from ldjax.data.preferences import PreferenceRow
 from ldjax.data.reference import add_reference
 from ldjax.data.world.judge import Verdict, judge
 from ldjax.data.world.world import World, make_world
-from ldjax.equation.step import LossFn
+from ldjax.equation.sequences import LossFn
 from ldjax.finetune.recipes import Recipe, make_optimizer
 from ldjax.finetune.rows import Data, Encoder, cropped, training_rows
 from ldjax.finetune.settings import Config as FinetuneConfig

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ldjax.data.batches import to_sequences
-from ldjax.equation.log_probs import Sequences
+from ldjax.equation.sequences import Sequences
 from ldjax.linen import logits_fn
 from ldjax.watch.probes import Probe
 

@@ -28,8 +28,8 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from ldjax.equation.account import REST
-from ldjax.equation.log_probs import Sequences, check_sequences, sequence_log_probs
-from ldjax.equation.step import ApplyFn
+from ldjax.equation.log_probs import sequence_log_probs
+from ldjax.equation.sequences import ApplyFn, Sequences, check_sequences
 
 __all__ = ["PairProducts", "pair_products", "split_by_origin"]
 
@@ -118,7 +118,7 @@ def pair_products(
 
     check_sequences(pairs, name="pairs")
     # Only what a model reads: references and the like may have other shapes.
-    sides = {name: Sequences(*pairs[name][:3]) for name in ("chosen", "rejected")}
+    sides = {name: pairs[name].plain for name in ("chosen", "rejected")}
     return jax.lax.map(of_pair, sides)
 
 

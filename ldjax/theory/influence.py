@@ -15,8 +15,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from ldjax import losses
-from ldjax.equation.log_probs import Sequences, sequence_log_probs
-from ldjax.equation.step import ApplyFn
+from ldjax.equation.log_probs import sequence_log_probs
+from ldjax.equation.sequences import ApplyFn, Sequences
 
 __all__ = ["make_influence_fn", "make_step_fn"]
 
@@ -43,7 +43,7 @@ def make_influence_fn(
         """`[row, parameter]`."""
 
         def gradient(row: Sequences) -> Array:
-            one = Sequences(*(leaf[None] for leaf in row))
+            one = jax.tree.map(lambda leaf: leaf[None], row)
 
             def log_prob(params: Any) -> Array:
                 logits = apply_fn(params, one)
@@ -67,9 +67,9 @@ def make_influence_fn(
 def _parts(rows: Sequences) -> Iterator[Sequences]:
     """So many rows at a time; those that fill up the last part score nothing."""
     extra = -len(rows.mask) % _AT_A_TIME
-    full = [jnp.pad(leaf, ((0, extra), (0, 0))) for leaf in rows]
+    full = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, extra), (0, 0))), rows)
     for start in range(0, len(rows.mask), _AT_A_TIME):
-        yield Sequences(*(leaf[start : start + _AT_A_TIME] for leaf in full))
+        yield jax.tree.map(lambda leaf: leaf[start : start + _AT_A_TIME], full)  # noqa: B023
 
 
 def make_step_fn(

@@ -17,7 +17,8 @@ from jaxtyping import Array
 from ldjax.data.batches import Example, bucketed_batches
 from ldjax.equation import resolution
 from ldjax.equation.doors import Door, check_params
-from ldjax.equation.log_probs import Sequences, check_sequences, token_log_probs
+from ldjax.equation.log_probs import token_log_probs
+from ldjax.equation.sequences import ApplyFn, Sequences, check_sequences
 from ldjax.runs.devices import fill_up, shard
 from ldjax.theory.quantities import sequence_quantities, token_quantities
 
@@ -29,8 +30,6 @@ __all__ = [
     "make_observe_fn",
     "shard_probes",
 ]
-
-ApplyFn = Callable[[Any, Sequences], Any]
 
 
 class Probe(NamedTuple):

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldjax.equation import preconditioner
-from ldjax.equation.log_probs import is_sequences, token_log_probs
-from ldjax.equation.step import ApplyFn, LossFn
+from ldjax.equation.log_probs import token_log_probs
+from ldjax.equation.sequences import ApplyFn, LossFn, is_sequences
 from ldjax.files.whole import whole_file
 from ldjax.runs.loop import Observer
 from ldjax.watch.probes import ProbeSet

@@ -4,6 +4,7 @@ import functools
 import gzip
 import json
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -113,7 +114,7 @@ def test_a_share_that_is_none_is_refused(share):
 )
 def test_every_token_is_scored_once_and_read_before(documents, length):
     rows = pack_documents(documents, length=length, end_id=0, padding_id=1)
-    tokens, targets, mask = map(np.asarray, rows)
+    tokens, targets, mask, *_ = jax.tree.map(np.asarray, rows)
     assert tokens.shape == targets.shape == mask.shape
     assert tokens.shape[1] == length
     stream = [0] + [token for document in documents for token in [*document, 0]]

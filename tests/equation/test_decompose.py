@@ -278,7 +278,7 @@ def test_padding_the_update_changes_nothing(seed):
     )
     pad = lambda leaf: jnp.pad(leaf, [(0, 0), (0, 2)])
     predicted = _toy_prediction(params, probe, update, RATE)
-    padded = _toy_prediction(params, probe, Sequences(*map(pad, update)), RATE)
+    padded = _toy_prediction(params, probe, jax.tree.map(pad, update), RATE)
     assert_close(padded, predicted, rtol=ACCEPTED)
 
 

@@ -100,7 +100,7 @@ def witness(watch_fn):
 
         def log_probs(p):
             with jax.default_matmul_precision("highest"):
-                return ldjax.token_log_probs(watch_fn(p, BATCH), *BATCH[1:])
+                return ldjax.token_log_probs(watch_fn(p, BATCH), *BATCH[1:3])
 
         return jax.jvp(log_probs, (wide,), (direction,))
 

@@ -15,7 +15,7 @@ from zoo.cases import make_case
 
 import ldjax
 from ldjax.equation import decompose
-from ldjax.equation.log_probs import is_sequences
+from ldjax.equation.sequences import is_sequences
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from witnesses import losses as witnesses
 
-from ldjax import AdvantagedSequences, ReferencedSequences, Sequences, losses
+from ldjax import Sequences, losses
 
 ROWS, POS, VOCAB = 5, 3, 8
 # The lead of a target over the other logits (or its lag), and by how much the
@@ -27,10 +27,11 @@ CASES = [
     *((lead, shift) for lead in (0.0, 100.0) for shift in (90.0, 1e3)),
 ]
 SAME_AS_DPO = ("sigmoid", "spin")
-KINDS = {"responses": Sequences, "pairs": Sequences, "samples": AdvantagedSequences}
+#: What the losses of a kind read besides.
+ALSO = {"responses": [], "pairs": [], "samples": ["advantages", "old_log_probs"]}
 
 
-def _side(rng, lead, shift, empty, dtype, kind):
+def _side(rng, lead, shift, empty, dtype, also):
     """Rows that are certain, impossible and mixed, one of them `empty`."""
     targets = rng.integers(VOCAB, size=(ROWS, POS))
     mask = rng.random((ROWS, POS)) < 0.8
@@ -54,18 +55,20 @@ def _side(rng, lead, shift, empty, dtype, kind):
         "advantages": jnp.asarray(rng.choice([-1.5, 0, 1], size=(ROWS, POS)), wide),
         "old_log_probs": jnp.asarray(moved(picked), wide),
     }
-    return logits, kind(*(fields[name] for name in kind._fields))
+    return logits, Sequences(
+        **{name: fields[name] for name in ("tokens", "targets", "mask", *also)}
+    )
 
 
 def _drawn(name, lead, shift, dtype):
     """Logits and batch of a loss: of a pair one row lacks each side, one lacks both."""
     rng = np.random.default_rng((int(lead), int(shift)))
     loss = losses.LOSSES[name]
-    kind = ReferencedSequences if loss.has_reference else KINDS[loss.trains_on]
+    also = ["reference"] if loss.has_reference else ALSO[loss.trains_on]
     if loss.trains_on != "pairs":
-        return _side(rng, lead, shift, [2], dtype, kind)
-    chosen = _side(rng, lead, shift, [2, 4], dtype, kind)
-    rejected = _side(rng, lead, shift, [3, 4], dtype, kind)
+        return _side(rng, lead, shift, [2], dtype, also)
+    chosen = _side(rng, lead, shift, [2, 4], dtype, also)
+    rejected = _side(rng, lead, shift, [3, 4], dtype, also)
     columns = zip(chosen, rejected, strict=True)
     return tuple({"chosen": x, "rejected": y} for x, y in columns)
 

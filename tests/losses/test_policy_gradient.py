@@ -9,7 +9,7 @@ from witnesses import references
 from witnesses.closeness import assert_close, rounding
 from zoo.cases import VOCAB, sentences
 
-from ldjax import AdvantagedSequences, Sequences, losses, make_step
+from ldjax import Sequences, losses, make_step
 
 HERE = losses.reinforce, losses.grpo(0.2)
 
@@ -26,7 +26,9 @@ def drawn(seed, num=4, length=5):
     )[..., 0]
     old = picked + 0.4 * rng.normal(size=picked.shape)
     advantages = rng.normal(size=picked.shape)
-    samples = AdvantagedSequences(*batch, jnp.asarray(advantages), jnp.asarray(old))
+    samples = batch._replace(
+        advantages=jnp.asarray(advantages), old_log_probs=jnp.asarray(old)
+    )
     return jnp.asarray(logits), samples, np.exp(picked - old)
 
 
@@ -54,12 +56,12 @@ def test_hand_computed_values():
     logits = jnp.log(jnp.array([[[0.5, 0.5], [0.2, 0.8]]] * 2))
     mask = jnp.array([[True, True], [True, False]])
     targets = jnp.array([[0, 1], [1, -100]])
-    batch = AdvantagedSequences(
+    batch = Sequences(
         jnp.zeros((2, 2), int),
         targets,
         mask,
-        jnp.array([[1.0, -2.0], [3.0, jnp.nan]]),
-        jnp.log(jnp.array([[0.25, 0.8], [0.5, 0.0]])),
+        advantages=jnp.array([[1.0, -2.0], [3.0, jnp.nan]]),
+        old_log_probs=jnp.log(jnp.array([[0.25, 0.8], [0.5, 0.0]])),
     )
     expected = -(np.log(0.5) - 2 * np.log(0.8) + 3 * np.log(0.5)) / 2
     assert_close(losses.reinforce(logits, batch), expected, rtol=1e-13)
@@ -70,8 +72,7 @@ def test_hand_computed_values():
 def test_advantages_of_one_are_sft():
     logits, batch, _ = drawn(0)
     ones = batch._replace(advantages=jnp.ones_like(batch.advantages))
-    plain = Sequences(*batch[:3])
-    assert_close(losses.reinforce(logits, ones), losses.sft(logits, plain))
+    assert_close(losses.reinforce(logits, ones), losses.sft(logits, batch.plain))
 
 
 def test_on_its_own_samples_grpo_is_reinforce_by_length():
@@ -103,7 +104,7 @@ def test_ratios_that_no_float_holds_have_the_gradient_of_the_largest(dtype):
     # Uniform over four labels, far above what the old policy gave to the token.
     old = jnp.full((3, 1), -1e3, dtype)
     token, advantages = jnp.zeros((3, 1), int), jnp.array([[1.0], [0.0], [-1.0]], dtype)
-    batch = AdvantagedSequences(token, token, token == 0, advantages, old)
+    batch = Sequences(token, token, token == 0, None, advantages, old)
     logits = jnp.zeros((3, 1, 4), dtype)
     most = float(jnp.finfo(dtype).max) / 1e7
     of_loss = jax.jit(jax.value_and_grad(losses.grpo()))
@@ -119,6 +120,16 @@ def test_ratios_that_no_float_holds_have_the_gradient_of_the_largest(dtype):
     found, gradient = of_loss(logits, excluded)
     assert_close(found, np.asarray((most - 1.2) / 3, dtype), rtol=rtol)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "lacking"),
+    [(losses.reinforce, "advantages"), (losses.grpo(), "old_log_probs")],
+)
+def test_samples_without_what_is_compared_are_refused(loss_fn, lacking):
+    logits, batch, _ = drawn(0)
+    with pytest.raises(TypeError, match=f"The batch has no `{lacking}`"):
+        loss_fn(logits, batch._replace(**{lacking: None}))
 
 
 def test_an_impossible_clip_is_refused():

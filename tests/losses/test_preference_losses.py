@@ -12,7 +12,7 @@ from witnesses import references
 from witnesses.closeness import assert_close
 from zoo.cases import VOCAB, sentences
 
-from ldjax import ReferencedSequences, Sequences, losses, make_step
+from ldjax import Sequences, losses, make_step
 
 SIDES = ("chosen", "rejected")
 
@@ -133,7 +133,7 @@ def drawn(seed, num=3):
         k: jnp.asarray(2 * rng.normal(size=(num, n, VOCAB))) for k, n in shapes.items()
     }
     batch = {
-        k: ReferencedSequences(
+        k: Sequences(
             *sentences(seed + n, num, n), jnp.asarray(-6 + rng.normal(size=num))
         )
         for k, n in shapes.items()
@@ -174,7 +174,7 @@ def test_value_and_residual_are_their_closed_forms(name, seed):
 def test_hand_computed_values():
     """One token, two labels: 0.8 in chosen, 0.4 in rejected; the reference has 0.5."""
     token, half = jnp.zeros((1, 1), int), jnp.log(jnp.array([0.5]))
-    side = ReferencedSequences(token, token, jnp.ones((1, 1), bool), half)
+    side = Sequences(token, token, jnp.ones((1, 1), bool), half)
     batch: dict[str, Any] = dict.fromkeys(SIDES, side)
     logits = {
         "chosen": jnp.log(jnp.array([[[0.8, 0.2]]])),
@@ -261,9 +261,7 @@ def test_slic_has_an_anchor_of_its_own():
     batch = batch | {"anchor": batch["rejected"]}
     logits = logits | {"anchor": 2 * logits["rejected"]}
     residual = jax.grad(losses.slic(1.0, 0.5))(logits, batch)
-    expected = 0.5 * jax.grad(losses.sft)(
-        logits["anchor"], Sequences(*batch["anchor"][:3])
-    )
+    expected = 0.5 * jax.grad(losses.sft)(logits["anchor"], batch["anchor"].plain)
     assert_close(residual["anchor"], expected, rtol=1e-12)
 
 
@@ -272,7 +270,7 @@ def test_the_anchor_of_slic_has_a_mean_of_its_own():
     few = jax.tree.map(lambda x: x[:2], (logits["rejected"], batch["rejected"]))
     with_anchor = logits | {"anchor": few[0]}, batch | {"anchor": few[1]}
     found = losses.slic(1.0, 0.5)(*with_anchor)
-    anchor = losses.sft(few[0], Sequences(*few[1][:3]))
+    anchor = losses.sft(few[0], few[1].plain)
     expected = losses.slic(1.0, 0.0)(logits, batch) + 0.5 * anchor
     assert_close(found, expected, rtol=1e-13)
 

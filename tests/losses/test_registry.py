@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ldjax import AdvantagedSequences, ReferencedSequences, Sequences, losses, make_step
+from ldjax import Sequences, losses, make_step
 from ldjax.data.batches import Example, to_sequences
 from ldjax.data.tokenizers import train_word_level
 from ldjax.data.world.world import make_world
@@ -88,21 +88,22 @@ def batch_of(name, fn, params, pairs):
     }
     if loss.has_reference:
         return {
-            side: ReferencedSequences(
-                s.tokens, s.targets, s.mask, log_probs[side].sum(-1)
-            )
+            side: s._replace(reference=log_probs[side].sum(-1))
             for side, s in pairs.items()
         }
     if loss.trains_on == "samples":
         worth = {"chosen": 1.0, "rejected": -1.0}
         longest = max(s.tokens.shape[1] for s in pairs.values())
         pad = lambda x: jnp.pad(x, ((0, 0), (0, longest - x.shape[1])))
-        padded = [
-            (*s, jnp.full_like(log_probs[side], worth[side]), log_probs[side])
+        samples = [
+            s._replace(
+                advantages=jnp.full_like(log_probs[side], worth[side]),
+                old_log_probs=log_probs[side],
+            )
             for side, s in pairs.items()
         ]
-        columns = zip(*jax.tree.map(pad, padded), strict=True)
-        return AdvantagedSequences(*map(jnp.concatenate, columns))
+        join = lambda *sides: jnp.concatenate(jax.tree.map(pad, sides))
+        return jax.tree.map(join, *samples)
     return pairs
 
 
@@ -155,7 +156,7 @@ def test_a_reduction_passes_by_name():
     logits = {side: jnp.zeros((2, 2, 3)) for side in SIDES}
     mask = jnp.array([[True, True], [True, False]])
     zeros = jnp.zeros((2, 2), int)
-    answer = ReferencedSequences(zeros, zeros, mask, jnp.zeros(2))
+    answer = Sequences(zeros, zeros, mask, jnp.zeros(2))
     pair = {"chosen": answer, "rejected": answer}
     for name, word in (("kto", "responses"), ("rpo", "tokens"), ("orpo", "tokens")):
         make = getattr(losses, name)
@@ -167,7 +168,7 @@ def test_without_a_reference_both_responses_are_taken_to_be_equally_likely():
     logits = {side: jnp.asarray([[[0.0, i, 2.0]]]) for i, side in enumerate(SIDES)}
     one = jnp.ones((1, 1), int)
     plain = dict.fromkeys(SIDES, Sequences(one, one, one > 0))
-    same = {k: ReferencedSequences(*s, jnp.full(1, -3.0)) for k, s in plain.items()}
+    same = {k: s._replace(reference=jnp.full(1, -3.0)) for k, s in plain.items()}
     free, equal = losses.make_loss("reference_free"), losses.make_loss("dpo")
     assert free(logits, plain) == equal(logits, same)
 

@@ -63,7 +63,7 @@ class Loaded:
     @property
     def gradient(self):
         J, logits = self.jacobians[1]
-        G = references.sft_residual(logits, *map(np.asarray, UPDATE[1:]))
+        G = references.sft_residual(logits, *map(np.asarray, UPDATE[1:3]))
         return J.T @ G.ravel()
 
     def change(self, direction):

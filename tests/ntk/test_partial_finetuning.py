@@ -240,7 +240,7 @@ class Decoder:
     @functools.cached_property
     def residual(self):
         logits = self.logits(UPDATE)
-        return references.sft_residual(logits, *map(np.asarray, UPDATE[1:]))
+        return references.sft_residual(logits, *map(np.asarray, UPDATE[1:3]))
 
     @property
     def gradient(self):

@@ -68,10 +68,7 @@ def measure_step(model, params, loss):
         loss_fn = ldjax.losses.make_loss("dpo")
         reference = jnp.linspace(-20.0, -10.0, 16)
         update = {
-            name: ldjax.ReferencedSequences(
-                side.tokens, side.targets, side.mask, reference
-            )
-            for name, side in update.items()
+            name: side._replace(reference=reference) for name, side in update.items()
         }
     else:
         loss_fn, update = ldjax.losses.sft, update["chosen"]

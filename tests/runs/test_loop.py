@@ -78,7 +78,7 @@ def test_a_step_is_the_optimizer_on_the_gradient_of_the_mean_token_loss():
     params = make_params()
     state, metrics = step(init(params), rows)
 
-    tokens, targets, mask = map(np.asarray, rows)
+    tokens, targets, mask, *_ = jax.tree.map(np.asarray, rows)
     logits = np.asarray(params["table"])[tokens]
     probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     picked = np.take_along_axis(probs, targets[..., None], -1)[..., 0]

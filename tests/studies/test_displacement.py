@@ -10,7 +10,7 @@ import pytest
 from shell.scripts import run_script
 from zoo.cases import apply_toy, sentences, toy_params
 
-from ldjax import ReferencedSequences, Sequences, losses, make_step
+from ldjax import Sequences, losses, make_step
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
 
 
@@ -134,7 +134,7 @@ def make_watched(measure):
     )
     sides = {"chosen": chosen, "rejected": rejected}
     return measure.Batch(
-        {k: ReferencedSequences(*side, jnp.full(3, -5.0)) for k, side in sides.items()},
+        {k: v._replace(reference=jnp.full(3, -5.0)) for k, v in sides.items()},
         np.arange(3),
     )
 
@@ -145,12 +145,12 @@ def test_a_step_on_a_pair_alone_is_the_step_that_would_be_taken(measure):
     watched, optimizer = make_watched(measure), optax.adam(1e-3)
     init, step = make_step(apply_toy, losses.dpo(), optimizer)
     alone_fn = measure.make_alone_fn(apply_toy, losses.dpo(), optimizer, watched)
-    probe = Sequences(*watched.pairs["chosen"][:3])
+    probe = watched.pairs["chosen"].plain
     state, _ = step(init(toy_params()), watched.pairs, probe)
     found = alone_fn(state)
     for place in range(3):
         one = jax.tree.map(lambda leaf, at=place: leaf[at : at + 1], watched.pairs)
-        _, comparison = step(state, one, Sequences(*one["chosen"][:3]))
+        _, comparison = step(state, one, one["chosen"].plain)
         own = comparison.parts["chosen"] + comparison.parts["rejected"]
         for name, change in (("measured", comparison.measured), ("own", own)):
             np.testing.assert_allclose(found[name][place], change.sum(), rtol=1e-9)

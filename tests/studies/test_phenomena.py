@@ -12,7 +12,6 @@ from shell.scripts import run_script
 from witnesses.closeness import assert_close
 
 import ldjax
-from ldjax import Sequences
 from ldjax.data.batches import Example, to_sequences
 from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
 from ldjax.linen import apply_fn, logits_fn
@@ -148,7 +147,8 @@ def test_an_influence_is_a_k_g_and_all_of_them_sum_to_the_step(module, model, te
         own = jnp.take_along_axis(change, probe.targets[..., None], axis=-1)
         return jnp.where(probe.mask, own[..., 0], 0).sum()
 
-    rows = [Sequences(*(leaf[i : i + 1] for leaf in texts)) for i in range(3)]
+    row = lambda i: jax.tree.map(lambda leaf: leaf[i : i + 1], texts)
+    rows = [row(i) for i in range(3)]
     for i, j in np.ndindex(3, 3):
         exact = np.asarray(expected(params, rows[i], rows[j]))
         assert_close(found[i, j], exact, terms=1000)

@@ -8,7 +8,7 @@ import pytest
 from witnesses.closeness import assert_close
 from zoo.cases import VOCAB, sentences
 
-from ldjax import ReferencedSequences, Sequences, losses, make_step
+from ldjax import Sequences, losses, make_step
 from ldjax.equation import preconditioner
 from ldjax.theory.displacement import pair_products, split_by_origin
 
@@ -29,9 +29,7 @@ def parameters(seed=0):
 
 def pairs(seed=0, num=4):
     return {
-        side: ReferencedSequences(
-            *sentences(seed + length, num, length), jnp.full(num, -6.0)
-        )
+        side: Sequences(*sentences(seed + length, num, length), jnp.full(num, -6.0))
         for side, length in zip(SIDES, (4, 5), strict=True)
     }
 
@@ -84,7 +82,7 @@ def loss_with_weights(params, batch, weights, fixed):
 def test_each_part_is_what_is_lost_without_it(optimizer, rest):
     batch = pairs()
     own = np.array([2, 0])  # the pairs of the two probes
-    probe = Sequences(*(x[own] for x in batch["chosen"][:3]))
+    probe = jax.tree.map(lambda x: x[own], batch["chosen"].plain)
     state, comparison = account(optimizer, batch, probe)
     found = split_by_origin(comparison.parts, jnp.asarray(np.arange(4)[:, None] == own))
 
@@ -112,7 +110,7 @@ def test_each_part_is_what_is_lost_without_it(optimizer, rest):
 
 
 def log_prob(params, sequences, row):
-    one = Sequences(*(x[row : row + 1] for x in sequences))
+    one = jax.tree.map(lambda x: x[row : row + 1], sequences)
     return -losses.sft(apply_fn(params, one), one)
 
 
@@ -122,10 +120,7 @@ def test_products_are_those_of_brute_force_gradients():
     found = pair_products(apply_fn, params, batch, preconditioner=P)
     plain = pair_products(apply_fn, params, batch)
     for row in range(4):
-        g = {
-            side: jax.grad(log_prob)(params, Sequences(*batch[side][:3]), row)
-            for side in SIDES
-        }
+        g = {side: jax.grad(log_prob)(params, batch[side].plain, row) for side in SIDES}
         flat = {k: np.concatenate([*map(np.ravel, v.values())]) for k, v in g.items()}
         scale = np.concatenate([np.ravel(P[k]) for k in g["chosen"]])
         for products, weight in ((found, scale), (plain, 1.0)):

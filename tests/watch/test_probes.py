@@ -107,7 +107,7 @@ def test_the_norms_of_a_sequence_are_frobenius_norms():
     tokens = jitted(logits, batch.targets, batch.mask)
     found = sequence_quantities(tokens, batch.mask, vocab_size=VOCAB)
     adaptation = references.adaptation(np.asarray(logits))
-    residual = 3 * references.sft_residual(*map(np.asarray, (logits, *batch[1:])))
+    residual = 3 * references.sft_residual(*map(np.asarray, (logits, *batch[1:3])))
     probs = np.linalg.norm(references.softmax(np.asarray(logits)), axis=-1)
     for b, mask in enumerate(np.asarray(batch.mask)):
         count = mask.sum()

@@ -62,11 +62,11 @@ def dpo_residual(logits, batch, *, beta, margin):
       beta: The temperature.
       margin: The reference's own `s+ - s-`, one for each pair.
     """
-    sums = {name: log_prob_sums(logits[name], *batch[name][1:]) for name in logits}
+    sums = {name: log_prob_sums(logits[name], *batch[name][1:3]) for name in logits}
     h = sums["chosen"] - sums["rejected"] - margin
     strength = beta * (1 - 1 / (1 + np.exp(-beta * h)))
     chosen, rejected = (
-        sft_residual(logits[name], *batch[name][1:]) * strength[:, None, None]
+        sft_residual(logits[name], *batch[name][1:3]) * strength[:, None, None]
         for name in ("chosen", "rejected")
     )
     return {"chosen": chosen, "rejected": -rejected}

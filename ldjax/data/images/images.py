@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from ldjax.equation.log_probs import Sequences
+from ldjax.equation.sequences import Sequences
 
 __all__ = ["Images", "as_sequences", "split_indices"]
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldjax.equation.log_probs import Sequences
+from ldjax.equation.sequences import Sequences
 
 __all__ = ["Bigram", "bigram_loss", "choose_k", "fit_bigram"]
 

@@ -13,7 +13,7 @@ from ldjax.data.tokenizers import (
     train_bpe,
     train_word_level,
 )
-from ldjax.equation.log_probs import Sequences
+from ldjax.equation.sequences import Sequences
 from ldjax.finetune.pretrain.bigram import bigram_loss, choose_k, fit_bigram
 
 __all__ = ["Corpus", "make_corpus", "make_tokenizer"]

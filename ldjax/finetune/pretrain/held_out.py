@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldjax.equation.log_probs import Sequences
+from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import StepState
 from ldjax.models.decoder.scoring import make_score_fn
 

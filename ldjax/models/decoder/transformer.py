@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ldjax.equation.doors import check_ids
-from ldjax.equation.log_probs import is_here
+from ldjax.equation.sequences import is_here
 from ldjax.models.decoder.attention import Attention, KeyValues
 from ldjax.models.decoder.config import TransformerConfig
 from ldjax.models.decoder.low_rank import LowRank, adapted_dense

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Inexact
 from ldjax import memory
 from ldjax.equation.linear_map import LinearMap, jacobian, position_message
 from ldjax.equation.log_probs import log_softmax
+from ldjax.equation.sequences import LogitsFn
 from ldjax.ntk.layers.blocks import (
     Blocks,
     Factors,
@@ -30,7 +31,6 @@ from ldjax.ntk.layers.blocks import (
 )
 from ldjax.ntk.layers.factors import find_head, make_factories
 from ldjax.ntk.layers.model_map import ModelMap
-from ldjax.ntk.lazy import LogitsFn
 from ldjax.ntk.subset import Weights
 
 __all__ = ["FactoredMap", "LinenFactoredMap"]

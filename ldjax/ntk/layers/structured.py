@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ldjax import memory
+from ldjax.equation.sequences import LogitsFn
 from ldjax.equation.spaces import dtype_of, size_of
 from ldjax.ntk.layers.contract import Contraction, by_operator, pair_matrix
 from ldjax.ntk.layers.model_map import ModelMap
 from ldjax.ntk.layers.pairing import make_sides
 from ldjax.ntk.layers.side import Side
-from ldjax.ntk.lazy import LogitsFn
 from ldjax.ntk.subset import Weights
 
 __all__ = ["StructuredMap"]

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ldjax.equation.log_probs import is_sequences
+from ldjax.equation.sequences import is_sequences
 from ldjax.linen import LinenLogits, apply_module
 from ldjax.ntk.layers.products import Embed, Layer, layer_of
 

@@ -9,8 +9,9 @@ import optax
 from jaxtyping import Array
 
 from ldjax.equation import preconditioner
-from ldjax.equation.log_probs import Sequences, log_softmax
-from ldjax.equation.step import ApplyFn, LossFn, StepState, make_step
+from ldjax.equation.log_probs import log_softmax
+from ldjax.equation.sequences import ApplyFn, LossFn, Sequences
+from ldjax.equation.step import StepState, make_step
 from ldjax.theory.displacement import pair_products, split_by_origin
 from ldjax.theory.squeezing import greedy_label, mass_share, rising_labels
 
@@ -62,7 +63,7 @@ def make_origin_step(
       of its own gradients under the update's preconditioner.
     """
     init, account = make_step(apply_fn, loss_fn, optimizer, parts="example")
-    probe = Sequences(*watched.pairs["chosen"][:3])
+    probe = watched.pairs["chosen"].plain
 
     def products(state: StepState, batch: Batch) -> dict[str, Array]:
         def loss_of(params: Any) -> Array:
@@ -114,7 +115,7 @@ def make_alone_fn(
     def alone(state: StepState) -> dict[str, Array]:
         def of_pair(pair: Mapping[str, Any]) -> dict[str, Array]:
             update = jax.tree.map(lambda leaf: leaf[None], dict(pair))
-            _, found = step(state, update, Sequences(*update["chosen"][:3]))
+            _, found = step(state, update, update["chosen"].plain)
             changes = {
                 "measured": found.measured,
                 "floor": found.floor,
@@ -141,7 +142,7 @@ def make_labels_fn(
       `[pair, pos, vocab]`, under `SIDE:rises`.
     """
     _, step = make_step(apply_fn, loss_fn, optimizer, parts=None, full_vocab=True)
-    probe = {side: Sequences(*watched.pairs[side][:3]) for side in SIDES}
+    probe = {side: watched.pairs[side].plain for side in SIDES}
 
     @jax.jit
     def labels(state: StepState, batch: Batch) -> dict[str, Array]:

@@ -36,7 +36,7 @@ import polars as pl
 
 from ldjax import command, linen, losses
 from ldjax.data.reference import add_reference
-from ldjax.equation.log_probs import Sequences, sequence_log_probs
+from ldjax.equation.log_probs import sequence_log_probs
 from ldjax.files.whole import whole_file
 from ldjax.finetune.recipes import make_optimizer
 from ldjax.finetune.results import metrics_table
@@ -246,7 +246,7 @@ def account_for(
         },
     )
     # The whole change, by two forward passes that no step has seen.
-    chosen = Sequences(*watched.pairs["chosen"][:3])
+    chosen = watched.pairs["chosen"].plain
     before, after = (
         sequence_log_probs(apply_fn(params, chosen), chosen.targets, chosen.mask)
         for params in (start, last.state.params)

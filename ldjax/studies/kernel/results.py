@@ -15,7 +15,7 @@ import numpy as np
 from ldjax import losses
 from ldjax.data.batches import Example, to_sequences
 from ldjax.equation.decompose import StepDecomposition, decompose
-from ldjax.equation.log_probs import Sequences
+from ldjax.equation.sequences import Sequences
 from ldjax.finetune.start import Base
 from ldjax.linen import logits_fn
 from ldjax.ntk import by_group

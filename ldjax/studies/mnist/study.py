@@ -32,7 +32,8 @@ import optax
 from ldjax import command, linen, losses
 from ldjax.command.options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
 from ldjax.data import Images, as_sequences, load_digits, load_mnist
-from ldjax.equation.log_probs import Sequences, log_softmax
+from ldjax.equation.log_probs import log_softmax
+from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import StepComparison, make_pending_step, make_step
 from ldjax.models import MLP, LeNet
 from ldjax.ntk.empirical import empirical_ntk

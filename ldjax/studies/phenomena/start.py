@@ -8,7 +8,7 @@ import numpy as np
 from ldjax import losses
 from ldjax.data.batches import to_sequences
 from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
-from ldjax.equation.log_probs import Sequences
+from ldjax.equation.sequences import Sequences
 from ldjax.finetune.recipes import RECIPES
 from ldjax.finetune.results import curves_of
 from ldjax.studies.phenomena.settings import Config

@@ -12,13 +12,9 @@ import optax
 from jaxtyping import Array
 
 from ldjax.equation.linear_map import jacobian
-from ldjax.equation.log_probs import (
-    ReferencedSequences,
-    Sequences,
-    sequence_log_probs,
-    token_log_probs,
-)
+from ldjax.equation.log_probs import sequence_log_probs, token_log_probs
 from ldjax.equation.preconditioner import preconditioner
+from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import StepState
 from ldjax.ntk.empirical import empirical_ntk
 from ldjax.ntk.layers import FactoredMap
@@ -167,8 +163,8 @@ def _loss_batch(
         return batch
     logits = example.learned_logits(model, reference)
     return {
-        side: ReferencedSequences(
-            *one, reference=sequence_log_probs(logits[side], one.targets, one.mask)
+        side: one._replace(
+            reference=sequence_log_probs(logits[side], one.targets, one.mask)
         )
         for side, one in batch.items()
     }
@@ -306,7 +302,9 @@ def _evaluated(logits: Array, batch: Sequences) -> dict[str, Array]:
     return {
         "log_prob": log_probs.sum(-1),
         "adaptation_norm_published": published_adaptation_norm(logits, batch.mask),
-        "residual_norm_published": published_residual_norm(logits, *batch[1:3]),
+        "residual_norm_published": published_residual_norm(
+            logits, batch.targets, batch.mask
+        ),
     }
 
 
