@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import importlib
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldjax.command import frame
 from ldjax.data.preferences import read_preferences
 from ldjax.runs.folder import create_run, start_run
 from ldjax.runs.loop import NonFiniteError
@@ -27,11 +27,6 @@ class Config:
     overwrite: bool = False
 
 
-@pytest.fixture
-def command(monkeypatch):
-    return importlib.import_module("ldjax.command.frame")
-
-
 @pytest.mark.parametrize(
     ("message", "told"),
     [
@@ -43,9 +38,9 @@ def command(monkeypatch):
         ("repeat with `--resume`", "repeat with `--resume`"),
     ],
 )
-def test_arguments_become_options(command, message, told):
+def test_arguments_become_options(message, told):
     names = {field.name for field in dataclasses.fields(Config)}
-    assert told in command.worded(message, names)
+    assert told in frame.worded(message, names)
 
 
 def _raising(error):
@@ -65,21 +60,21 @@ def _raising(error):
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "RESOURCE_EXHAUSTED"),
     ],
 )
-def test_what_the_machine_refuses_is_one_line(command, error, line):
+def test_what_the_machine_refuses_is_one_line(error, line):
     with pytest.raises(SystemExit, match=rf"^test_frame: [^\n]*{line}") as end:
-        command.experiment(_raising(error))(Config())
+        frame.experiment(_raising(error))(Config())
     assert "\n" not in str(end.value)
 
 
 @pytest.mark.parametrize(
     "error", [TypeError("a"), KeyError("a"), AssertionError(), ZeroDivisionError()]
 )
-def test_errors_of_the_program_pass(command, error):
+def test_errors_of_the_program_pass(error):
     with pytest.raises(type(error)):
-        command.experiment(_raising(error))(Config())
+        frame.experiment(_raising(error))(Config())
 
 
-def test_a_value_error_is_the_users_where_we_found_it(command, tmp_path):
+def test_a_value_error_is_the_users_where_we_found_it(tmp_path):
     def ours(config):
         raise NonFiniteError("At step 0: loss is nan.")
 
@@ -93,45 +88,46 @@ def test_a_value_error_is_the_users_where_we_found_it(command, tmp_path):
         jnp.zeros(3).reshape(2, 2)
 
     def looked_at(config):
-        with command.set_up():
+        with frame.set_up():
             np.zeros(3).reshape(2, 2)
 
     (tmp_path / "nothing.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(SystemExit, match=r"--on-bad-row skip|no field 'chosen'"):
-        command.experiment(told_by_the_library)(Config())
+        frame.experiment(told_by_the_library)(Config())
     for bug in (of_a_library, of_jax):
         with pytest.raises((ValueError, TypeError), match="reshape"):
-            command.experiment(bug)(Config())
+            frame.experiment(bug)(Config())
     with pytest.raises(SystemExit, match=r"^test_frame: cannot reshape"):
-        command.experiment(looked_at)(Config())
+        frame.experiment(looked_at)(Config())
 
 
-def test_a_run_that_is_there_is_told_in_the_words_of_the_door(command, tmp_path):
+def test_a_run_that_is_there_is_told_in_the_words_of_the_door(tmp_path):
     def main(config):
-        with command.set_up():
+        with frame.set_up():
             start_run(config.out, {}, resume=config.resume, overwrite=False)
 
     create_run(tmp_path / "run", {}).write_metrics([])
     with pytest.raises(SystemExit, match=r"--resume to go on with it, or --overwrite"):
-        command.experiment(main)(Config(out=tmp_path / "run"))
+        frame.experiment(main)(Config(out=tmp_path / "run"))
 
 
-def test_home_is_found_in_every_path(command, tmp_path, monkeypatch):
+def test_home_is_found_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "pairs.jsonl").touch()
     config = Config(Path("~/mine"), "~/pairs.jsonl", (Path("~/a"), Path("b")))
-    assert command.expanded(config) == Config(
+    assert frame.expanded(config) == Config(
         tmp_path / "mine", str(tmp_path / "pairs.jsonl"), (tmp_path / "a", Path("b"))
     )
     # A text that only looks like a path, and nobody's home.
     for untouched in (Config(data="~ about"), Config(out=Path("~no-such-user/x"))):
-        assert command.expanded(untouched) is untouched
+        assert frame.expanded(untouched) is untouched
 
 
-def test_the_one_who_stops_a_run_is_told_how_to_go_on(command, tmp_path, monkeypatch):
+def test_the_one_who_stops_a_run_is_told_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # not `-m pytest`
     monkeypatch.setattr(sys, "argv", ["x.py", "--overwrite", "--out", "a b"])
     config = Config(out=tmp_path / "run")
-    told = lambda: command._Farewell(config)._how_to_go_on(signal.SIGINT)
+    told = lambda: frame._Farewell(config)._how_to_go_on(signal.SIGINT)
     assert told() == f"stopped by Ctrl-C before {config.out} was begun."
     run = create_run(config.out, {})
     assert told().endswith("x.py --out 'a b' --resume")
@@ -147,19 +143,19 @@ def test_a_signal_where_nothing_can_be_raised_comes_again(tmp_path):
     script.write_text(
         """
 import os, signal, sys, time
-from ldjax import command
+from ldjax.command import frame
 
 class Deleted:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
 
-@command.experiment
+@frame.experiment
 def main(config):
     Deleted()
     time.sleep(60)
 
-command.run(main, None)
+frame.run(main, None)
 """
     )
     done = subprocess.run(
@@ -176,10 +172,10 @@ def test_a_program_that_does_not_come_to_it_is_ended(tmp_path):
     script.write_text(
         """
 import os, signal, sys, threading, time
-from ldjax import command
-command.GRACE = 0.5
+from ldjax.command import frame
+frame.GRACE = 0.5
 
-@command.experiment
+@frame.experiment
 def main(config):
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
@@ -187,7 +183,7 @@ def main(config):
     except KeyboardInterrupt:
         time.sleep(60)
 
-command.run(main, None)
+frame.run(main, None)
 """
     )
     done = subprocess.run(

@@ -3,12 +3,15 @@
 import dataclasses
 import importlib
 import numbers
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ldjax.cli import COMMANDS, STUDIES
 from ldjax.command.options import COUNT, POSITIVE, wrong_numbers
+from ldjax.finetune import pipeline, recipes, setup
+from ldjax.finetune.settings import Config
 
 SCRIPTS = (
     *("finetune", "kernel", "stability", "mitigation", "mnist"),
@@ -18,12 +21,6 @@ WRONG_FLOATS = (float("nan"), float("inf"), float("-inf"), -7.0, 1e300, -1e-60)
 WRONG_COUNTS = (-7, 10**21, 10**4000)
 #: What is not wrong: a clip at infinity is none.
 RIGHT = {("clip", float("inf")), ("clip", 1e300)}
-
-
-@pytest.fixture
-def experiments(monkeypatch):
-    """Imports a module of the experiments by name."""
-    return importlib.import_module
 
 
 def wrong_settings(config):
@@ -40,9 +37,9 @@ def wrong_settings(config):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_number_of_a_command_has_a_range(experiments, script):
+def test_every_number_of_a_command_has_a_range(script):
     place, _ = (COMMANDS | STUDIES)[script]
-    config = experiments(place).Config()
+    config = importlib.import_module(place).Config()
     refused = 0
     for name, wrong in wrong_settings(config):
         resolved = wrong.resolved() if hasattr(wrong, "resolved") else wrong
@@ -68,26 +65,22 @@ def test_every_number_of_a_command_has_a_range(experiments, script):
         ({"max_length": 1}, "--max-length must be at least 2, got 1"),
     ],
 )
-def test_what_is_allowed_is_said(experiments, settings, part):
-    config = (
-        experiments("ldjax.finetune.settings").Config(loss="dpo", **settings).resolved()
-    )
+def test_what_is_allowed_is_said(settings, part):
+    config = Config(loss="dpo", **settings).resolved()
     with pytest.raises(ValueError, match="--") as error:
         config.check()
     assert part in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["sft_epochs", "dpo_epochs"])
-def test_the_epochs_of_a_stage_are_refused_by_the_pipelines_own_option(
-    experiments, tmp_path, name
-):
-    pipeline = experiments("ldjax.finetune.pipeline")
-    config = pipeline.Config(out=tmp_path / "run", **{name: float("inf")})
+def test_the_epochs_of_a_stage_are_refused_by_the_pipelines_own_option(tmp_path, name):
+    config = pipeline.Config(out=tmp_path / "run")
+    config = dataclasses.replace(config, **{name: float("inf")})
     with pytest.raises(SystemExit, match=f"--{name.replace('_', '-')} must be"):
         pipeline.main(config)
 
 
-def test_numpys_numbers_are_numbers(experiments):
+def test_numpys_numbers_are_numbers():
     numbers = dataclasses.make_dataclass("Numbers", ["rate", "size"])
     ranges = {"rate": POSITIVE, "size": COUNT}
     assert not wrong_numbers(numbers(np.float32(1e-3), np.int64(4)), ranges)
@@ -95,23 +88,19 @@ def test_numpys_numbers_are_numbers(experiments):
     assert wrong.startswith("--size")
 
 
-def test_more_updates_than_can_be_counted_are_refused(experiments):
-    config, setup = (
-        experiments("ldjax.finetune.settings").Config,
-        experiments("ldjax.finetune.setup"),
-    )
+def test_more_updates_than_can_be_counted_are_refused():
     with pytest.raises(ValueError, match=r"--epochs 1e\+30 of 40 examples are"):
-        setup.count_steps(config(epochs=1e30).resolved(), 40)
+        setup.count_steps(Config(epochs=1e30).resolved(), 40)
     with pytest.raises(ValueError, match="--batch-size must be at most the number"):
-        setup.count_steps(config().resolved(), 4)
-    assert setup.count_steps(config(epochs=1e-30).resolved(), 40) == 1
+        setup.count_steps(Config().resolved(), 4)
+    assert setup.count_steps(Config(epochs=1e-30).resolved(), 40) == 1
 
 
-def test_an_infinite_clip_is_none(experiments):
-    recipes = experiments("ldjax.finetune.recipes")
+def test_an_infinite_clip_is_none():
     recipe = recipes.RECIPES["slow", "sft"]._replace(clip=float("inf"))
     optimizer = recipes.make_optimizer(recipe)
     gradient = {"w": np.array([1e30, 0.0], np.float32)}
+    updates: Any
     updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
     np.testing.assert_allclose(
         updates["w"], -recipe.learning_rate * gradient["w"], rtol=1e-6

@@ -7,12 +7,13 @@ test-exhaustive` executes all five with it.
 
 import ast
 import base64
-import importlib
 import json
 import re
 
 import pytest
 from shell.scripts import EXPERIMENTS, run_script
+
+from experiments.notebooks import run
 
 SOURCES = sorted((EXPERIMENTS / "notebooks").glob("[0-9]*.py"))
 NAMES = [path.stem for path in SOURCES]
@@ -152,6 +153,5 @@ def test_all_run_from_a_clean_kernel(tmp_path):
     ],
 )
 def test_a_mistake_is_one_clear_line(settings, message):
-    notebook_run = importlib.import_module("experiments.notebooks.run")
     with pytest.raises(SystemExit, match=message):
-        notebook_run.main(notebook_run.Config(**settings))
+        run.main(run.Config(**settings))

@@ -9,12 +9,12 @@ from hostile.cases import CASES, kept
 from hostile.world import check, contents, copy, in_process, make_folder
 from shell.scripts import ROOT, environment
 
-SERVER = ROOT / "tests" / "hostile_server.py"
+SERVER = ROOT / "tests" / "hostile" / "server.py"
 FAST = [case for case in CASES if case.is_fast]
 
 
 class Server:
-    """Processes that need not import anything (see `hostile_server.py`)."""
+    """Processes that need not import anything (see `server.py`)."""
 
     def __init__(self, **variables):
         self._process = subprocess.Popen(

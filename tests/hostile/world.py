@@ -18,6 +18,7 @@ import tyro
 from ldjax.cli import COMMANDS, STUDIES
 from ldjax.data.tokenizers import train_bpe
 from ldjax.models import Pretrained, Transformer, gpt2_config, save
+from ldjax.report import __main__ as report
 from ldjax.runs.folder import create_run
 
 PAIR = {"prompt": "What is it?", "chosen": "A small thing.", "rejected": "Who knows."}
@@ -33,7 +34,7 @@ class Case(NamedTuple):
       says: What its line says, a regular expression.
       change: Made in the folder before.
       ends: Whether it must be `refused`, or `may run` as well.
-      job: More of what `hostile_server.py` takes.
+      job: More of what `server.py` takes.
       is_fast: It is refused before anything is computed.
       then: Arguments of a command that must succeed after it.
     """
@@ -128,8 +129,7 @@ def in_process(case: Case) -> dict[str, Any]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             if case.script == "ldjax.report":
-                module = importlib.import_module("ldjax.report.__main__")
-                status = module.main(module.parse(case.args))
+                status = report.main(report.parse(case.args))
             else:
                 module = program_of(case.script)
                 status = module.main(tyro.cli(module.Config, args=case.args))

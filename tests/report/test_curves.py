@@ -1,8 +1,6 @@
 """The figures of finetuning show the right numbers, from a run folder alone."""
 
-import importlib
 from contextlib import contextmanager
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +8,7 @@ import polars as pl
 import pytest
 from matplotlib.image import imread
 
+from ldjax.report import curves as figures
 from ldjax.report.measures import (
     accumulated_curves,
     change_curves,
@@ -19,7 +18,6 @@ from ldjax.report.measures import (
 )
 from ldjax.runs.folder import create_run
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TYPES = (
     "chosen",
     "chosen_initial",
@@ -37,11 +35,6 @@ TYPES = (
 NUM_STEPS = 40
 FLOOR = 1e-6
 RATES = dict(zip(TYPES, np.linspace(0.5, -2, 12), strict=True))
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    return importlib.import_module("ldjax.report.curves")
 
 
 def observation_rows(rng, scale):
@@ -92,7 +85,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def axes(figures, monkeypatch):
+def axes(monkeypatch):
     """The axes of the figures by name, which are not written: that takes seconds."""
     kept = {}
 
@@ -124,9 +117,7 @@ def lines_by_label(ax):
 
 
 @pytest.mark.parametrize("probe_set", ["train", "test"])
-def test_a_change_is_that_of_the_mean_over_the_prompts_of_a_set(
-    figures, run, probe_set
-):
+def test_a_change_is_that_of_the_mean_over_the_prompts_of_a_set(run, probe_set):
     curves = change_curves(run.metrics(), "log_prob", probe_set)
     assert tuple(curves) == TYPES
     for name in ("chosen", "irr_test"):
@@ -136,7 +127,7 @@ def test_a_change_is_that_of_the_mean_over_the_prompts_of_a_set(
         np.testing.assert_allclose(curves[name].y, expected, atol=1e-12)
 
 
-def test_accumulated_changes_are_sums_over_steps_of_means_over_sequences(figures, run):
+def test_accumulated_changes_are_sums_over_steps_of_means_over_sequences(run):
     metrics = run.metrics()
     totals = {}
     for quantity in ("measured", "predicted"):
@@ -151,7 +142,7 @@ def test_accumulated_changes_are_sums_over_steps_of_means_over_sequences(figures
     np.testing.assert_allclose(remainder, expected, atol=1e-12)
 
 
-def test_a_remainder_ratio_takes_norms_over_the_sequences_of_its_types(figures, run):
+def test_a_remainder_ratio_takes_norms_over_the_sequences_of_its_types(run):
     metrics = run.metrics().filter(pl.col("step") == 7)
     types = ("irr_train", "irr_hum")
     columns = {
@@ -170,7 +161,7 @@ def test_a_remainder_ratio_takes_norms_over_the_sequences_of_its_types(figures, 
     assert floor == pytest.approx(2 * FLOOR / size, rel=1e-12)
 
 
-def test_steps_at_which_nothing_moved_have_no_ratio(figures, tmp_path):
+def test_steps_at_which_nothing_moved_have_no_ratio(tmp_path):
     run = create_run(tmp_path / "run", {})
     rows = [
         (step, step, "tracked/0", "chosen", quantity, moved)
@@ -184,9 +175,7 @@ def test_steps_at_which_nothing_moved_have_no_ratio(figures, tmp_path):
 
 
 @pytest.mark.parametrize("sides", [True, False])
-def test_the_parts_of_every_type_add_up_to_its_measured_change(
-    figures, tmp_path, sides
-):
+def test_the_parts_of_every_type_add_up_to_its_measured_change(tmp_path, sides):
     metrics = synthetic_run(tmp_path / "run", sides=sides).metrics()
     causes = ["part:chosen", "part:rejected"] if sides else ["part:update"]
     others = ["part:history", "part:weight_decay", "remainder"]
@@ -201,7 +190,7 @@ def test_the_parts_of_every_type_add_up_to_its_measured_change(
 # The figures
 
 
-def test_the_curves_of_a_run_and_its_baseline(figures, run, axes, tmp_path):
+def test_the_curves_of_a_run_and_its_baseline(run, axes, tmp_path):
     baseline = synthetic_run(tmp_path / "baseline", seed=1, scale=0.5)
     figures.draw_curves(run, baseline)
     panels = axes["curves"].reshape(6, 2)
@@ -229,7 +218,7 @@ def test_the_curves_of_a_run_and_its_baseline(figures, run, axes, tmp_path):
     assert [text.get_text() for text in legend.get_texts()] == list(TYPES[4:7])
 
 
-def test_points_and_sums_of_predictions_and_measurements(figures, run, axes):
+def test_points_and_sums_of_predictions_and_measurements(run, axes):
     figures.draw_predicted_against_measured(run)
     points, sums = axes["predicted_against_measured"]
     metrics = run.metrics()
@@ -254,7 +243,7 @@ def test_points_and_sums_of_predictions_and_measurements(figures, run, axes):
         assert dashed.get_linestyle() == "--"
 
 
-def test_the_remainder_has_a_logarithmic_axis_and_its_floor(figures, run, axes):
+def test_the_remainder_has_a_logarithmic_axis_and_its_floor(run, axes):
     figures.draw_remainder(run)
     ax = axes["remainder"][0, 0]
     assert ax.get_yscale() == "log"
@@ -268,7 +257,7 @@ def test_the_remainder_has_a_logarithmic_axis_and_its_floor(figures, run, axes):
     assert middle == pytest.approx(ratio[6:8].mean())
 
 
-def test_stacked_parts_end_at_what_was_measured(figures, run, axes):
+def test_stacked_parts_end_at_what_was_measured(run, axes):
     figures.draw_by_side(run)
     of_chosen, of_rejected, bars = axes["by_side"][0]
     diamonds = lines_by_label(bars)["measured"].get_ydata()
@@ -288,7 +277,7 @@ def test_stacked_parts_end_at_what_was_measured(figures, run, axes):
         assert shown[5] == diamonds[TYPES.index(name)]
 
 
-def test_what_was_not_recorded_is_not_drawn(figures, axes, tmp_path):
+def test_what_was_not_recorded_is_not_drawn(axes, tmp_path):
     run = synthetic_run(tmp_path / "run", tracked=False)
     run.write_metrics(
         run.metrics().filter(~pl.col("probe").str.starts_with("test")).rows()
@@ -303,7 +292,7 @@ def test_what_was_not_recorded_is_not_drawn(figures, axes, tmp_path):
     assert figures.draw_curves(empty) == []
 
 
-def test_types_that_are_not_tracked_are_left_out(figures, run, axes, tmp_path):
+def test_types_that_are_not_tracked_are_left_out(run, axes, tmp_path):
     part = create_run(tmp_path / "part", {})
     part.write_metrics(
         run.metrics().filter(pl.col("type").is_in(["chosen", "rejected"])).rows()
@@ -323,7 +312,7 @@ def test_types_that_are_not_tracked_are_left_out(figures, run, axes, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_figure_is_written_to_the_run_folder(figures, run):
+def test_every_figure_is_written_to_the_run_folder(run):
     written = [
         *figures.draw_curves(run),
         *figures.draw_predicted_against_measured(run),

@@ -1,7 +1,5 @@
 """What trained tokens do to watched ones, against one Jacobian of every log-prob."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +12,10 @@ from zoo.decoders import make_decoder, random_tokens
 import ldjax
 from ldjax.data.batches import Example, to_sequences
 from ldjax.data.reference import add_reference
+from ldjax.watch.token_maps import make_token_map_fn
 
 # Adam at its first step, with an epsilon that keeps its quotient from rounding.
 ADAM = optax.adam(1e-3, eps=1e-3)
-
-
-@pytest.fixture
-def make_token_map_fn(monkeypatch):
-    return importlib.import_module("ldjax.watch.token_maps").make_token_map_fn
 
 
 def sentences(*sizes, seed):
@@ -97,9 +91,7 @@ def expected(case):
         pytest.param(64, 2**30, marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_map_is_that_of_brute_force(
-    make_token_map_fn, case, expected, batch_size, kept_bytes
-):
+def test_a_map_is_that_of_brute_force(case, expected, batch_size, kept_bytes):
     apply_fn, params, loss_fn, update = case
     token_map = make_token_map_fn(
         *(apply_fn, loss_fn, ADAM),
