@@ -12,10 +12,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-import tyro
+from shell.commands import understood
 from shell.scripts import ROOT, run_script
 
-import ldjax.cli
 from ldjax.report import __main__ as report
 from ldjax.runs.folder import create_run
 
@@ -44,27 +43,11 @@ def test_the_makefile_has_what_is_named(target):
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
-def settings_of(script):
-    """The settings of a script: of the program that it starts, or its own."""
-    started = re.search(r'program\("(\w+)"\)', (ROOT / script).read_text())
-    if started:
-        place, _ = (ldjax.cli.COMMANDS | ldjax.cli.STUDIES)[started[1]]
-        return importlib.import_module(place).Config
-    return importlib.import_module(f"experiments.{script.stem}").main
-
-
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_a_command_is_understood(capsys, command):
-    _, script, *args = shlex.split(command)
-    settings = settings_of(Path(script))
-    if args == ["--help"]:
-        with pytest.raises(SystemExit, match="0"):
-            tyro.cli(settings, args=args)
-        assert "usage" in capsys.readouterr().out.lower()
-        return
-    tyro.cli(settings, args=args)
+    understood(command)
     with pytest.raises(SystemExit, match="2"):  # so an option can be wrong
-        tyro.cli(settings, args=[*args, "--no-such-option", "1"])
+        understood(f"{command.removesuffix(' --help')} --no-such-option 1")
     capsys.readouterr()
 
 
