@@ -180,15 +180,15 @@ def test_a_criterion_that_is_wrong_is_seen(measure, results):
     account = results.Account(
         {"train": train, "alone": alone}, np.asarray(after - before), 3
     )
-    assert all(each["holds"] for each in results.check_identities("slow", account))
+    assert all(each.holds for each in results.check_identities("slow", account))
     claims = results.check_claims("slow", account, loss="dpo")
-    assert [each["holds"] for each in claims] == [True, True]
+    assert [each.holds for each in claims] == [True, True]
     counted = results.explained(account)["steps_on_a_pair_alone"]
     assert (counted["taken"], counted["said_to_fall"], counted["fell"]) == (3, 1, 1)
     for name in ("product:chosen", "product:cross"):
         train[name] = np.roll(train[name], 1, axis=1)
     claims = results.check_claims("slow", account, loss="dpo")
-    assert [each["holds"] for each in claims] == [True, False]
+    assert [each.holds for each in claims] == [True, False]
 
 
 def test_no_step_that_tells_is_no_claim_that_holds(results):
@@ -199,4 +199,4 @@ def test_no_step_that_tells_is_no_claim_that_holds(results):
         "alone": {"step": np.arange(2), "own": 0 * one, "measured": one, "floor": one},
     }
     account = results.Account(table, one[0], 2)
-    assert not results._check_alone("slow", results.Alone.of(account.table))["holds"]
+    assert not results._check_alone("slow", results.Alone.of(account.table)).holds

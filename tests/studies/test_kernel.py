@@ -9,6 +9,7 @@ import pytest
 from shell.scripts import run_script
 
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
+from ldjax.theory.claims import failures, stored
 
 FIGURES = ["block_norms", "groups", "head_and_body", "pushed_tokens", "token_map"]
 PROBE, UPDATE = "why , bana dorby sells", "why , bana dorby hawks glass"
@@ -160,13 +161,13 @@ def analysed(results, seed=0):
 def test_the_identities_hold_for_true_blocks_and_fail_for_wrong_ones(results):
     analysis = analysed(results)
     checks = results.check_identities(analysis)
-    assert all(check["holds"] for check in checks), checks
+    assert all(check.holds for check in checks), checks
     for text, (found, expected) in analysis.pairs.items():
         for wrong in (1.01 * expected, np.full_like(found, np.nan)):
             pairs = analysis.pairs | {text: (wrong, expected)}
             found_wrong = results.check_identities(analysis._replace(pairs=pairs))
-            assert [c["text"] for c in found_wrong if not c["holds"]]
-            json.dumps(found_wrong, allow_nan=False)
+            assert failures(found_wrong)
+            json.dumps(stored(found_wrong), allow_nan=False)
 
 
 def test_what_is_pushed_is_ranked_by_probability(kernel, results, base):

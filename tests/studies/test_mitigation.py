@@ -146,7 +146,7 @@ def test_a_claim_is_of_most_seeds_and_of_all_together(
     }
     together = {"rate": float(np.mean(rates)), "low": low, "high": 0.9}
     *_, claim = results.check_claims(seeds, {"sampled": {"extend@6": together}})
-    assert (claim["verdict"], claim["holds"]) == (verdict, holds)
+    assert (claim.verdict, claim.holds) == (verdict, holds)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_signature_that_is_not_applicable_does_not_hold(results, verdicts, wor
         for seed, verdict in enumerate(verdicts)
     }
     pooled = {"sampled": {"extend@6": {"rate": 0.5, "low": 0.4, "high": 0.6}}}
-    assert results.check_claims(seeds, pooled)[0]["verdict"] == word
+    assert results.check_claims(seeds, pooled)[0].verdict == word
 
 
 def test_wins_and_losses_of_two_policies_add_up_to_one(policies):

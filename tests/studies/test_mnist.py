@@ -130,11 +130,11 @@ def test_claims_hold_where_there_is_an_effect_and_not_without(experiment):
     results = experiment("ldjax.studies.mnist.results")
     check = experiment("ldjax.studies.mnist.claims").check_claims
     claims = check(drawn_results(results))
-    assert [claim["holds"] for claim in claims] == [True] * 4
+    assert [claim.holds for claim in claims] == [True] * 4
     for claim in claims:
-        low, high = claim["interval"]
-        assert low <= claim["value"] <= high
-    holds = [claim["holds"] for claim in check(drawn_results(results, effect=0.0))]
+        low, high = claim.numbers["interval"]
+        assert low <= claim.numbers["value"] <= high
+    holds = [claim.holds for claim in check(drawn_results(results, effect=0.0))]
     assert holds == [False, False, False, True]  # of first order's there still is one
 
 
@@ -149,5 +149,5 @@ def test_identities_that_do_not_hold_are_seen(experiment, planted, place):
     results = experiment("ldjax.studies.mnist.results")
     check = experiment("ldjax.studies.mnist.claims").check_identities
     good, bad = check(drawn_results(results)), check(drawn_results(results, **planted))
-    assert [each["holds"] for each in good] == [True] * 3
-    assert [each["holds"] for each in bad] == [i != place for i in range(3)]
+    assert [each.holds for each in good] == [True] * 3
+    assert [each.holds for each in bad] == [i != place for i in range(3)]

@@ -299,9 +299,10 @@ def test_a_claim_is_held_under_all_seeds_and_refuted_under_none(
 ):
     results = module("results")
     outcomes = make_outcomes(module, truths)
-    verdicts = results.claim_verdicts(outcomes)
-    assert verdicts == {"a": verdict, "b": "held"}
-    assert results.overall(verdicts) == whole
+    claims = results.check_claims(outcomes)
+    assert [claim.verdict for claim in claims] == [verdict, "held"]
+    assert [claim.holds for claim in claims] == [verdict == "held", True]
+    assert results.overall(claims) == whole
     lines = results.tables("Title", outcomes).splitlines()
     assert lines[0] == f"## Title: {whole}"
     assert f"| a | {' | '.join(str(t).lower() for t in truths)} | {verdict} |" in lines
@@ -311,9 +312,9 @@ def test_a_claim_is_held_under_all_seeds_and_refuted_under_none(
 def test_an_identity_that_fails_under_one_seed_fails(module):
     results = module("results")
     good = results.check_identities(make_outcomes(module, [True, True], gap=1e-6))
-    assert [check["holds"] for check in good] == [True]
+    assert [check.holds for check in good] == [True]
     bad = results.check_identities(make_outcomes(module, [True, True], gap=1e-3))
-    assert [check["holds"] for check in bad] == [False]
+    assert [check.holds for check in bad] == [False]
 
 
 def test_the_long_table_names_phenomenon_seed_and_arm(module):

@@ -169,10 +169,10 @@ def make_table(times=3, prompts=2):
 def test_identities_that_do_not_hold_are_seen(experiment):
     check = experiment("results").check_identities
     table, _ = make_table()
-    assert [one["holds"] for one in check("sft", table)] == [True] * 3
+    assert [one.holds for one in check("sft", table)] == [True] * 3
     for place, name in enumerate(GAPS):
         broken = table["kernel"] | {name: np.array([0.0, 0.01, 0.0])}
-        holds = [one["holds"] for one in check("sft", {"kernel": broken})]
+        holds = [one.holds for one in check("sft", {"kernel": broken})]
         assert holds == [i != place for i in range(3)]
 
 
@@ -228,10 +228,10 @@ def test_the_stability_is_spearmans_between_times(experiment):
     assert of_kernel["tightness"]["lbk:predicted"]["median"] == pytest.approx(0.5)
     assert -1 <= proxies["lbk over intervals"]["mean"] < 1
     verdicts = results.verdicts({"sft": found})
-    assert [one["holds"] for one in verdicts] == [
-        one["value"] > one["bound"] for one in verdicts
+    assert [one.holds for one in verdicts] == [
+        one.numbers["value"] > one.numbers["bound"] for one in verdicts
     ]
-    assert {one["holds"] for one in verdicts} == {True, False}
+    assert {one.holds for one in verdicts} == {True, False}
 
 
 def test_the_proxies_of_the_code_are_those_of_its_evaluations(experiment):

@@ -8,6 +8,7 @@ import numpy as np
 from ldjax.equation.resolution import rounding_of_sum
 from ldjax.finetune.results import gap_of_parts, legible, r_squared
 from ldjax.runs.checkpoints import Table
+from ldjax.theory.claims import Claim
 
 __all__ = [
     "RATES",
@@ -101,53 +102,53 @@ def explained(account: Account) -> dict[str, Any]:
     }
 
 
-def check_identities(name: RateName, account: Account) -> list[dict[str, Any]]:
+def check_identities(name: RateName, account: Account) -> list[Claim]:
     """What holds whatever the loss, up to rounding in float32."""
     rate, steps = RATES[name], account.table["train"]
     parts = gap_of_parts(steps)
     # The updates telescope: this tells whether what one left is what the next found.
     whole = abs(steps["measured"].astype(float).sum(0) - account.change)
     return [
-        {
-            "text": f"{rate}: the parts of every update and of all sum to their "
-            f"prediction: {parts:.1e} of what rounding allows",
-            "holds": parts <= 1,
-        },
-        {
-            "text": f"{rate}: the updates' changes sum to that of the whole run: "
+        Claim(
+            f"{rate}: the parts of every update and of all sum to their prediction: "
+            f"{parts:.1e} of what rounding allows",
+            parts <= 1,
+            "identity",
+        ),
+        Claim(
+            f"{rate}: the updates' changes sum to that of the whole run: "
             f"{whole.max():.1e} nats",
-            "holds": bool((whole <= rounding_of_sum(steps["floor"])).all()),
-        },
+            bool((whole <= rounding_of_sum(steps["floor"])).all()),
+            "identity",
+        ),
     ]
 
 
-def check_claims(
-    name: RateName, account: Account, *, loss: str
-) -> list[dict[str, Any]]:
+def check_claims(name: RateName, account: Account, *, loss: str) -> list[Claim]:
     """What a small rate has to show."""
     share = explained(account)["r_squared"]
     claims = [
-        {
-            "text": f"{RATES[name]}: the parts explain R2 = {legible(share, '.4f')} of "
-            f"the changes of single updates (at least {LEAST_R_SQUARED})",
-            "holds": share is not None and share >= LEAST_R_SQUARED,
-        }
+        Claim(
+            f"{RATES[name]}: the parts explain R2 = {legible(share, '.4f')} of the "
+            f"changes of single updates (at least {LEAST_R_SQUARED})",
+            share is not None and share >= LEAST_R_SQUARED,
+        )
     ]
     if loss in EQUAL_PUSH:
         claims.append(_check_alone(name, Alone.of(account.table)))
     return claims
 
 
-def _check_alone(name: RateName, alone: Alone) -> dict[str, Any]:
+def _check_alone(name: RateName, alone: Alone) -> Claim:
     """Whether a real step on a pair alone does what its inner products say."""
     agree = (alone.fell == alone.said)[alone.is_clear]
-    return {
-        "text": f"{RATES[name]}: a step on a pair alone lowers its chosen answer "
-        f"where, and only where, <g+, g-> > |g+|^2: {agree.sum()} of {agree.size} "
-        f"times that first order was the larger part ({alone.said.size} steps taken), "
-        f"of which it fell in {alone.fell[alone.is_clear].sum()}",
-        "holds": bool(agree.size and agree.all()),
-    }
+    return Claim(
+        f"{RATES[name]}: a step on a pair alone lowers its chosen answer where, and "
+        f"only where, <g+, g-> > |g+|^2: {agree.sum()} of {agree.size} times that "
+        f"first order was the larger part ({alone.said.size} steps taken), of which "
+        f"it fell in {alone.fell[alone.is_clear].sum()}",
+        bool(agree.size and agree.all()),
+    )
 
 
 def _own_sides_lower(steps: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -63,6 +63,7 @@ from ldjax.studies.displacement.results import (
     explained,
     print_why,
 )
+from ldjax.theory.claims import failures, stored, told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +296,7 @@ def report(
         frames.append(frame.with_columns(named))
         write_labels(run, name, labels)
     run.write_metrics(pl.concat(frames))
-    run.write_summary({"rates": found, "checks": checks})
+    run.write_summary({"rates": found, "checks": stored(checks)})
     figures = [
         draw_why(run, accounts, RATES),
         draw_criterion(run, accounts, RATES),
@@ -303,10 +304,9 @@ def report(
     ]
     for name, numbers in found.items():
         print_why(RATES[name], numbers)
-    for line in checks:
-        print(f"{'holds' if line['holds'] else 'FAILS'}: {line['text']}")
+    print(told(checks))
     print("\n".join(["", "figures:", *map(str, figures), f"run folder: {run.path}"]))
-    return 0 if all(line["holds"] for line in checks) else 1
+    return 1 if failures(checks) else 0
 
 
 def write_labels(run: Run, name: str, labels: dict[str, np.ndarray]) -> None:

@@ -1,8 +1,4 @@
-"""What `kernel.py` computes: the exact kernel in every view, and its identities.
-
-Each identity is a dict with `text` (one line with the numbers), `holds` and `value`, a
-difference relative to the largest of the numbers compared.
-"""
+"""What `kernel.py` computes: the exact kernel in every view, and its identities."""
 
 import functools
 from collections.abc import Sequence
@@ -20,6 +16,7 @@ from ldjax.finetune.start import Base
 from ldjax.linen import logits_fn
 from ldjax.ntk import by_group
 from ldjax.ntk.empirical import empirical_ntk
+from ldjax.theory.claims import Claim
 
 __all__ = [
     "Analysis",
@@ -302,19 +299,20 @@ def written_out(
     }
 
 
-def check_identities(analysis: Analysis) -> list[dict[str, Any]]:
-    """What holds exactly, up to rounding."""
+def check_identities(analysis: Analysis) -> list[Claim]:
+    """What holds exactly, up to rounding, relative to the largest number compared."""
     checks = []
     for text, (found, expected) in analysis.pairs.items():
         error, largest = np.abs(found - expected).max(), np.abs(expected).max()
         value = float(error / largest) if largest else float(error > 0)
         checks.append(
-            {
-                "text": f"{text}: differ by {value:.1e} of the largest "
+            Claim(
+                f"{text}: differ by {value:.1e} of the largest "
                 f"(rounding allows {ALLOWED:.0e})",
-                "holds": bool(value <= ALLOWED),
-                "value": value if np.isfinite(value) else str(value),
-            }
+                bool(value <= ALLOWED),
+                "identity",
+                numbers={"value": value if np.isfinite(value) else str(value)},
+            )
         )
     return checks
 

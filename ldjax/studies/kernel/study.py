@@ -51,6 +51,7 @@ from ldjax.studies.kernel.results import (
     check_identities,
     metric_rows,
 )
+from ldjax.theory.claims import failures, stored, told
 
 SIDES = ("probe", "update")
 _UNLIMITED = 2**30
@@ -265,16 +266,15 @@ def report(
             "notes": {side: list(text.notes) for side, text in texts.items()},
             "pushed": pushes,
             "numbers": numbers,
-            "identities": identities,
+            "identities": stored(identities),
         }
     )
     figures = draw_figures(run)
     print_pushes(names["probe"], pushes)
     print_headline(numbers)
-    for check in identities:
-        print(f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}")
+    print(told(identities))
     print("\n".join(["", "figures:", *map(str, figures), f"run folder: {run.path}"]))
-    return 0 if all(check["holds"] for check in identities) else 1
+    return 1 if failures(identities) else 0
 
 
 def headline(analysis: Analysis) -> dict[str, float]:

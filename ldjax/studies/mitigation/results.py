@@ -15,6 +15,7 @@ from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.data.world.judge import Verdict
 from ldjax.finetune.results import curves_of
 from ldjax.studies.policies import Policy, Study, mean_rate, verdict_rates, win_rate
+from ldjax.theory.claims import Claim, standing
 from ldjax.theory.curves import Curves
 from ldjax.theory.signatures import evaluate
 from ldjax.watch.probes import make_observe_fn
@@ -37,7 +38,6 @@ __all__ = [
     "numbers",
     "over_seeds",
     "rivals",
-    "verdict_of",
     "wins",
 ]
 
@@ -285,15 +285,10 @@ def over_seeds(
     }
 
 
-def verdict_of(holds: Sequence[bool]) -> str:
-    """Of a claim, from whether it holds for each seed."""
-    return "held" if all(holds) else "depends" if any(holds) else "refuted"
-
-
 def check_claims(
     seeds: Mapping[int, dict[str, Any]], pooled: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Each claim in words, its verdict, and whether it holds for most seeds."""
+) -> list[Claim]:
+    """What most seeds have to show."""
     claims = []
     for found in zip(*(each["signatures"] for each in seeds.values()), strict=True):
         holds = [verdict["verdict"] == "holds" for verdict in found]
@@ -313,28 +308,28 @@ def check_claims(
     return claims
 
 
-def _claim(text: str, holds: Sequence[bool], *, clear: bool = True) -> dict[str, Any]:
-    verdict = verdict_of(holds)
+def _claim(text: str, holds: Sequence[bool], *, clear: bool = True) -> Claim:
+    verdict = standing(holds)
     if verdict == "held" and not clear:
         verdict = "depends"
-    return {
-        "text": f"{text} ({sum(holds)} of {len(holds)} seeds)",
-        "verdict": verdict,
-        "holds": clear and 2 * sum(holds) > len(holds),
-        "seeds": list(holds),
-    }
+    return Claim(
+        f"{text} ({sum(holds)} of {len(holds)} seeds)",
+        clear and 2 * sum(holds) > len(holds),
+        verdict=verdict,
+        numbers={"seeds": list(holds)},
+    )
 
 
-def check_identities(seeds: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+def check_identities(seeds: Mapping[int, dict[str, Any]]) -> list[Claim]:
     """Each identity with its largest error over the seeds."""
     found = [each["identities"] for each in seeds.values()]
     worst = {name: max(each[name] for each in found) for name in found[0]}
     return [
-        {
-            "text": f"{name}: up to {value:.0e}",
-            "holds": value < ROUNDING,
-            "value": value,
-            "bound": ROUNDING,
-        }
+        Claim(
+            f"{name}: up to {value:.0e}",
+            value < ROUNDING,
+            "identity",
+            numbers={"value": value, "bound": ROUNDING},
+        )
         for name, value in worst.items()
     ]

@@ -69,6 +69,7 @@ from ldjax.studies.policies import (
     sft_rows,
     train_policy,
 )
+from ldjax.theory.claims import failures, stored, told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,8 +293,8 @@ def report(
     identities = check_identities(seeds)
     run.write_summary(
         {
-            "claims": claims,
-            "identities": identities,
+            "claims": stored(claims),
+            "identities": stored(identities),
             "pooled_wins": pooled,
             "seeds": seeds,
         }
@@ -303,13 +304,9 @@ def report(
         partial.write_text(f"{text}\n", encoding="utf-8")
     figures = draw_figures(run)
     print(f"\n{text}\n")
-    for check in identities:
-        print(f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}")
-    for claim in claims:
-        word = "holds" if claim["holds"] else "FAILS"
-        print(f"{word}, {claim['verdict']}: {claim['text']}")
+    print(told([*identities, *claims]))
     print("\n".join(["", "figures:", *map(str, figures), f"run folder: {run.path}"]))
-    return 0 if all(check["holds"] for check in (*identities, *claims)) else 1
+    return 1 if failures([*identities, *claims]) else 0
 
 
 parse = functools.partial(command.parse, Config, __doc__)

@@ -1,8 +1,7 @@
 """What `mnist.py` claims, and the identities that every run of it must satisfy.
 
-Each check is a dict with `text` (one line with the numbers), `holds`, `value` and,
-for a claim, its 95 % `interval` (by the jackknife over what was drawn) and its `bound`.
-A claim holds if the whole interval is above its bound.
+A claim has its 95 % `interval`, by the jackknife over what was drawn, and holds if the
+whole interval is above its `bound`.
 """
 
 from typing import Any
@@ -18,6 +17,7 @@ from ldjax.studies.mnist.results import (
     rank_correlations,
 )
 from ldjax.studies.statistics import Interval, jackknife
+from ldjax.theory.claims import Claim
 
 __all__ = ["check_claims", "check_identities"]
 
@@ -29,7 +29,7 @@ _CLASSES = np.arange(NUM_CLASSES)
 _OFF_DIAGONAL = ~np.eye(NUM_CLASSES, dtype=bool)
 
 
-def check_claims(results: Results) -> list[dict[str, Any]]:
+def check_claims(results: Results) -> list[Claim]:
     """The four claims, each on the whole run."""
     return [
         own_class_is_pulled_up_most(results),
@@ -39,7 +39,7 @@ def check_claims(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def own_class_is_pulled_up_most(results: Results) -> dict[str, Any]:
+def own_class_is_pulled_up_most(results: Results) -> Claim:
     """The trained image's own class gains more of its label than the other nine."""
     _, per_class, _, probes_per_class = results.pull_ups.shape
     trained = np.repeat(_CLASSES, per_class)
@@ -63,7 +63,7 @@ def own_class_is_pulled_up_most(results: Results) -> dict[str, Any]:
     )
 
 
-def accumulated_change_follows_confusion(results: Results) -> dict[str, Any]:
+def accumulated_change_follows_confusion(results: Results) -> Claim:
     """Labels that rose on a class are those it is confused with.
 
     From a network that starts uniform the change is what it ends with, and this holds
@@ -91,7 +91,7 @@ def accumulated_change_follows_confusion(results: Results) -> dict[str, Any]:
     )
 
 
-def kernel_ranking_is_stable(results: Results) -> dict[str, Any]:
+def kernel_ranking_is_stable(results: Results) -> Claim:
     """The order of class pairs by |K|_F, at its worst over the last quarter's pairs.
 
     Each pair of epochs has an interval; all of them have to be above the bound.
@@ -118,7 +118,7 @@ def kernel_ranking_is_stable(results: Results) -> dict[str, Any]:
     )
 
 
-def first_order_explains_each_step(results: Results) -> dict[str, Any]:
+def first_order_explains_each_step(results: Results) -> Claim:
     """R^2 of the predicted against the measured change of every step."""
     num_steps = len(results.fits.num_entries)
     count = min(NUM_STRETCHES, num_steps)
@@ -134,7 +134,7 @@ def first_order_explains_each_step(results: Results) -> dict[str, Any]:
     )
 
 
-def check_identities(results: Results) -> list[dict[str, Any]]:
+def check_identities(results: Results) -> list[Claim]:
     """What holds exactly, up to the rounding of the steps' log-probs."""
     parts = dict(results.totals)
     predicted, measured = parts.pop("predicted"), parts.pop("measured")
@@ -159,21 +159,20 @@ def check_identities(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _claim(text: str, found: Interval, *, bound: float) -> dict[str, Any]:
+def _claim(text: str, found: Interval, *, bound: float) -> Claim:
     value, low, high = map(float, found)
-    return {
-        "text": f"{text}: {value:.3f} [{low:.3f}, {high:.3f}] > {bound:g}",
-        "holds": low > bound,
-        "value": value,
-        "interval": [low, high],
-        "bound": bound,
-    }
+    return Claim(
+        f"{text}: {value:.3f} [{low:.3f}, {high:.3f}] > {bound:g}",
+        low > bound,
+        numbers={"value": value, "interval": [low, high], "bound": bound},
+    )
 
 
-def _identity(text: str, violation: Any, allowed: float) -> dict[str, Any]:
+def _identity(text: str, violation: Any, allowed: float) -> Claim:
     value = float(np.abs(violation).max())
-    return {
-        "text": f"{text}: {value:.1e} (rounding allows {allowed:.1e})",
-        "holds": value <= allowed,
-        "value": value,
-    }
+    return Claim(
+        f"{text}: {value:.1e} (rounding allows {allowed:.1e})",
+        value <= allowed,
+        "identity",
+        numbers={"value": value},
+    )

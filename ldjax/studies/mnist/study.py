@@ -43,6 +43,7 @@ from ldjax.runs.sinks import SinkName, check_sinks, make_sink
 from ldjax.studies.mnist.claims import check_claims, check_identities
 from ldjax.studies.mnist.figures import draw_figures
 from ldjax.studies.mnist.results import NUM_CLASSES, Results
+from ldjax.theory.claims import failures, stored, told
 
 MODELS = {"lenet": LeNet, "mlp": MLP}
 
@@ -211,12 +212,11 @@ def main(config: Config) -> int:
         sink.close()
     identities = check_identities(results)
     claims = [] if config.smoke else check_claims(results)
-    run.write_summary({"claims": claims, "identities": identities})
+    run.write_summary({"claims": stored(claims), "identities": stored(identities)})
     figures = draw_figures(run)
-    for check in [*identities, *claims]:
-        print(f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}")
+    print(told([*identities, *claims]))
     print("\n".join(["", "figures:", *map(str, figures), f"run folder: {run.path}"]))
-    return 0 if all(check["holds"] for check in [*identities, *claims]) else 1
+    return 1 if failures([*identities, *claims]) else 0
 
 
 def load_images(config: Config) -> Images:

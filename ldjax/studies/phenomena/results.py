@@ -5,12 +5,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ldjax.theory.claims import Claim, Standing, standing
+
 __all__ = [
     "ROUNDING",
     "Number",
     "Outcome",
+    "check_claims",
     "check_identities",
-    "claim_verdicts",
     "metric_rows",
     "overall",
     "tables",
@@ -18,8 +20,6 @@ __all__ = [
 
 #: What float32 may lose of an identity, relative (as in `kernel_stability.py`).
 ROUNDING = 1e-4
-
-Verdict = Literal["held", "refuted", "depends"]
 
 
 class Number(NamedTuple):
@@ -60,40 +60,39 @@ class Outcome(NamedTuple):
 Outcomes = Mapping[int, Outcome]
 
 
-def claim_verdicts(outcomes: Outcomes) -> dict[str, Verdict]:
-    """Of each claim: held if true under all seeds, refuted if under none."""
-    claims = next(iter(outcomes.values())).claims
-    return {
-        claim: _verdict([outcome.claims[claim] for outcome in outcomes.values()])
-        for claim in claims
-    }
+def check_claims(
+    outcomes: Outcomes, kind: Literal["claim", "finding"] = "claim"
+) -> list[Claim]:
+    """What has to be true under every seed, or of a smoke test may be."""
+
+    def of(text: str) -> Claim:
+        verdict = standing([outcome.claims[text] for outcome in outcomes.values()])
+        return Claim(text, verdict == "held", kind, verdict)
+
+    return [of(text) for text in next(iter(outcomes.values())).claims]
 
 
-def overall(verdicts: Mapping[str, Verdict]) -> Verdict:
+def overall(claims: Sequence[Claim]) -> Standing:
     """Of a phenomenon: that of its claims where they agree, else it depends."""
-    (first, *others) = set(verdicts.values())
-    return "depends" if others else first
-
-
-def _verdict(truths: Sequence[bool]) -> Verdict:
-    if all(truths):
+    verdicts = {claim.verdict for claim in claims}
+    if verdicts == {"held"}:
         return "held"
-    return "depends" if any(truths) else "refuted"
+    return "refuted" if verdicts == {"refuted"} else "depends"
 
 
-def check_identities(outcomes: Outcomes) -> list[dict[str, Any]]:
+def check_identities(outcomes: Outcomes) -> list[Claim]:
     """What holds whatever the models do, up to rounding; the worst of all seeds."""
     names = next(iter(outcomes.values())).gaps
     worst = {
         name: max(outcome.gaps[name] for outcome in outcomes.values()) for name in names
     }
     return [
-        {
-            "text": f"{name}: {gap:.1e} (at most {ROUNDING:.0e})",
-            "holds": gap <= ROUNDING,
-            "value": gap,
-            "bound": ROUNDING,
-        }
+        Claim(
+            f"{name}: {gap:.1e} (at most {ROUNDING:.0e})",
+            gap <= ROUNDING,
+            "identity",
+            numbers={"value": gap, "bound": ROUNDING},
+        )
         for name, gap in worst.items()
     ]
 
@@ -118,11 +117,11 @@ def metric_rows(
 
 def tables(title: str, outcomes: Outcomes) -> str:
     """The claims and the numbers of a phenomenon, in Markdown, by seed."""
-    verdicts = claim_verdicts(outcomes)
+    claims = check_claims(outcomes)
     seeds = [f"seed {seed}" for seed in outcomes]
-    claims = [
-        [claim, *(_yes(outcome.claims[claim]) for outcome in outcomes.values()), told]
-        for claim, told in verdicts.items()
+    truths = [
+        [text, *(_yes(outcome.claims[text]) for outcome in outcomes.values()), told]
+        for text, told in ((claim.text, claim.verdict or "") for claim in claims)
     ]
     numbers = []
     for name in next(iter(outcomes.values())).table:
@@ -131,9 +130,9 @@ def tables(title: str, outcomes: Outcomes) -> str:
         numbers.append([name, *map(_told, values), f"{mean} [{low}, {high}]"])
     return "\n".join(
         [
-            f"## {title}: {overall(verdicts)}",
+            f"## {title}: {overall(claims)}",
             "",
-            *_markdown(["claim", *seeds, "verdict"], claims),
+            *_markdown(["claim", *seeds, "verdict"], truths),
             "",
             *_markdown(["number", *seeds, "mean [range]"], numbers),
         ]

@@ -42,8 +42,8 @@ from ldjax.studies.phenomena import repeater as phenomena_repeater
 from ldjax.studies.phenomena.figures import draw_figures
 from ldjax.studies.phenomena.results import (
     Outcome,
+    check_claims,
     check_identities,
-    claim_verdicts,
     metric_rows,
     overall,
     tables,
@@ -51,6 +51,7 @@ from ldjax.studies.phenomena.results import (
 from ldjax.studies.phenomena.settings import Config
 from ldjax.studies.phenomena.start import Start, make_start
 from ldjax.studies.policies import check_model
+from ldjax.theory.claims import Claim, failures, stored, told
 
 TABLE = "table.md"
 # By phenomenon and seed.
@@ -112,7 +113,7 @@ def main(config: Config) -> int:
         ) as error:
             sys.exit(f"phenomena: seed {seed}: {error}")
         write(run, findings)
-    return report(config, run)
+    return report(config, run, findings)
 
 
 def study(config: Config, seed: int) -> Iterator[tuple[str, Outcome]]:
@@ -150,18 +151,15 @@ def write(run: Run, findings: Findings) -> None:
             for row in metric_rows(name, outcomes, batch_size=batch_size)
         ]
     )
-    verdicts = {name: claim_verdicts(outcomes) for name, outcomes in findings.items()}
+    claims = {name: check_claims(outcomes) for name, outcomes in findings.items()}
     run.write_summary(
         {
             "phenomena": {
                 name: {
                     "title": PHENOMENA[name].title,
-                    "verdict": overall(verdicts[name]),
-                    "claims": [
-                        {"text": claim, "verdict": verdict, "holds": verdict == "held"}
-                        for claim, verdict in verdicts[name].items()
-                    ],
-                    "identities": check_identities(outcomes),
+                    "verdict": overall(claims[name]),
+                    "claims": stored(claims[name]),
+                    "identities": stored(check_identities(outcomes)),
                     "seeds": {
                         str(seed): outcome.table | outcome.claims
                         for seed, outcome in outcomes.items()
@@ -178,22 +176,27 @@ def write(run: Run, findings: Findings) -> None:
         partial.write_text(f"{text}\n", encoding="utf-8")
 
 
-def report(config: Config, run: Run) -> int:
+def report(config: Config, run: Run, findings: Findings) -> int:
     """Draw the figures, print the tables and the verdicts; the exit status."""
     figures = draw_figures(run)
     print((run.path / TABLE).read_text(encoding="utf-8"))
-    failed = False
-    for name, found in run.summary["phenomena"].items():
-        for check in found["identities"]:
-            failed |= not check["holds"]
-            print(f"{'holds' if check['holds'] else 'FAILS'}: {name}: {check['text']}")
-        for claim in found["claims"]:
-            # Of a smoke test only the identities count.
-            failed |= not claim["holds"] and not config.smoke
-            print(f"{claim['verdict']}: {name}: {claim['text']}")
+    claims = claims_of(findings, config)
+    print(told(claims))
     print("\n".join(["", "figures:", *map(str, figures)]))
     print(f"table: {run.path / TABLE}\nrun folder: {run.path}")
-    return 1 if failed else 0
+    return 1 if failures(claims) else 0
+
+
+def claims_of(findings: Findings, config: Config) -> list[Claim]:
+    """Those of every phenomenon, by its name; of a smoke test only identities count."""
+    return [
+        dataclasses.replace(claim, text=f"{name}: {claim.text}")
+        for name, outcomes in findings.items()
+        for claim in (
+            *check_identities(outcomes),
+            *check_claims(outcomes, "finding" if config.smoke else "claim"),
+        )
+    ]
 
 
 parse = functools.partial(command.parse, Config, __doc__)

@@ -33,6 +33,7 @@ from ldjax.command import options
 from ldjax.runs.folder import create_run
 from ldjax.studies.squeezing.figures import draw_figures
 from ldjax.theory import squeezing
+from ldjax.theory.claims import Claim, failures, stored, told
 
 # The notebook's, whose draws are those of NumPy's global generator.
 SEED = 10086
@@ -155,13 +156,12 @@ def main(config: Config) -> int:
     outcomes = [take(step) for step in (*rows.values(), *sweeps(rows, points))]
     run.write_metrics([row for outcome in outcomes for row in metric_rows(outcome)])
     claims = check_claims(outcomes, is_published=config.seed == SEED)
-    run.write_summary({"claims": claims, "rows": summaries(outcomes)})
+    run.write_summary({"claims": stored(claims), "rows": summaries(outcomes)})
     figures = draw_figures(run)
     print_rows(outcomes)
-    for claim in claims:
-        print(f"{'holds' if claim['holds'] else 'FAILS'}: {claim['text']}")
+    print(told(claims))
     print("\n".join(["", "figures:", *map(str, figures), f"run folder: {run.path}"]))
-    return 0 if all(claim["holds"] for claim in claims) else 1
+    return 1 if failures(claims) else 0
 
 
 def toy_rows(seed: int) -> dict[str, Step]:
@@ -229,20 +229,19 @@ def take(step: Step) -> Outcome:
     return Outcome(step, before, after, float(error), threshold, greedy, bool(holds))
 
 
-def check_claims(
-    outcomes: list[Outcome], *, is_published: bool
-) -> list[dict[str, Any]]:
-    """Each claim in words, and whether it holds."""
+def check_claims(outcomes: list[Outcome], *, is_published: bool) -> list[Claim]:
+    """The theory of every step, and the notebook's numbers."""
     error = max(outcome.error for outcome in outcomes)
     failed = [outcome.step for outcome in outcomes if not outcome.holds]
     claims = [
-        {
-            "text": f"in {len(outcomes)} steps the labels above the threshold rise, "
-            "the others fall; the target falls, the likeliest other label rises; "
-            f"largest difference from Lemma 1 {error:.0e} nats"
+        Claim(
+            f"in {len(outcomes)} steps the labels above the threshold rise, the others "
+            "fall; the target falls, the likeliest other label rises; largest "
+            f"difference from Lemma 1 {error:.0e} nats"
             + "".join(f"; not {s.series} at {s.x:.4g}" for s in failed[:3]),
-            "holds": not failed,
-        }
+            not failed,
+            "identity",
+        )
     ]
     if is_published:
         for outcome, row in zip(outcomes, ROWS.values(), strict=False):
@@ -251,7 +250,7 @@ def check_claims(
     return claims
 
 
-def published_claim(outcome: Outcome, row: Row) -> dict[str, Any]:
+def published_claim(outcome: Outcome, row: Row) -> Claim:
     """Whether a row has the notebook's numbers."""
     before, after = outcome.before[row.label], outcome.after[row.label]
     others = np.arange(len(outcome.before)) != outcome.step.label
@@ -266,12 +265,12 @@ def published_claim(outcome: Outcome, row: Row) -> dict[str, Any]:
             (before, after), digits, (row.before, row.after), strict=True
         )
     ]
-    return {
-        "text": f"{outcome.step.series}: label {row.label} {before:.4f} -> "
-        f"{after:.4f} (notebook {row.before} -> {row.after}), {moved:+d} others "
-        f"({row.moved:+d})",
-        "holds": all(is_same) and moved == row.moved,
-    }
+    return Claim(
+        f"{outcome.step.series}: label {row.label} {before:.4f} -> {after:.4f} "
+        f"(notebook {row.before} -> {row.after}), {moved:+d} others ({row.moved:+d})",
+        all(is_same) and moved == row.moved,
+        "identity",
+    )
 
 
 def metric_rows(outcome: Outcome) -> list[tuple[Any, ...]]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ldjax.runs.checkpoints import Table
 from ldjax.studies.mnist.results import rank_correlations
+from ldjax.theory.claims import Claim
 from ldjax.theory.proxies import (
     accumulated_influence,
     published_lower_bound_kernel,
@@ -49,7 +50,7 @@ def kernels_of(table: Table) -> list[str]:
     return [parts[0] for parts in quantities if parts[1:] == ["norm"]]
 
 
-def check_identities(stage: str, table: Table) -> list[dict[str, Any]]:
+def check_identities(stage: str, table: Table) -> list[Claim]:
     """What holds whatever the run does, up to rounding in float32."""
     series = table["kernel"]
     checks = {
@@ -58,12 +59,12 @@ def check_identities(stage: str, table: Table) -> list[dict[str, Any]]:
         "norms of learned blocks - those of the transposed": series["symmetry_gap"],
     }
     return [
-        {
-            "text": f"{stage}: {name}: {value:.1e} of them (at most {ROUNDING:.0e})",
-            "holds": value <= ROUNDING,
-            "value": value,
-            "bound": ROUNDING,
-        }
+        Claim(
+            f"{stage}: {name}: {value:.1e} of them (at most {ROUNDING:.0e})",
+            value <= ROUNDING,
+            "identity",
+            numbers={"value": value, "bound": ROUNDING},
+        )
         for name, value in ((name, float(gaps.max())) for name, gaps in checks.items())
     ]
 
@@ -125,7 +126,7 @@ def study(
     }
 
 
-def verdicts(studies: Mapping[str, Any]) -> list[dict[str, Any]]:
+def verdicts(studies: Mapping[str, Any]) -> list[Claim]:
     """Whether the paper's assumption and its proxies hold up, with the number."""
     found = []
     for stage, numbers in studies.items():
@@ -165,13 +166,13 @@ def tightness(studies: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _verdict(text: str, value: float, bound: float) -> dict[str, Any]:
-    return {
-        "text": f"{text}: {value:.3f} (> {bound:g})",
-        "holds": value > bound,
-        "value": value,
-        "bound": bound,
-    }
+def _verdict(text: str, value: float, bound: float) -> Claim:
+    return Claim(
+        f"{text}: {value:.3f} (> {bound:g})",
+        value > bound,
+        "finding",
+        numbers={"value": value, "bound": bound},
+    )
 
 
 def _by_prompt(probes: Sequence[Probe]) -> np.ndarray:

@@ -46,6 +46,7 @@ from ldjax.studies.stability.results import (
     tightness,
     verdicts,
 )
+from ldjax.theory.claims import failures, stored, told
 
 #: What a step learns, by stage.
 SIDES = {"sft": ("chosen",), "dpo": ("chosen", "rejected")}
@@ -166,16 +167,19 @@ def main(config: Config) -> int:
         check for name in tables for check in check_identities(name, tables[name])
     ]
     findings = verdicts(studies)
-    run.write_summary({"claims": findings, "identities": identities, "stages": studies})
+    run.write_summary(
+        {
+            "claims": stored(findings),
+            "identities": stored(identities),
+            "stages": studies,
+        }
+    )
     figures = draw_figures(run)
-    for check in identities:
-        print(f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}")
-    for finding in findings:
-        print(f"{'held' if finding['holds'] else 'refuted'}: {finding['text']}")
+    print(told([*identities, *findings]))
     for line in tightness(studies):
         print(line)
     print("\n".join(["", "figures:", *map(str, figures), f"run folder: {run.path}"]))
-    return 0 if all(check["holds"] for check in identities) else 1
+    return 1 if failures(identities) else 0
 
 
 def run_stage(
