@@ -188,7 +188,7 @@ def _summary(name):
         "trace": lambda block, *_: np.trace(block),
         "distance": _distance,
         "body_norm": lambda block, m, l: np.linalg.norm(block - head[m, l] * identity),
-        "head": lambda _, m, l: head[m, l],
+        "identity": lambda _, m, l: head[m, l],
     }
     return {what: _each_block(name, number) for what, number in numbers.items()}
 

@@ -21,11 +21,12 @@ from jaxtyping import Array, Float, Inexact, Int
 
 
 class Factors(NamedTuple):
-    """One block, or several stacked.
+    """What makes up one block, or several stacked, in a `Frame`.
 
     Attributes:
-      middle: `B`, `[..., left, right]`.
-      diagonal: `c`, `[...]`, or `[..., vocab]` under a preconditioner.
+      middle: The matrix `B` of the low-rank part, `[..., left, right]`.
+      diagonal: The coefficient `c` of the identity, `[...]`; under a preconditioner
+        one for each token, `[..., vocab]`.
     """
 
     middle: Array
@@ -41,34 +42,40 @@ class BlockSummary(NamedTuple):
     r"""Exact numbers of blocks `K[m, l]`, each `[vocab, vocab]`.
 
     Attributes:
-      norm: :math:`\|K\|_F`.
-      trace: :math:`\mathrm{tr} K`.
-      distance: :math:`\|K - (\mathrm{tr} K / V) I\|_F`: how far the block is from
-        acting alike on all tokens, as every argument with `k I` assumes.
-      body_norm: :math:`\|L B R^\top\|_F`, what flows through the trunk (and a tied
-        embedding).
-      head: The coefficient `c` of the identity, what the head's own parameters give;
-        under a preconditioner its mean. The norm of that part is |c| sqrt(V).
+      norm: The Frobenius norm :math:`\|K\|_F`.
+      trace: The trace :math:`\mathrm{tr} K`.
+      distance: The distance :math:`\|K - (\mathrm{tr} K / V) I\|_F` from acting alike
+        on all tokens, as every argument with `k I` assumes.
+      body_norm: The norm :math:`\|L B R^\top\|_F` of what flows through the trunk (and
+        a tied embedding).
+      identity: The coefficient `c` of the identity, what the head's own parameters
+        give; under a preconditioner its mean. The norm of that part is |c| sqrt(V).
 
     Examples:
-      >>> BlockSummary._fields
-      ('norm', 'trace', 'distance', 'body_norm', 'head')
+      The block :math:`W^\top B W + c I = [[5, 0], [0, 2]]` of two tokens:
+
+      >>> W, no_tokens = jnp.array([[1.0, 0.0]]), jnp.zeros(0, int)
+      >>> frame = Frame(W, W @ W.T, left=no_tokens, right=no_tokens)
+      >>> block = Factors(middle=jnp.array([[[3.0]]]), diagonal=jnp.array([2.0]))
+      >>> summary = frame.summary(block)
+      >>> summary.trace, summary.distance**2, summary.identity
+      (Array([7.], ...), Array([4.5...], ...), Array([2.], ...))
     """
 
     norm: Array
     trace: Array
     distance: Array
     body_norm: Array
-    head: Array
+    identity: Array
 
 
 class SingularValues(NamedTuple):
     """All singular values of a block.
 
     Attributes:
-      values: The ones that differ from each other in general, descending.
-      rest: The value of all others.
-      multiplicity: How many others there are.
+      values: The singular values that differ from each other in general, descending.
+      rest: The one value of all others.
+      multiplicity: The number of the others.
 
     Examples:
       >>> spectrum = SingularValues(jnp.array([3.0, 2.0]), jnp.array(1.0), 4)
@@ -85,44 +92,45 @@ class Frame(NamedTuple):
     """What the columns of `L` and `R` are, for one pair of examples.
 
     Attributes:
-      head: `W`, `[width, vocab]`.
-      head_gram: `W W^T`.
-      left: Tokens of the update, the columns of `E_update`; empty if not tied.
-      right: Tokens of the probe.
+      matrix: The head's matrix `W`, `[width, vocab]`.
+      matrix_gram: Its Gram matrix `W W^T`.
+      left: Tokens of the update, the columns of `E_update`; none if the head is not
+        tied to the embedding.
+      right: Tokens of the probe, the columns of `E_probe`; none likewise.
     """
 
-    head: Float[Array, "width vocab"]
-    head_gram: Float[Array, "width width"]
+    matrix: Float[Array, "width vocab"]
+    matrix_gram: Float[Array, "width width"]
     left: Int[Array, " update_tokens"]
     right: Int[Array, " probe_tokens"]
 
     @property
     def vocab(self) -> int:
-        """Size of the vocabulary."""
-        return self.head.shape[1]
+        """The number of tokens in the vocabulary."""
+        return self.matrix.shape[1]
 
     def pull(self, tokens: Array, vector: Array) -> Array:
         """`L^T v` or `R^T v` over the last axis."""
-        return jnp.concatenate([vector @ self.head.T, vector[..., tokens]], axis=-1)
+        return jnp.concatenate([vector @ self.matrix.T, vector[..., tokens]], axis=-1)
 
     def push(self, tokens: Array, weights: Array) -> Array:
         """`L x` or `R x` over the last axis."""
-        width = self.head.shape[0]
-        dense = weights[..., :width] @ self.head
+        width = self.matrix.shape[0]
+        dense = weights[..., :width] @ self.matrix
         return dense.at[..., tokens].add(weights[..., width:])
 
     def rows(self, tokens: Array, chosen: Array) -> Array:
         """Rows of `L` or `R` for chosen tokens, `[chosen, columns]`."""
-        return token_rows(self.head, tokens, chosen)
+        return token_rows(self.matrix, tokens, chosen)
 
     def gram(self, one: Array, other: Array, weights: Array | None = None) -> Array:
         """`Q_one^T diag(weights) Q_other`, `weights` `[..., vocab]`; None for ones."""
-        picked, others = self.head[:, one], self.head[:, other]
-        same = (one[:, None] == other[None, :]).astype(self.head.dtype)
+        picked, others = self.matrix[:, one], self.matrix[:, other]
+        same = (one[:, None] == other[None, :]).astype(self.matrix.dtype)
         if weights is None:
-            blocks = [[self.head_gram, others], [picked.T, same]]
+            blocks = [[self.matrix_gram, others], [picked.T, same]]
             return jnp.block(blocks)
-        dense = jnp.einsum("iv,...v,jv->...ij", self.head, weights, self.head)
+        dense = jnp.einsum("iv,...v,jv->...ij", self.matrix, weights, self.matrix)
         upper = jnp.einsum("is,...s->...is", others, weights[..., other])
         lower = jnp.einsum("is,...s->...si", picked, weights[..., one])
         corner = jnp.einsum("st,...s->...st", same, weights[..., one])
@@ -163,7 +171,7 @@ class Frame(NamedTuple):
         body_square = jnp.einsum("bij,bij->b", left @ middle @ right, middle)
 
         def square(diagonal: Array) -> Array:
-            """Of the norm with this diagonal."""
+            """The square of the norm with this diagonal."""
             if diagonal.ndim == 1:
                 crossed = diagonal * body_trace
                 own = self.vocab * diagonal**2
@@ -183,7 +191,7 @@ class Frame(NamedTuple):
             trace=self.vocab * level,
             distance=jnp.sqrt(square(off)),
             body_norm=jnp.sqrt(jnp.maximum(body_square, 0)),
-            head=mean,
+            identity=mean,
         )
 
     def core(self, factors: Factors) -> Array:
@@ -193,10 +201,10 @@ class Frame(NamedTuple):
         vocab`, and one `c`.
         """
         tokens = jnp.concatenate([self.right, self.left])
-        columns = self.push(tokens, jnp.eye(self.head.shape[0] + len(tokens)))
+        columns = self.push(tokens, jnp.eye(self.matrix.shape[0] + len(tokens)))
         # A token that occurs twice makes the columns dependent: QR, not Cholesky.
         _, triangle = jnp.linalg.qr(columns.T)
-        split = self.head.shape[0], self.head.shape[0] + len(self.right)
+        split = self.matrix.shape[0], self.matrix.shape[0] + len(self.right)
         dense, right, left = jnp.split(triangle, split, axis=1)
         one, other = (jnp.concatenate([dense, x], axis=1) for x in (left, right))
         identity = jnp.eye(triangle.shape[0], dtype=triangle.dtype)
@@ -207,8 +215,8 @@ def token_ids(tokens: Any, vocab: int) -> Array:
     """Ids as tables count them: from 0 up, negative ones from the end.
 
     Args:
-      tokens: Ids.
-      vocab: How many there are.
+      tokens: Token ids of any shape.
+      vocab: The number of tokens in the table.
 
     Raises:
       ValueError: If one is out of range, unless they are being traced.
@@ -223,10 +231,10 @@ def token_ids(tokens: Any, vocab: int) -> Array:
     return jnp.mod(jnp.asarray(tokens), vocab)
 
 
-def token_rows(head: Array, tokens: Array, chosen: Array) -> Array:
+def token_rows(matrix: Array, tokens: Array, chosen: Array) -> Array:
     """Rows of `[W^T | E]` for chosen tokens, `E` the one-hot columns of `tokens`."""
     same = chosen[:, None] == tokens[None, :]
-    dense = head.T[chosen]
+    dense = matrix.T[chosen]
     return jnp.concatenate([dense, same.astype(dense.dtype)], axis=1)
 
 
@@ -243,11 +251,11 @@ class Blocks(Protocol):
         """`finish` of the blocks of each pair of examples and update position.
 
         Args:
-          finish: Gets the factors of all probe positions, `[probe_pos, ...]`; one pair
-            of examples and one update position at a time.
+          finish: A function of the factors of all probe positions, `[probe_pos, ...]`,
+            for one pair of examples and one update position at a time.
 
         Returns:
-          Its results, `[update, update_pos, probe, probe_pos, ...]`.
+          The results of `finish`, `[update, update_pos, probe, probe_pos, ...]`.
         """
         ...
 

@@ -142,7 +142,7 @@ class FactoredMap(LinearMap):
                 "diagonal, which has no spectrum in factors; take that of "
                 "`.block(m, l)`."
             )
-        num_columns = frame.head.shape[0] + len(frame.left) + len(frame.right)
+        num_columns = frame.matrix.shape[0] + len(frame.left) + len(frame.right)
         if num_columns >= frame.vocab:
             everything = jnp.arange(frame.vocab)
             block = frame.entries(factors, everything, everything)

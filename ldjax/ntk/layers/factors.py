@@ -28,7 +28,7 @@ from ldjax.ntk.layers.contract import (
     map_examples,
 )
 from ldjax.ntk.layers.pairing import Proofs, make_sides
-from ldjax.ntk.layers.proof.certificate import Head
+from ldjax.ntk.layers.proof.certificate import HeadLayer
 from ldjax.ntk.layers.side import Side, Signal
 from ldjax.ntk.subset import Weights, leaf_paths
 
@@ -37,13 +37,15 @@ class HeadWeights(NamedTuple):
     """The head with the weights of its leaves in the kernel.
 
     Attributes:
-      head: Which layer it is.
-      matrix: `W`, `[width, vocab]`.
-      kernel: Weight of `W`, likewise; True for the identity, False if frozen.
-      bias: Weight of the bias `[vocab]`, likewise; False without a bias.
+      layer: The layer that is the head.
+      matrix: The head's matrix `W`, `[width, vocab]`.
+      kernel: The weights of `W` in the kernel, `[width, vocab]`; True for the
+        identity, False where it is frozen.
+      bias: The weights of the bias in the kernel, `[vocab]`; True for the identity,
+        False where it is frozen or there is none.
     """
 
-    head: Head
+    layer: HeadLayer
     matrix: Array
     kernel: Array | bool
     bias: Array | bool
@@ -51,11 +53,11 @@ class HeadWeights(NamedTuple):
     @property
     def is_tied(self) -> bool:
         """Whether the embedded tokens carry cross terms."""
-        return self.head.is_attend and self.kernel is not False
+        return self.layer.is_attend and self.kernel is not False
 
     def diagonal(self, probe: Array, update: Array) -> Array:
         """`c`: `[...]` for hidden states `[..., width]` and `[width]`, or by token."""
-        square = self.head.scale**2
+        square = self.layer.scale**2
         if isinstance(self.kernel, bool) and isinstance(self.bias, bool):
             inner = probe @ update if self.kernel else jnp.zeros_like(probe[..., 0])
             return square * (inner + float(self.bias))
@@ -74,7 +76,7 @@ class HeadWeights(NamedTuple):
         return rows * jnp.broadcast_to(self.kernel.T[tokens], rows.shape)
 
 
-def find_head(proofs: Proofs) -> Head | str:
+def find_head(proofs: Proofs) -> HeadLayer | str:
     """The head that all parts agree on; or, in words, why there is none."""
     heads = [certified.head for side in proofs for certified in side]
     for head in heads:
@@ -92,10 +94,20 @@ def make_factories(
     weights: Weights,
     *,
     proofs: Proofs,
-    head: Head,
+    head: HeadLayer,
     limit: memory.Bytes,
 ) -> list[list["PairFactory"]]:
-    """One factory for each `Sequences` of the probe (rows) and update (columns)."""
+    """One factory for each `Sequences` of the probe (rows) and update (columns).
+
+    Args:
+      probe_fn: Logits of the watched examples.
+      update_fn: Logits of the trained examples.
+      params: The parameters.
+      weights: The part of the parameters that takes part, and its preconditioner.
+      proofs: The certificates of both sides, from `prove`.
+      head: The layer that is the head, from `find_head`.
+      limit: The bytes that the work may take.
+    """
     indices = {path: i for i, path in enumerate(leaf_paths(params))}
     (site,) = filter(head.is_of, proofs[0][0].sites)
     name = site.layer.leaves[0]
@@ -118,24 +130,24 @@ class PairFactory(NamedTuple):
     """Makes the blocks between one `Sequences` of the probe and one of the update.
 
     Attributes:
-      probe: The watched examples; their outputs are the head's inputs.
-      update: The trained examples, likewise.
-      head: The head.
-      limit: Bytes that the work may take.
+      probe: The watched examples, with the head's inputs as outputs.
+      update: The trained examples, with the head's inputs as outputs.
+      weights: The head and the weights of its leaves.
+      limit: The bytes that the work may take.
     """
 
     probe: Side
     update: Side
-    head: HeadWeights
+    weights: HeadWeights
     limit: memory.Bytes
 
     @property
     def matrix(self) -> Array:
-        """As `Blocks`."""
-        return self.head.matrix
+        """The head's `W`, `[width, vocab]`."""
+        return self.weights.matrix
 
     def map_blocks(self, finish: Callable[[Frame, Factors], Any]) -> Any:
-        """As `Blocks`."""
+        """`finish` of all blocks, as `Blocks.map_blocks`."""
         at = self._start()
         num_positions, width = self.update.out_struct.shape
         # Neither the features of one position (in a narrow trunk) nor the tokens that
@@ -165,7 +177,7 @@ class PairFactory(NamedTuple):
         return map_examples(of_example, self.update.examples)
 
     def blocks_at(self, update: int, position: int) -> tuple[Frame, Factors]:
-        """As `Blocks`."""
+        """The blocks of one update position, as `Blocks.blocks_at`."""
         example = jax.tree.map(lambda array: array[update], self.update.examples)
         frame, upper_at, factors_at = self._start()(example)
         positions = jnp.asarray([position])
@@ -180,7 +192,7 @@ class PairFactory(NamedTuple):
         return max(n for n in fitting if num_positions % n == 0)
 
     def _num_tokens(self) -> int:
-        """Of the probe, that a tied embedding makes columns of."""
+        """The number of probe tokens that a tied embedding makes columns of."""
         embed = self._embed_index()
         return 0 if embed is None else self.probe.row_shapes[embed][0][0]
 
@@ -192,7 +204,7 @@ class PairFactory(NamedTuple):
     ]:
         """What all update examples share; then what one is, as functions."""
         carrier = Carrier(self.probe)
-        matrix = self.head.matrix
+        matrix = self.weights.matrix
         with jax.default_matmul_precision("highest"):
             gram = matrix @ matrix.T
         embed = self._embed_index()
@@ -214,7 +226,7 @@ class PairFactory(NamedTuple):
                     carrier, carry, pull, hidden, positions, left
                 )
                 diagonal = jax.vmap(
-                    lambda one: self.head.diagonal(carrier.outputs, one)
+                    lambda one: self.weights.diagonal(carrier.outputs, one)
                 )(hidden[positions])
                 corner = jnp.zeros((*lower.shape[:-1], upper.shape[-1]), core.dtype)
                 rows = [
@@ -222,7 +234,7 @@ class PairFactory(NamedTuple):
                     jnp.concatenate([lower, corner], axis=-1),
                 ]
                 middle = jnp.concatenate(rows, axis=-2)
-                return Factors(self.head.head.scale**2 * middle, diagonal)
+                return Factors(self.weights.layer.scale**2 * middle, diagonal)
 
             return Frame(matrix, gram, left, right), upper_at, factors_at
 
@@ -248,7 +260,7 @@ class PairFactory(NamedTuple):
             )(indices)
             lower = jnp.zeros((len(indices), *carrier.outputs.shape[:-1], 0))
             if embed is not None:
-                rows = self.head.weigh_tokens(signals.rows[embed][:, :, 0], left)
+                rows = self.weights.weigh_tokens(signals.rows[embed][:, :, 0], left)
                 lower = jnp.einsum("epk,csk->ceps", carrier.outputs, rows)
             return carry(signals, len(indices)), lower.astype(hidden.dtype)
 
@@ -269,7 +281,7 @@ class PairFactory(NamedTuple):
             tangent = jnp.broadcast_to(
                 hidden[index // num_tokens], (len(right), hidden.shape[-1])
             )
-            tangent = self.head.weigh_tokens(tangent, right[:, token])
+            tangent = self.weights.weigh_tokens(tangent, right[:, token])
             rows = list(still.rows)
             rows[embed] = rows[embed].at[:, token, 0].set(tangent)
             return carrier.push(Signal(tuple(rows), still.plain))
@@ -280,10 +292,10 @@ class PairFactory(NamedTuple):
         return _last(columns, len(hidden))
 
     def _embed_index(self) -> int | None:
-        if not self.head.is_tied:
+        if not self.weights.is_tied:
             return None
         for i, layer in enumerate(self.probe.layers):
-            if layer.site.path == self.head.head.path:
+            if layer.site.path == self.weights.layer.path:
                 return i
         return None
 

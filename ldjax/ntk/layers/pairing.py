@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ldjax.linen import LinenLogits
-from ldjax.ntk.layers.proof.certificate import Certified, Head, certify, trace
+from ldjax.ntk.layers.proof.certificate import Certified, HeadLayer, certify, trace
 from ldjax.ntk.layers.proof.mixing import refuse_mixing
 from ldjax.ntk.layers.side import Side, TappedLayer
 from ldjax.ntk.layers.taps import CallKey, Example, Site, examples_of
@@ -75,7 +75,7 @@ def make_sides(
     weights: Weights,
     *,
     proofs: Proofs,
-    head: Head | None = None,
+    head: HeadLayer | None = None,
 ) -> tuple[list[Side], list[Side]]:
     """Both sides of a kernel, one `Side` for each `Sequences`.
 
@@ -83,11 +83,11 @@ def make_sides(
       probe_fn: Logits of the watched examples.
       update_fn: Logits of the trained examples.
       params: The parameters.
-      weights: Which of them take part.
-      proofs: From `prove`.
-      head: If given, outputs are this layer's inputs instead of the logits, and its own
-        parameters are left out. Of an embedding that it is tied to stays what flows
-        through the embedded tokens.
+      weights: The part of the parameters that takes part, and its preconditioner.
+      proofs: The certificates of both sides, from `prove`.
+      head: The layer whose inputs are the outputs, instead of the logits, and whose own
+        parameters are left out; None for the logits. What flows through the embedded
+        tokens stays, of an embedding that is tied to it too.
     """
     every = [certified for side in proofs for certified in side]
     indices = {path: i for i, path in enumerate(leaf_paths(params))}
@@ -143,7 +143,7 @@ def _name(site: Site) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
     return site.path, type(site.layer).__name__, site.layer.leaves
 
 
-def _names(certified: Certified, head: Head | None) -> frozenset[Any]:
+def _names(certified: Certified, head: HeadLayer | None) -> frozenset[Any]:
     return frozenset(
         _name(site) for site in certified.sites if head is None or not head.is_of(site)
     )
@@ -156,7 +156,7 @@ def _logits(logits: Array, inputs: dict[CallKey, Array], example: Example) -> Ar
 
 def _hidden(
     certified: Certified,
-    head: Head,
+    head: HeadLayer,
     logits: Array,
     inputs: dict[CallKey, Array],
     example: Example,

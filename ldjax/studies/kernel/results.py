@@ -235,6 +235,7 @@ def _top_level(params: Any) -> dict[str, str]:
 def _blocks(K: Any) -> dict[str, jax.Array]:
     """`[m, l]` of what a factored kernel of one text by one text says of its blocks."""
     fields = K.block_summary()._asdict()
+    fields["head"] = fields.pop("identity")  # the name in the tables of runs
     return {name: value[0, :, 0] for name, value in fields.items()}
 
 

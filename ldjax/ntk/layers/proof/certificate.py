@@ -1,14 +1,15 @@
 r"""Proof, for a given model, that taps account for its parameters.
 
-The factorisation of `_taps.py` holds for a plain layer. Whether it holds for *this*
-model (a wrapper may rewrite the matrix, a subclass may do more, a parameter may be
-read elsewhere) is read off the program that the model traces to, for every kernel anew:
+The factorisation of `ldjax.ntk.layers.taps` holds for a plain layer. Whether it holds
+for *this* model (a wrapper may rewrite the matrix, a subclass may do more, a parameter
+may be read elsewhere) is read off the program that the model traces to, for every
+kernel anew:
 
 * A leaf may enter the logits through calls of its layer only, as `x W` (or `b`) with
-  nothing but fixed numbers beside it, `x` what the layer reads (`_terms`). This looks
+  nothing but fixed numbers beside it, `x` what the layer reads (`terms`). This looks
   at no parameter and no token, so it holds for all of them, traced ones too.
 * What is left to be compared are those fixed numbers: at drawn whole `x`, `W` and `b`,
-  in float32, a call must give `x W + b` (`_claims`).
+  in float32, a call must give `x W + b` (`claims`).
 
 A leaf that fails is differentiated plainly and named in a warning. A head is the last
 layer if the logits are made of its outputs alone, by fixed numbers, and those are one
@@ -37,13 +38,13 @@ from ldjax.ntk.layers.taps import Example, Site, find_sites, run
 from ldjax.ntk.subset import leaf_paths
 
 
-class Head(NamedTuple):
+class HeadLayer(NamedTuple):
     """The last layer, of which the logits are a multiple.
 
     Attributes:
-      path: Of the layer.
+      path: The path of its module.
       is_attend: Whether it is a transposed embedding.
-      scale: Logits over the layer's outputs.
+      scale: The multiple that the logits are of its outputs.
     """
 
     path: Path
@@ -59,26 +60,26 @@ class Certified(NamedTuple):
     """What the taps of a model account for.
 
     Attributes:
-      sites: All sites found.
+      sites: All sites found in the model.
       leaves: Paths of the leaves that exactly one site accounts for.
       shared: Paths of the embeddings that their two uses account for together (a tied
         head).
-      head: The head; or, in words, why there is none.
+      head: The layer that is the head; or, in words, why there is none.
     """
 
     sites: tuple[Site, ...]
     leaves: frozenset[Path]
     shared: frozenset[Path]
-    head: Head | str
+    head: HeadLayer | str
 
 
 class Use(NamedTuple):
     """One call of a layer in a program.
 
     Attributes:
-      site: The layer.
-      tap: The number of its tap.
-      reads: Of what it reads.
+      site: The layer that is called.
+      tap: The number of the call's tap.
+      reads: The number of the value that it reads.
     """
 
     site: Site
@@ -87,7 +88,7 @@ class Use(NamedTuple):
 
     @property
     def allowed(self) -> Terms:
-        """What the outputs may be made of."""
+        """The terms that its outputs may be made of."""
         layer, path = self.site.layer, self.site.path
         kernel, *bias = ((*path, name) for name in layer.leaves)
         terms: list[set[Any]] = [{leaf} for leaf in bias]
@@ -103,11 +104,11 @@ class Traced(NamedTuple):
     """A model with taps as a program.
 
     Attributes:
-      kind: The class of its module.
+      kind: The class of the model's module.
       sites: Its layers.
-      program: `leaves, taps, example -> logits, what each call reads`.
-      paths: Of all leaves of the parameters.
-      text: What tells one program from another.
+      program: The function `leaves, taps, example -> logits, what each call reads`.
+      paths: Paths of all leaves of the parameters.
+      text: A digest that tells one program from another.
     """
 
     kind: type
@@ -118,7 +119,7 @@ class Traced(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the module's class."""
+        """The name of the module's class."""
         return self.kind.__name__
 
     @property
@@ -142,8 +143,8 @@ def trace(module: nn.Module, params: Any, example: Example) -> Traced:
 
     Args:
       module: The model.
-      params: Its parameters; only shapes and dtypes matter.
-      example: Likewise.
+      params: Its parameters, of which only shapes and dtypes matter.
+      example: One example, of which only shapes and dtypes matter.
 
     Raises:
       ValueError: If the logits are no function of parameters and inputs alone.
@@ -260,7 +261,7 @@ def _leaf_claim(model: Traced, walk: Walk, use: Use, path: Path) -> Claim:
     )
 
 
-def _head(model: Traced, walk: Walk, held: set[Path]) -> Head | str:
+def _head(model: Traced, walk: Walk, held: set[Path]) -> HeadLayer | str:
     """The last layer if the logits are a fixed multiple of its outputs."""
     logits = model.program.outputs[0]
     for use in model.uses:
@@ -270,7 +271,7 @@ def _head(model: Traced, walk: Walk, held: set[Path]) -> Head | str:
             continue
         (scale,) = ratios([_head_claim(model, walk, after)])
         if scale:
-            return Head(use.site.path, isinstance(use.site.layer, Attend), scale)
+            return HeadLayer(use.site.path, isinstance(use.site.layer, Attend), scale)
     return (
         f"the logits of {model.name} are not a fixed multiple of the "
         "outputs of a last `Dense` (or `Embed.attend`), as with a soft cap, a learned "
