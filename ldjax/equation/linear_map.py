@@ -145,7 +145,9 @@ class LinearMap(abc.ABC):
             instead="apply the map (`@`), or take `.block(m, l)`, `.trace()` or "
             "`.frobenius_norm()`, which never form it",
         )
-        return unravel_matrix(self._matrix(batch_size), self.out_struct, self.in_struct)
+        return unravel_matrix(
+            self.as_matrix(batch_size), self.out_struct, self.in_struct
+        )
 
     def block(
         self, m: Position, l: Position, *, batch_size: int = 32
@@ -165,11 +167,11 @@ class LinearMap(abc.ABC):
                  [5., 4.]], dtype=...)
         """
         picked = _pick(self.out_struct, m) @ self @ _pick(self.in_struct, l).T
-        return picked._matrix(batch_size)
+        return picked.as_matrix(batch_size)
 
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
         """Sum of the diagonal entries; input and output spaces must be the same."""
-        self._require_square()
+        self.require_square()
         size = size_of(self.in_struct)
 
         def diagonal_entry(index):
@@ -186,7 +188,12 @@ class LinearMap(abc.ABC):
 
         return jnp.sqrt(_map(squared_norm, size_of(struct), batch_size).sum())
 
-    def _require_square(self) -> None:
+    def require_square(self) -> None:
+        """Refuses a map from one space to another one.
+
+        Raises:
+          ValueError: If the input and output spaces differ.
+        """
         if not same_space(self.in_struct, self.out_struct):
             raise ValueError(
                 "A trace needs a map from a space to itself, but this one takes "
@@ -200,8 +207,8 @@ class LinearMap(abc.ABC):
             return self.mv, self.in_struct
         return self.rmv, self.out_struct
 
-    def _matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
-        """The entries as one matrix over the ravelled spaces."""
+    def as_matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
+        """The entries as one matrix over the ravelled spaces, whatever its size."""
         apply, struct = self._narrow_side()
         lines = _map(
             lambda index: ravel(apply(basis_vector(struct, index))),
@@ -298,7 +305,7 @@ class DenseMap(LinearMap):
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
         """Sum of the diagonal entries; input and output spaces must be the same."""
         del batch_size  # the entries are here
-        self._require_square()
+        self.require_square()
         return jnp.trace(self.matrix)
 
     def frobenius_norm(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
@@ -306,7 +313,8 @@ class DenseMap(LinearMap):
         del batch_size
         return jnp.linalg.norm(self.matrix)
 
-    def _matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
+    def as_matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
+        """The matrix itself."""
         del batch_size
         return self.matrix
 

@@ -47,6 +47,9 @@ class FactoredMap(LinearMap):
     one product `[width, vocab] x [vocab, width]` more for each block, and a block has
     no spectrum in factors.
 
+    Attributes:
+      pairs: The blocks by part of the probe (rows) and part of the update (columns).
+
     Examples:
       >>> from ldjax import Sequences, empirical_ntk
       >>> from ldjax.linen import logits_fn
@@ -60,11 +63,15 @@ class FactoredMap(LinearMap):
       (2, 1, 2, 1)
     """
 
-    _pairs: Sequence[Sequence[Blocks]]
+    pairs: Sequence[Sequence[Blocks]]
 
     @abc.abstractmethod
-    def _probe_logits(self) -> Any:
-        """Logits of the probe."""
+    def probe_logits(self) -> Any:
+        """The logits of the probe themselves, `[..., vocab]`.
+
+        Raises:
+          ValueError: If they are not known, as of a stored kernel's transpose.
+        """
 
     def block_summary(self) -> Any:
         """Norm, trace, distance from `k I` and head/body split of every block.
@@ -110,9 +117,9 @@ class FactoredMap(LinearMap):
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
         """Sum of the diagonal entries; input and output spaces must be the same."""
         del batch_size
-        self._require_square()
+        self.require_square()
         total = jnp.zeros((), jax.tree.leaves(self.out_struct)[0].dtype)
-        for i, row in enumerate(self._pairs):
+        for i, row in enumerate(self.pairs):
             traces = _by_probe(
                 row[i].map_blocks(lambda frame, factors: frame.summary(factors).trace)
             )
@@ -165,7 +172,7 @@ class FactoredMap(LinearMap):
         Returns:
           A pytree like the probe's logits; positive means "went up".
         """
-        adaptation = jacobian(log_softmax, self._probe_logits())
+        adaptation = jacobian(log_softmax, self.probe_logits())
         return -learning_rate * adaptation @ self @ residual
 
     @_exact_products
@@ -179,12 +186,13 @@ class FactoredMap(LinearMap):
         return frame.entries(factors, everything, everything)
 
     @_exact_products
-    def _matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
+    def as_matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
+        """All entries, from the factors, over the ravelled spaces."""
         del batch_size
         return jnp.concatenate(
             [
                 jnp.concatenate([_pair_matrix(pair) for pair in row], axis=1)
-                for row in self._pairs
+                for row in self.pairs
             ]
         )
 
@@ -192,7 +200,7 @@ class FactoredMap(LinearMap):
     def _assemble(self, finish: Callable[[Frame, Factors], Any]) -> Any:
         """`finish` of all blocks, by part of the probe and of the update."""
         rows = [
-            [_by_probe(pair.map_blocks(finish)) for pair in row] for row in self._pairs
+            [_by_probe(pair.map_blocks(finish)) for pair in row] for row in self.pairs
         ]
         probes, updates = map(jax.tree.structure, (self.out_struct, self.in_struct))
         return probes.unflatten(updates.unflatten(row) for row in rows)
@@ -200,29 +208,26 @@ class FactoredMap(LinearMap):
     def _block_factors(self, m: Any, l: Any) -> tuple[Frame, Factors]:
         row, probe, probe_pos = _locate(self.out_struct, m)
         column, update, update_pos = _locate(self.in_struct, l)
-        frame, factors = self._pairs[row][column].blocks_at(update, update_pos)
+        frame, factors = self.pairs[row][column].blocks_at(update, update_pos)
         at = jax.tree.map(lambda array: array[probe, probe_pos], factors)
         return frame._replace(right=frame.right[probe]), at
 
 
 class LinenFactoredMap(ModelMap, FactoredMap):
-    """Made from a model: factors are computed as they are asked for.
+    """A factored kernel of a model: factors are made as they are asked for.
 
     Args:
-      probe_fn: From `ldjax.linen.logits_fn`.
-      update_fn: Likewise, of the same module.
+      probe_fn: Logits of the watched examples, from `ldjax.linen.logits_fn`.
+      update_fn: Logits of the trained examples, of the same module.
       params: The parameters.
-      weights: Which of them take part, and their preconditioner.
-      memory_limit: Bytes that the work may take; None for a fraction of what is free.
+      weights: The part of the parameters that takes part, and its preconditioner.
+      memory_limit: The bytes that the work may take; None for a fraction of what is
+        free.
 
     Raises:
       TypeError: If a function does not come from `ldjax.linen.logits_fn`.
       ValueError: If the logits are not a fixed multiple of a last linear layer's
         outputs; and as the structured kernel does.
-
-    Examples:
-      >>> issubclass(LinenFactoredMap, FactoredMap)
-      True
     """
 
     def __init__(
@@ -242,16 +247,17 @@ class LinenFactoredMap(ModelMap, FactoredMap):
                 f'`method="factored"` needs a linear head, but {head}. '
                 '"structured" takes any Linen model.'
             )
-        self._pairs = make_factories(
+        self.pairs = make_factories(
             *self._arguments, proofs=self._proofs, head=head, limit=self._limit
         )
 
     @property
     def T(self) -> "LinenFactoredMap":
-        """The transpose, in factors likewise."""
+        """The transpose, in factors too."""
         return LinenFactoredMap(*self._transposed_arguments, self._memory_limit)
 
-    def _probe_logits(self) -> Any:
+    def probe_logits(self) -> Any:
+        """The logits of the probe themselves, `[..., vocab]`."""
         probe_fn, _, params, _ = self._arguments
         return probe_fn(params)
 

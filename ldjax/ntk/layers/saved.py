@@ -22,19 +22,19 @@ from ldjax.ntk.layers.factored import FactoredMap
 __all__ = ["StoredFactoredMap", "load_kernel", "save_kernel"]
 
 _FORMAT = 1
-# Of a pair's arrays.
+# The names of a pair's arrays in the file.
 _NAMES = ("matrix", "left", "right", "middle", "diagonal")
 _PACKAGES = ("ldjax", "jax", "flax")
 
 
-class _StoredBlocks(NamedTuple):
+class StoredBlocks(NamedTuple):
     """Blocks in memory; axes of the factors `[update, update_pos, probe, probe_pos]`.
 
     Attributes:
-      matrix: `W`, `[width, vocab]`.
+      matrix: The head's `W`, `[width, vocab]`.
       left: Tokens of the updates, `[update, tokens]`.
       right: Tokens of the probes, `[probe, tokens]`.
-      factors: All blocks.
+      factors: The factors of all blocks.
     """
 
     matrix: Array
@@ -43,12 +43,12 @@ class _StoredBlocks(NamedTuple):
     factors: Factors
 
     def map_blocks(self, finish: Callable[[Frame, Factors], Any]) -> Any:
-        """As `Blocks`."""
+        """`finish` of all blocks, as `Blocks.map_blocks`."""
         ignored = jnp.zeros(self.factors.diagonal.shape[:2])
         return self._map(lambda frame, factors, _: finish(frame, factors), ignored)
 
     def blocks_at(self, update: int, position: int) -> tuple[Frame, Factors]:
-        """As `Blocks`."""
+        """The blocks of one update position, as `Blocks.blocks_at`."""
         frame = Frame(self.matrix, self._gram, self.left[update], self.right)
         return frame, jax.tree.map(lambda x: x[update, position], self.factors)
 
@@ -58,10 +58,10 @@ class _StoredBlocks(NamedTuple):
         return images.sum((0, 1))
 
     @property
-    def T(self) -> "_StoredBlocks":
+    def T(self) -> "StoredBlocks":
         """The transposed blocks."""
         middle, diagonal = (jnp.moveaxis(x, (2, 3), (0, 1)) for x in self.factors)
-        return _StoredBlocks(
+        return StoredBlocks(
             self.matrix,
             self.right,
             self.left,
@@ -94,30 +94,40 @@ class _StoredBlocks(NamedTuple):
 
 
 class StoredFactoredMap(FactoredMap):
-    """A kernel loaded from disk: the same contract, without the model.
+    r"""A kernel loaded from disk: the same contract, without the model.
 
     Args:
-      pairs: Blocks by part of the probe (rows) and of the update.
-      in_struct: Of the update's logits.
-      out_struct: Of the probe's.
-      probe_logits: The probe's logits themselves, for `predict`.
+      pairs: Blocks by part of the probe (rows) and part of the update (columns).
+      in_struct: Shapes and dtypes of the update's logits.
+      out_struct: Shapes and dtypes of the probe's logits.
+      probe_logits: The probe's logits themselves, for `predict`; None if not known.
       provenance: What `save_kernel` was told, and the versions it ran under.
 
     Examples:
-      >>> issubclass(StoredFactoredMap, FactoredMap)
-      True
+      The block :math:`W^\top B W + c I = [[5, 0], [0, 2]]` of two tokens:
+
+      >>> W, no_tokens = jnp.array([[1.0, 0.0]]), jnp.zeros((1, 0), int)
+      >>> factors = Factors(jnp.full((1, 1, 1, 1, 1, 1), 3.0), jnp.full((1,) * 4, 2.0))
+      >>> pairs = [[StoredBlocks(W, no_tokens, no_tokens, factors)]]
+      >>> space = jax.ShapeDtypeStruct((1, 1, 2), W.dtype)
+      >>> kernel = StoredFactoredMap(
+      ...     pairs, space, space, probe_logits=None, provenance={"of": "a sketch"}
+      ... )
+      >>> kernel.block((0, 0), (0, 0))
+      Array([[5., 0.],
+             [0., 2.]], dtype=...)
     """
 
     def __init__(
         self,
-        pairs: list[list[_StoredBlocks]],
+        pairs: list[list[StoredBlocks]],
         in_struct: Any,
         out_struct: Any,
         *,
         probe_logits: Any,
         provenance: Mapping[str, Any],
     ):
-        self._pairs = self._stored = pairs
+        self.pairs = self._stored = pairs
         self.in_struct, self.out_struct = in_struct, out_struct
         self._logits = probe_logits
         self.provenance = provenance
@@ -133,7 +143,7 @@ class StoredFactoredMap(FactoredMap):
         return jax.tree.structure(self.out_struct).unflatten(images)
 
     def rmv(self, covector: Any) -> Any:
-        """The image of `covector` under the transpose, likewise."""
+        """The image of `covector` under the transpose, through the factors."""
         return self.T.mv(covector)
 
     @property
@@ -147,7 +157,8 @@ class StoredFactoredMap(FactoredMap):
             provenance=self.provenance,
         )
 
-    def _probe_logits(self) -> Any:
+    def probe_logits(self) -> Any:
+        """The logits of the probe themselves, as they were saved."""
         if self._logits is None:
             raise ValueError(
                 "The transpose of a stored kernel has no logits of its probe; save the "
@@ -200,10 +211,10 @@ def save_kernel(
         "update": _describe(kernel.in_struct),
     }
     text = json.dumps(record)
-    parts = jax.tree.leaves(kernel._probe_logits())
+    parts = jax.tree.leaves(kernel.probe_logits())
     arrays = {f"logits_{i}": part for i, part in enumerate(parts)}
     _refuse_large(kernel, memory_limit)
-    for i, row in enumerate(kernel._pairs):
+    for i, row in enumerate(kernel.pairs):
         for j, pair in enumerate(row):
             *fixed, factors = _stored(pair)
             values = zip(_NAMES, (*fixed, *factors), strict=True)
@@ -251,13 +262,13 @@ def load_kernel(path: Path | str) -> StoredFactoredMap:
     rows, columns = (len(record[name]) for name in ("probe", "update"))
     logits = [jnp.asarray(arrays[f"logits_{i}"]) for i in range(rows)]
 
-    def blocks(i: int, j: int) -> _StoredBlocks:
+    def blocks(i: int, j: int) -> StoredBlocks:
         matrix, left, right, *factors = (
             jnp.asarray(arrays[f"{name}_{i}_{j}"]) for name in _NAMES
         )
         # Older files hold ids as they were given, negative ones too.
         left, right = (jnp.mod(ids, matrix.shape[1]) for ids in (left, right))
-        return _StoredBlocks(matrix, left, right, Factors(*factors))
+        return StoredBlocks(matrix, left, right, Factors(*factors))
 
     return StoredFactoredMap(
         [[blocks(i, j) for j in range(columns)] for i in range(rows)],
@@ -268,15 +279,15 @@ def load_kernel(path: Path | str) -> StoredFactoredMap:
     )
 
 
-def _stored(pair: Blocks) -> _StoredBlocks:
+def _stored(pair: Blocks) -> StoredBlocks:
     left, right, factors = jax.jit(
         lambda: pair.map_blocks(lambda frame, f: (frame.left, frame.right, f))
     )()
-    return _StoredBlocks(pair.matrix, left[:, 0, 0], right[0, 0], factors)
+    return StoredBlocks(pair.matrix, left[:, 0, 0], right[0, 0], factors)
 
 
 def _refuse_large(kernel: FactoredMap, limit: memory.Bytes | None) -> None:
-    one_pair = jax.eval_shape(lambda: kernel._pairs[0][0].blocks_at(0, 0))[1]
+    one_pair = jax.eval_shape(lambda: kernel.pairs[0][0].blocks_at(0, 0))[1]
     sides = (kernel.out_struct, kernel.in_struct)
     probes, updates = (
         sum(leaf.shape[0] * leaf.shape[1] for leaf in jax.tree.leaves(side))
@@ -292,7 +303,7 @@ def _refuse_large(kernel: FactoredMap, limit: memory.Bytes | None) -> None:
 
 
 def _describe(struct: Any) -> list[Any]:
-    """The parts of a space in JSON terms: keys, shape, dtype."""
+    """The parts of a space in JSON terms: the keys, shape and dtype of each."""
     flat = jax.tree_util.tree_leaves_with_path(struct)
     for path, _ in flat:
         if not all(isinstance(k, jax.tree_util.DictKey) for k in path):

@@ -91,7 +91,7 @@ class StructuredMap(ModelMap):
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
         """Sum of the diagonal entries; input and output spaces must be the same."""
         del batch_size
-        self._require_square()
+        self.require_square()
 
         def of_part(probe: Side, update: Side) -> Array:
             def of_example(examples: Any) -> Array:
@@ -116,7 +116,7 @@ class StructuredMap(ModelMap):
         entry_bytes = dtype_of(*spaces).itemsize
         entries_bytes = entry_bytes * size_of(spaces[0]) * size_of(spaces[1])
         if 4 * entries_bytes < self._limit:  # shares of layers are held beside the sum
-            return jnp.linalg.norm(self._matrix())
+            return jnp.linalg.norm(self.as_matrix())
         probes, updates = self._sides
         squares = [
             by_operator(probe, update, lambda x: jnp.sum(x**2), limit=self._limit).sum()
@@ -125,7 +125,8 @@ class StructuredMap(ModelMap):
         ]
         return jnp.sqrt(jnp.stack(squares).sum())
 
-    def _matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
+    def as_matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
+        """All entries, contracted by layer, over the ravelled spaces."""
         del batch_size
         probes, updates = self._sides
         return jnp.concatenate(
