@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from ldjax.equation.linear_map import DenseMap
 from ldjax.equation.sequences import LogitsFn
 from ldjax.equation.spaces import size_of
+from ldjax.ntk.lazy import LogitsFn
 from ldjax.ntk.neural_tangents import load_neural_tangents
 
 __all__ = ["dense_ntk"]
@@ -27,8 +28,8 @@ def dense_ntk(
 
     Args:
       probe_fn: `params -> logits` of the watched examples, a pytree of arrays.
-      update_fn: `params -> logits` of the trained examples, likewise.
-      params: Where both Jacobians are taken.
+      update_fn: `params -> logits` of the trained examples, a pytree of arrays.
+      params: The point at which both Jacobians are taken.
       method: `"jacobian"` contracts the two Jacobians; `"ntk_vp"` applies the kernel
         to every basis vector of the narrower side.
 

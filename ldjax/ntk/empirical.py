@@ -75,17 +75,18 @@ def empirical_ntk(
     Args:
       probe_fn: `params -> logits` of the watched examples, a pytree of
         `[..., vocab]` arrays.
-      update_fn: `params -> logits` of the trained examples, likewise.
+      update_fn: `params -> logits` of the trained examples, a pytree of
+        `[..., vocab]` arrays.
       params: Parameters, a pytree of floating-point arrays.
-      method: How it is computed.
-      memory_limit: Bytes a dense kernel and the work beside it may take; by default
-        a fraction of the free memory.
-      where: Which parameters take part, as optax masks: a pytree of bools (or a prefix
-        of one), or a function of `params` that returns it; by default all.
+      method: The name of the way in which it is computed.
+      memory_limit: The bytes that a dense kernel and the work beside it may take; by
+        default a fraction of the free memory.
+      where: The parameters that take part, as an optax mask: a pytree of bools (or a
+        prefix of one), or a function of `params` that returns it; by default all.
       preconditioner: The diagonal `P` of :math:`K_P = J_o P J_u^\top`, a pytree like
         `params` (`ldjax.preconditioner` makes it); by default the identity.
-      contraction: Of the structured kernel: `"operator"`, `"gram"` or `"instantiated"`
-        force one (see `ldjax.ntk.layers.StructuredMap`).
+      contraction: The contraction of the structured kernel: `"operator"`, `"gram"` or
+        `"instantiated"` force one (see `ldjax.ntk.layers.StructuredMap`).
 
     Returns:
       A `LinearMap` from the update's logits to the probe's.
@@ -169,15 +170,15 @@ def by_group(
     .. math:: K = \sum_g K_g, \qquad K_g = J_o\,\mathrm{diag}(1_g)\,J_u^\top
 
     Args:
-      probe_fn: As for `empirical_ntk`.
-      update_fn: Likewise.
-      params: Likewise.
+      probe_fn: `params -> logits` of the watched examples.
+      update_fn: `params -> logits` of the trained examples.
+      params: The parameters.
       groups: Labels as `optax.multi_transform` takes them: a pytree of strings (or a
         prefix of one), or a function of `params` that returns it. By default one group
         for each layer, named by its path.
-      method: As for `empirical_ntk`.
-      memory_limit: Likewise, of each.
-      preconditioner: Likewise.
+      method: The name of the way in which each is computed, as in `empirical_ntk`.
+      memory_limit: The bytes that one dense kernel and the work beside it may take.
+      preconditioner: The diagonal `P` of all parameters; by default the identity.
 
     Returns:
       The kernel of each group, in the order of its first leaf. Each costs what the

@@ -23,8 +23,8 @@ def lazy_ntk(
     Args:
       probe_fn: `params -> logits` of the watched examples.
       update_fn: `params -> logits` of the trained examples.
-      params: Where both Jacobians are taken.
-      weights: Which parameters take part, and their preconditioner.
+      params: The point at which both Jacobians are taken.
+      weights: The part of the parameters that takes part, and its preconditioner.
 
     Returns:
       A `LinearMap` from the update's logits to the probe's.

@@ -27,13 +27,13 @@ def make_kernel(
     """The kernel by one method, as `empirical_ntk` describes them.
 
     Args:
-      method: Its name.
+      method: The name of the method.
       probe_fn: `params -> logits` of the watched examples.
       update_fn: `params -> logits` of the trained examples.
       params: The parameters.
-      weights: Which of them take part, and their preconditioner.
-      memory_limit: Bytes that the structured and factored kernels may take.
-      contraction: Of the structured kernel.
+      weights: The part of the parameters that takes part, and its preconditioner.
+      memory_limit: The bytes that the structured and factored kernels may take.
+      contraction: The contraction of the structured kernel, by name.
 
     Returns:
       The dense kernels, evaluated; the others as they are asked.

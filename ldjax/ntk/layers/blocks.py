@@ -94,9 +94,9 @@ class Frame(NamedTuple):
     Attributes:
       matrix: The head's matrix `W`, `[width, vocab]`.
       matrix_gram: Its Gram matrix `W W^T`.
-      left: Tokens of the update, the columns of `E_update`; none if the head is not
+      left: Tokens of the update, the columns of `E_update`; none where the head is not
         tied to the embedding.
-      right: Tokens of the probe, the columns of `E_probe`; none likewise.
+      right: Tokens of the probe, the columns of `E_probe`; none where it is not tied.
     """
 
     matrix: Float[Array, "width vocab"]

@@ -40,10 +40,10 @@ def pair_matrix(
     """All entries between two sides.
 
     Args:
-      probe: One side.
-      update: The other.
-      contraction: As `StructuredMap` takes it.
-      limit: Bytes that the work may take.
+      probe: The side whose outputs are the rows.
+      update: The side whose outputs are the columns.
+      contraction: The name of a contraction, as `StructuredMap` takes it.
+      limit: The bytes that the work may take.
 
     Raises:
       MemoryError: If a forced contraction in pairs cannot fit.
@@ -70,13 +70,13 @@ def by_operator(
     """Each output of the update pulled back and pushed to all outputs of the probe.
 
     Args:
-      probe: One side.
-      update: The other, whose outputs the basis runs over.
-      finish: What is kept of a column, `[example, *output]`.
-      limit: Bytes that the work may take.
+      probe: The side that every signal is pushed to.
+      update: The side whose outputs the basis runs over.
+      finish: A function of a column, `[example, *output]`, to what is kept of it.
+      limit: The bytes that the work may take.
 
     Returns:
-      What `finish` returns, `[update example, update output, ...]`.
+      The results of `finish`, `[update example, update output, ...]`.
     """
     struct = update.out_struct
     num_outputs = size_of(struct)
@@ -128,8 +128,9 @@ class Carrier:
       probe: The probes; linearised once.
 
     Attributes:
-      outputs: Of the probes.
-      inputs: Rows that each layer reads of them.
+      outputs: The outputs of the probes.
+      push: The derivative of the outputs, a function of a `Signal`.
+      inputs: The rows that each layer reads of the probes.
     """
 
     def __init__(self, probe: Side):
@@ -225,7 +226,10 @@ def _in_pairs(
 
 
 def _pull_both(probe: Side, update: Side) -> tuple[_Pulled, _Pulled]:
-    """Of both sides; in one pass where reading the parameters is most of the work."""
+    """All cotangents of both sides.
+
+    In one pass where reading the parameters is most of the work.
+    """
     leaves = jax.tree.leaves(probe.params)
     params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     is_wide = params_bytes > _pulled_bytes(probe) + _pulled_bytes(update)
@@ -278,7 +282,7 @@ def _plain_bytes(side: Side) -> int:
 
 
 def _prefers_operator(probe: Side, update: Side, limit: memory.Bytes) -> bool:
-    """By multiplications, if the pairs fit at all."""
+    """Whether pushing takes fewer multiplications than pairs, or these do not fit."""
     if _pulled_bytes(probe) + _pulled_bytes(update) > limit / 4:
         return True
     rows, columns = _size(probe), _size(update)

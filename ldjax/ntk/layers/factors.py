@@ -185,7 +185,7 @@ class PairFactory(NamedTuple):
         return frame, jax.tree.map(lambda array: array[0], factors)
 
     def _batch(self, num_positions: int, signals_of_each: int) -> int:
-        """How many positions fill a pass; a divisor, so that all passes are alike."""
+        """The number of positions that fill a pass, a divisor: all passes are alike."""
         num_signals = num_positions * signals_of_each
         signals = batch_size(self.probe, self.update, num_signals, self.limit)
         fitting = range(1, max(1, signals // max(1, signals_of_each)) + 1)

@@ -27,7 +27,7 @@ def layer_of(module: nn.Module, method: str, inputs: Any) -> "Layer | None":
     Args:
       module: The module that is called.
       method: The name of its method.
-      inputs: The first argument, an array or its struct.
+      inputs: The first argument of the call, an array or its struct.
 
     Examples:
       >>> layer_of(nn.Dense(3), "__call__", jnp.ones((1, 2))).leaves
@@ -55,7 +55,7 @@ class Layer(abc.ABC):
     """One call of a layer as a product of rows; see the module's text.
 
     Attributes:
-      leaves: The names of its parameters, the matrix first.
+      leaves: The names of the layer's parameters, the matrix first.
 
     Examples:
       >>> General(use_bias=False, num_contracted=1).rows_in(jnp.ones((1, 4, 3))).shape
@@ -66,7 +66,7 @@ class Layer(abc.ABC):
 
     @abc.abstractmethod
     def rows_in(self, inputs: Array) -> Array:
-        """`[pos, groups, in]`; for an embedding, ids `[pos]`."""
+        """The inputs row by row, `[pos, groups, in]`; of an embedding ids, `[pos]`."""
 
     @abc.abstractmethod
     def rows_out(self, outputs: Array) -> Inexact[Array, "pos groups fan_out"]:
@@ -83,7 +83,7 @@ class Layer(abc.ABC):
         """The matrix (or a pytree leaf shaped like it) in the order of the rows."""
 
     def bias_rows(self, leaf: Array) -> Inexact[Array, "groups fan_out"]:
-        """The bias likewise."""
+        """The bias (or a leaf shaped like it) in the order of the rows."""
         return leaf.reshape(1, -1)
 
 
@@ -91,7 +91,7 @@ class Embed(Layer):
     """Rows of a table, picked by id.
 
     Args:
-      num_rows: Of the table.
+      num_rows: The number of rows of the table.
       is_plain: Whether a call is Flax's own, which picks the row of every id by itself.
     """
 
@@ -106,11 +106,11 @@ class Embed(Layer):
         return jnp.mod(inputs.reshape(-1).astype(wide), self.num_rows)
 
     def rows_out(self, outputs: Array) -> Inexact[Array, "pos groups fan_out"]:
-        """One group."""
+        """The outputs as one group of rows."""
         return outputs.reshape(-1, 1, outputs.shape[-1])
 
     def kernel_rows(self, leaf: Array) -> Inexact[Array, "groups fan_in fan_out"]:
-        """The table."""
+        """The table as one group."""
         return leaf[None]
 
 
@@ -120,15 +120,15 @@ class Attend(Layer):
     leaves = ("embedding",)
 
     def rows_in(self, inputs: Array) -> Float[Array, "pos groups fan_in"]:
-        """One group."""
+        """The inputs as one group of rows."""
         return inputs.reshape(-1, 1, inputs.shape[-1])
 
     def rows_out(self, outputs: Array) -> Inexact[Array, "pos groups fan_out"]:
-        """One group."""
+        """The outputs as one group of rows."""
         return outputs.reshape(-1, 1, outputs.shape[-1])
 
     def kernel_rows(self, leaf: Array) -> Inexact[Array, "groups fan_in fan_out"]:
-        """The transposed table."""
+        """The transposed table as one group."""
         return leaf.T[None]
 
 
@@ -137,9 +137,9 @@ class General(Layer):
 
     Args:
       use_bias: Whether there is a bias.
-      num_contracted: How many last axes are contracted.
-      num_features: How many axes the product adds.
-      num_batch: How many first axes have a matrix of their own.
+      num_contracted: The number of last axes that are contracted.
+      num_features: The number of axes that the product adds.
+      num_batch: The number of first axes that have matrices of their own.
     """
 
     def __init__(
@@ -154,27 +154,27 @@ class General(Layer):
         self._num_batch = num_batch
 
     def rows_in(self, inputs: Array) -> Float[Array, "pos groups fan_in"]:
-        """Contracted axes as one, batch axes as groups."""
+        """The inputs with contracted axes as one, batch axes as groups."""
         return self._rows(inputs, self._num_contracted)
 
     def rows_out(self, outputs: Array) -> Inexact[Array, "pos groups fan_out"]:
-        """Feature axes as one, batch axes as groups."""
+        """The outputs with feature axes as one, batch axes as groups."""
         return self._rows(outputs, self._num_features)
 
     def from_rows(
         self, rows: Inexact[Array, "pos groups fan_out"], shape: tuple[int, ...]
     ) -> Array:
-        """Groups first again."""
+        """The outputs whose rows these are, groups first again."""
         return jnp.moveaxis(rows, 1, 0).reshape(shape)
 
     def kernel_rows(self, leaf: Array) -> Inexact[Array, "groups fan_in fan_out"]:
-        """Batch axes, contracted axes, feature axes."""
+        """The matrix with batch, contracted and feature axes as one each."""
         groups = math.prod(leaf.shape[: self._num_batch])
         features = math.prod(leaf.shape[leaf.ndim - self._num_features :])
         return leaf.reshape(groups, -1, features)
 
     def bias_rows(self, leaf: Array) -> Inexact[Array, "groups fan_out"]:
-        """Batch axes, feature axes."""
+        """The bias with batch and feature axes as one each."""
         return leaf.reshape(math.prod(leaf.shape[: self._num_batch]), -1)
 
     def _rows(self, array: Array, num_last: int) -> Array:
@@ -198,12 +198,12 @@ class Conv(Layer):
 
     Args:
       use_bias: Whether there is a bias.
-      window: Size of the filter along each spatial axis.
-      strides: Strides along each.
-      padding: `"SAME"`, `"VALID"`, or pairs (low, high).
-      input_dilation: Dilation of the inputs along each.
-      kernel_dilation: Dilation of the filter along each.
-      groups: Number of groups of features.
+      window: The size of the filter along each spatial axis.
+      strides: The stride along each spatial axis.
+      padding: `"SAME"`, `"VALID"`, or pairs (low, high) of zeros.
+      input_dilation: The dilation of the inputs along each spatial axis.
+      kernel_dilation: The dilation of the filter along each spatial axis.
+      groups: The number of groups of features.
     """
 
     def __init__(
@@ -276,17 +276,17 @@ class Conv(Layer):
         )
 
     def rows_out(self, outputs: Array) -> Inexact[Array, "pos groups fan_out"]:
-        """Groups of output channels."""
+        """The output channels in groups."""
         return outputs.reshape(-1, self._groups, outputs.shape[-1] // self._groups)
 
     def kernel_rows(self, leaf: Array) -> Inexact[Array, "groups fan_in fan_out"]:
-        """Filters `[*window, in, groups * out]` by group."""
+        """The filters `[*window, in, groups * out]` by group."""
         by_group = leaf.reshape(*leaf.shape[:-1], self._groups, -1)
         first = jnp.moveaxis(by_group, -2, 0)
         return first.reshape(self._groups, -1, first.shape[-1])
 
     def bias_rows(self, leaf: Array) -> Inexact[Array, "groups fan_out"]:
-        """By group."""
+        """The bias by group."""
         return leaf.reshape(self._groups, -1)
 
 

@@ -178,10 +178,13 @@ def save_kernel(
 
     Args:
       path: The file; `.npz` is its format, whatever its name.
-      kernel: From `empirical_ntk(..., method="factored")`, outside of `jax.jit`.
-      provenance: What the kernel is of, in JSON terms: run folder and checkpoint,
-        prompts and responses, `where`, `preconditioner`. Versions are added.
-      memory_limit: Refuse above this many bytes.
+      kernel: A kernel from `empirical_ntk(..., method="factored")`, outside of
+        `jax.jit`.
+      provenance: A record of what the kernel is of, in JSON terms: run folder and
+        checkpoint, prompts and responses, `where`, `preconditioner`. Versions are
+        added.
+      memory_limit: The bytes that the factors may take; by default a fraction of the
+        free memory.
 
     Raises:
       MemoryError: If the factors of all pairs of positions do not fit.

@@ -25,11 +25,11 @@ from ldjax.ntk.layers.side import TappedLayer
 
 
 class Size(NamedTuple):
-    """Of one side of a kernel.
+    """The size of one side of a kernel.
 
     Attributes:
-      examples: How many.
-      outputs: Of each example.
+      examples: The number of examples.
+      outputs: The number of outputs of each example.
     """
 
     examples: int
@@ -47,8 +47,9 @@ def spread(
 
     Args:
       layer: The layer.
-      probe_in: Rows it reads, `[probe, pos, groups, fan_in]` (ids `[probe, pos]`).
-      update_in: Of one update example, without the first axis.
+      probe_in: The rows that it reads of the probes, `[probe, pos, groups, fan_in]`
+        (ids `[probe, pos]`).
+      update_in: The rows that it reads of one update example, without the first axis.
 
     Returns:
       The map of several signals at once, `[signal, pos, groups, fan_out]` to
@@ -149,9 +150,10 @@ def gram(
 
     Args:
       layer: The layer.
-      probe: Rows in `[example, pos, groups, fan_in]` (ids `[example, pos]`), and
-        cotangents `[example, output, pos, groups, fan_out]`.
-      update: Likewise.
+      probe: The rows that it reads, `[example, pos, groups, fan_in]` (ids
+        `[example, pos]`), and the cotangents of those that it gives, `[example, output,
+        pos, groups, fan_out]`.
+      update: The same two of the update.
     """
     (probe_in, probe_rows), (update_in, update_rows) = probe, update
     if _is_outer(layer, probe_rows, update_rows):
@@ -208,10 +210,11 @@ def instantiated(
     """The share of all pairs, by gradients of the matrix, some inputs at a time.
 
     Args:
-      layer: The layer; not an embedding.
-      probe: As for `gram`.
-      update: Likewise.
-      max_bytes: What the gradients held at a time may take.
+      layer: The layer, which is not an embedding.
+      probe: The rows that it reads and the cotangents of those that it gives, as in
+        `gram`.
+      update: The same two of the update.
+      max_bytes: The bytes that the gradients held at a time may take.
     """
     (probe_in, probe_rows), (update_in, update_rows) = probe, update
     total = jnp.zeros((*probe_rows.shape[:2], *update_rows.shape[:2]), probe_rows.dtype)

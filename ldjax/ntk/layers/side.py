@@ -20,10 +20,11 @@ class TappedLayer(NamedTuple):
     """A certified layer with the weights of its leaves in the kernel.
 
     Attributes:
-      site: The layer.
-      kernel: Weight of its matrix as rows `[groups, in, out]` (for an embedding the
-        table), True for the identity, False where it is frozen.
-      bias: Weight of its bias `[groups, out]`, likewise; False without a bias.
+      site: The layer and its calls.
+      kernel: The weights of its matrix in the kernel, as rows `[groups, in, out]` (for
+        an embedding the table's); True for the identity, False where it is frozen.
+      bias: The weights of its bias in the kernel, `[groups, out]`; True for the
+        identity, False where it is frozen or there is none.
     """
 
     site: Site
@@ -32,11 +33,11 @@ class TappedLayer(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """A cotangent or tangent.
+    """A cotangent or a tangent of one side of a kernel.
 
     Attributes:
-      rows: By tapped layer, `[..., pos, groups, out]`.
-      plain: By plain leaf.
+      rows: The part of each tapped layer, `[..., pos, groups, out]`.
+      plain: The part of each plain leaf, shaped like it.
     """
 
     rows: tuple[Array, ...]
@@ -47,13 +48,13 @@ class Side(NamedTuple):
     """Stacked examples of a module and how their outputs are differentiated.
 
     Attributes:
-      module: The module.
-      params: Its parameters.
-      examples: Stacked along the first axis.
-      layers: Tapped layers.
+      module: The module that is run.
+      params: The parameters of the module.
+      examples: The examples, stacked along the first axis.
+      layers: The tapped layers.
       plain: Indices of plain leaves, in the order of `jax.tree.leaves(params)`.
-      plain_weights: The preconditioner of each; True for the identity.
-      read: `(logits, inputs by call, example) -> output` of one example.
+      plain_weights: The preconditioner of each plain leaf; True for the identity.
+      read: The function `(logits, inputs by call, example) -> output` of one example.
     """
 
     module: nn.Module
@@ -66,12 +67,12 @@ class Side(NamedTuple):
 
     @property
     def num_examples(self) -> int:
-        """How many examples are stacked."""
+        """The number of stacked examples."""
         return self.examples.tokens.shape[0]
 
     @property
     def out_struct(self) -> jax.ShapeDtypeStruct:
-        """Of the output of one example."""
+        """The shape and dtype of the output of one example."""
         return jax.eval_shape(
             lambda e: self._evaluate(*self._zeros(), e)[0], self.first
         )
@@ -99,7 +100,7 @@ class Side(NamedTuple):
     def vjp(
         self, example: Example
     ) -> tuple[Array, Callable[[Array], Signal], tuple[Array, ...]]:
-        """Output, its transposed derivative and each layer's `rows_in`."""
+        """The output, its transposed derivative and the rows that each layer reads."""
         with jax.default_matmul_precision("highest"):
             output, pull, inputs = jax.vjp(
                 lambda rows, plain: self._evaluate(rows, plain, example),
@@ -111,7 +112,7 @@ class Side(NamedTuple):
     def linearize(
         self,
     ) -> tuple[Array, Callable[[Signal], Array], tuple[Array, ...]]:
-        """Outputs of all examples, their derivative and each layer's `rows_in`.
+        """The outputs of all examples, their derivative and what each layer reads.
 
         The derivative takes rows stacked over examples, and plain leaves shared.
         """
@@ -131,7 +132,7 @@ class Side(NamedTuple):
 
     @property
     def row_shapes(self) -> list[tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of the rows of each layer."""
+        """The shape and dtype of the rows that each layer gives."""
         return [(row.shape, row.dtype) for row in jax.eval_shape(self._zeros)[0]]
 
     def _zeros(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:

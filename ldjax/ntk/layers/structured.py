@@ -32,16 +32,17 @@ class StructuredMap(ModelMap):
     contract by layer.
 
     Args:
-      probe_fn: From `ldjax.linen.logits_fn`.
-      update_fn: Likewise, of the same module.
+      probe_fn: Logits of the watched examples, from `ldjax.linen.logits_fn`.
+      update_fn: Logits of the trained examples, of the same module.
       params: The parameters.
-      weights: Which of them take part, and their preconditioner.
-      contraction: `"operator"` pushes each output of one side through both (many
-        outputs per example); `"gram"` and `"instantiated"` pull back every output of
-        both sides and multiply in pairs, by similarities of positions or by gradients
-        of one layer at a time (many examples of few outputs). `"auto"` counts
-        multiplications.
-      memory_limit: Bytes that the work may take; None for a fraction of what is free.
+      weights: The part of the parameters that takes part, and its preconditioner.
+      contraction: The order of the products. `"operator"` pushes each output of one
+        side through both (many outputs per example); `"gram"` and `"instantiated"`
+        pull back every output of both sides and multiply in pairs, by similarities of
+        positions or by gradients of one layer at a time (many examples of few outputs).
+        `"auto"` counts multiplications.
+      memory_limit: The bytes that the work may take; None for a fraction of what is
+        free.
 
     Raises:
       TypeError: If a function does not come from `ldjax.linen.logits_fn`.
@@ -83,7 +84,7 @@ class StructuredMap(ModelMap):
 
     @property
     def T(self) -> "StructuredMap":
-        """The transpose, by the layers likewise."""
+        """The transpose, by the layers too."""
         return StructuredMap(
             *self._transposed_arguments, self._contraction, self._memory_limit
         )

@@ -30,7 +30,13 @@ CallKey = tuple[tuple[str, ...], str, int]
 
 
 class Example(NamedTuple):
-    """What a module reads of one example, or of several stacked."""
+    """What a module reads of one example, or of several stacked.
+
+    Attributes:
+      tokens: The tokens (or images) of the example.
+      positions: The positions whose logits are asked for; None for all.
+      inputs: Further arguments of the module, by name.
+    """
 
     tokens: Any
     positions: Any
@@ -49,11 +55,11 @@ class Site(NamedTuple):
     """A layer whose parameters are reached through taps: all its calls of one kind.
 
     Attributes:
-      path: Of the module; its leaves are `(*path, name)`.
-      layer: What a call is as a product of rows.
-      calls: Of this layer, in order.
-      shapes: Of the outputs of each call.
-      matrix_shape: `groups, in, out`.
+      path: The path of the module, whose leaves are `(*path, name)`.
+      layer: The product of rows that a call is.
+      calls: The calls of the layer, in order.
+      shapes: The shape and dtype of the outputs of each call.
+      matrix_shape: The shape `groups, in, out` of its matrix.
     """
 
     path: tuple[str, ...]
@@ -64,21 +70,21 @@ class Site(NamedTuple):
 
     @property
     def leaf_paths(self) -> tuple[tuple[str, ...], ...]:
-        """Of all its parameters."""
+        """The paths of all its parameters."""
         return tuple((*self.path, name) for name in self.layer.leaves)
 
     def leaf(self, params: Any, name: str) -> Any:
-        """One of its parameters."""
+        """The parameter of this name."""
         for key in (*self.path, name):
             params = params[key]
         return params
 
     def rows_in(self, inputs: Mapping[CallKey, Array]) -> Array:
-        """What its matrix is multiplied by, over all calls."""
+        """The rows that its matrix is multiplied by, over all calls."""
         return jnp.concatenate([self.layer.rows_in(inputs[c]) for c in self.calls])
 
     def rows_out(self, taps: Mapping[CallKey, Array]) -> Array:
-        """Taps (or their cotangents) as rows `[pos, groups, out]`."""
+        """Its taps (or their cotangents) as rows `[pos, groups, out]`."""
         return jnp.concatenate([self.layer.rows_out(taps[c]) for c in self.calls])
 
     def to_taps(self, rows: Array) -> dict[CallKey, Array]:
@@ -94,7 +100,7 @@ class Site(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        """Positions of all calls."""
+        """The number of positions of all calls."""
         return sum(
             jax.eval_shape(self.layer.rows_out, shape).shape[0] for shape in self.shapes
         )
@@ -123,8 +129,8 @@ def find_sites(module: nn.Module, params: Any, example: Example) -> tuple[Site, 
     """The layers of a module that can be tapped, from shapes alone.
 
     Args:
-      module: The module.
-      params: Its parameters, arrays or structs.
+      module: The module that is looked into.
+      params: The parameters of the module, arrays or structs.
       example: One example, arrays or structs.
     """
     calls: dict[CallKey, tuple[Layer, Any]] = {}

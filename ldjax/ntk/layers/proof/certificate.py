@@ -105,7 +105,7 @@ class Traced(NamedTuple):
 
     Attributes:
       kind: The class of the model's module.
-      sites: Its layers.
+      sites: The layers of the model.
       program: The function `leaves, taps, example -> logits, what each call reads`.
       paths: Paths of all leaves of the parameters.
       text: A digest that tells one program from another.
@@ -178,7 +178,7 @@ def certify(model: Traced) -> Certified:
     """The certificate of a model; made once for each program.
 
     Args:
-      model: From `trace`.
+      model: The model's program, from `trace`.
 
     Warns:
       UserWarning: Once, with the names of leaves that look tappable and are not.

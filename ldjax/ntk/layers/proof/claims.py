@@ -23,10 +23,11 @@ class Claim(NamedTuple):
     """That a function returns a multiple of what it should.
 
     Attributes:
-      text: What tells it from other claims.
-      sides: Of the arguments, to what is found and what it should be a multiple of.
-      arguments: The draw.
-      num_terms: How many numbers are summed for one.
+      text: A text that tells the claim from others.
+      sides: The function of the arguments to what is found and what that should be a
+        multiple of.
+      arguments: The numbers drawn for it.
+      num_terms: The number of numbers that are summed for one.
     """
 
     text: str
@@ -39,8 +40,8 @@ def whole_numbers(shape: tuple[int, ...], seed: int) -> np.ndarray:
     """A draw of either sign, without zeros.
 
     Args:
-      shape: Of the array.
-      seed: Of the draw.
+      shape: The shape of the array.
+      seed: The seed of the draw.
     """
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, _LARGEST + 1, size=shape, dtype=np.int8)
@@ -92,7 +93,7 @@ def _measure(
 
 
 def _rounding(num_terms: int) -> float:
-    """Of a number that is a sum, relative to the largest of its kind.
+    """The error of a number that is a sum, relative to the largest of its kind.
 
     Whole numbers are exact, but a convolution may go through transforms, and factors
     that cancel need not do so to the last bit: some units in the last place for each

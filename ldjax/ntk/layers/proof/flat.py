@@ -18,12 +18,12 @@ _OPEN = {name: body for name, body in CALLS.items() if not name.startswith("cust
 
 
 class Op(NamedTuple):
-    """An operation.
+    """An operation on numbered values.
 
     Attributes:
-      eqn: Its equation.
-      inputs: Numbers of the values it reads.
-      outputs: Numbers of those it makes.
+      eqn: The equation of the traced program.
+      inputs: The numbers of the values that it reads.
+      outputs: The numbers of the values that it makes.
     """
 
     eqn: Any
@@ -35,11 +35,12 @@ class Flat(NamedTuple):
     """A function in operations.
 
     Attributes:
-      inputs: Numbers of its arguments.
-      outputs: Numbers of its results.
-      ops: In an order in which they can be done.
-      constants: Values that are part of the function. (What it closes over and is
-        being traced, or is a random key, has a number and no entry here.)
+      inputs: The numbers of the function's arguments.
+      outputs: The numbers of its results.
+      ops: Its operations, in an order in which they can be done.
+      constants: Values that are part of the function, by their numbers. (What it
+        closes over and is being traced, or is a random key, has no entry here.)
+      shapes: The shape of each value, by its number.
     """
 
     inputs: tuple[int, ...]
@@ -53,7 +54,7 @@ def flatten(closed: Any) -> Flat:
     """The operations of a `jax.extend.core.ClosedJaxpr`.
 
     Args:
-      closed: From `jax.make_jaxpr`.
+      closed: The program, from `jax.make_jaxpr`.
     """
     ops: list[Op] = []
     constants: dict[int, Any] = {}

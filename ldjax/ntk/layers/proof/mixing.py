@@ -34,13 +34,13 @@ def refuse_mixing(
 
     Args:
       model: The module on one example.
-      module: The module.
-      params: Its parameters.
-      examples: Stacked. Known numbers are used; of traced ones, drawn ones of their
-        shapes, twice.
+      module: The module that is run.
+      params: The parameters of the module.
+      examples: The stacked examples. Known numbers are used; of traced ones, drawn ones
+        of their shapes, twice.
 
     Raises:
-      ValueError: If they do.
+      ValueError: If an example's logits do.
     """
     examples = examples._replace(positions=None)
     if _is_known((params, examples)):
@@ -58,7 +58,10 @@ def refuse_mixing(
 
 
 def _key(model: Traced, module: nn.Module) -> tuple[Any, ...]:
-    """Of a batch, the program of one example does not tell everything."""
+    """What tells one computation of a batch from another one.
+
+    The program of one example does not tell everything of a batch.
+    """
     try:
         hash(module)
     except TypeError:  # an attribute that cannot be hashed
@@ -110,7 +113,7 @@ def _difference(
 
 
 def _coarsest(model: Traced) -> float:
-    """Of the formats that the model computes in, the largest unit in the last place."""
+    """The largest unit in the last place of the formats that the model computes in."""
     formats = {atom.aval.dtype for op in model.program.ops for atom in op.eqn.outvars}
     return max(
         float(jnp.finfo(one).eps)

@@ -17,8 +17,8 @@ class Piece(NamedTuple):
     """The operations between some values of a program and another one.
 
     Attributes:
-      ops: In order.
-      constants: Of the program, what they read.
+      ops: The operations, in order.
+      constants: The constants of the program that they read, by their numbers.
       target: The number of the value that they make.
     """
 
@@ -62,9 +62,9 @@ def cut(
 
     Args:
       program: The model.
-      terms: Of its values.
-      given: Numbers of what will be given.
-      target: The number of what is asked for.
+      terms: The terms of the model's values, by their numbers.
+      given: The numbers of the values that will be given.
+      target: The number of the value that is asked for.
     """
     start = set(program.constants).union(given)
     follows = set(start)

@@ -48,8 +48,8 @@ class Call(NamedTuple):
     """One call of a layer in a walk.
 
     Attributes:
-      reads: The value that the layer reads.
-      allowed: Terms of its leaves that its outputs may have.
+      reads: The number of the value that the layer reads.
+      allowed: The terms with its leaves that its outputs may have.
     """
 
     reads: int
@@ -61,14 +61,14 @@ class Walk:
 
     Args:
       program: A model with taps.
-      leaves: Paths of the leaves by their numbers.
-      calls: The calls of layers by the number of their tap.
+      leaves: The paths of the leaves, by their numbers.
+      calls: The calls of layers, by the number of their tap.
 
     Attributes:
-      terms: Of each value.
-      lost: Leaves that some call does not account for.
-      before: By tap, the value that it is added to.
-      after: By tap, the sum.
+      terms: The terms of each value, by its number.
+      lost: The leaves that some call does not account for.
+      before: The value that a tap is added to, by the tap's number.
+      after: The sum of both, by the tap's number.
     """
 
     def __init__(
