@@ -173,8 +173,6 @@ def main(config: Config) -> int:
         observers=make_observers(
             watch_fn,
             sets=sets,
-            step_fn=step_fn,
-            batch_fn=batch_fn,
             num_steps=setup.num_steps,
             evaluations=config.evaluations,
             probe_batch_size=setup.memory.probes,

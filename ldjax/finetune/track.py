@@ -35,6 +35,9 @@ SMALL_REMAINDER = 0.05
 #: By as much an update is stretched or shrunk to get there.
 LARGEST_SCALE = 2.0**40
 
+#: The predicted and the measured change of probes between two sets of parameters.
+ChangeFn = Callable[[Any, Any], dict[str, np.ndarray]]
+
 #: Observed besides the even intervals: most happens early.
 EARLY_STEPS = (1, 2, 4, 8)
 
@@ -43,13 +46,13 @@ class State(NamedTuple):
     """What continues from one update to the next.
 
     Attributes:
-      params: As in `ldjax.StepState`.
-      opt_state: Likewise.
-      step: Likewise.
-      loss: Likewise.
-      noise: Likewise.
+      params: Parameters.
+      opt_state: State of the optimizer.
+      step: Number of updates taken.
+      loss: Loss before the last update, in nats.
+      noise: Whatever `ldjax.StepState` keeps of rounding.
       predicted: Predicted change of each tracked token, added up over the updates.
-      measured: Likewise, measured.
+      measured: Measured change of each tracked token, added up over the updates.
     """
 
     params: Any
@@ -59,6 +62,14 @@ class State(NamedTuple):
     noise: Array
     predicted: tuple[Array, ...]
     measured: tuple[Array, ...]
+
+    @property
+    def training(self) -> StepState:
+        """What the update itself continues from.
+
+        Not a field: a checkpoint names its leaves by their place in the state.
+        """
+        return StepState(self.params, self.opt_state, self.step, self.loss, self.noise)
 
 
 def on_all_devices(
@@ -143,18 +154,10 @@ def make_tracked_step(
         )
         return sums, {name: per_probe(change) for name, change in changes.items()}
 
-    # An observer asks for the update that follows, and then the loop does: it is
-    # computed once. The batch is a function of the state's step.
-    last: list[Any] = [None, None]
-
     def tracked_step(state: State, batch: Any) -> tuple[State, dict[str, Array]]:
-        if last[0] is not state:
-            last[:] = None, None  # the state before is let go first
-            training, comparison = step(StepState(*state[:5]), batch, watched)
-            sums, changes = digest(state, comparison)
-            metrics = {"loss": training.loss, **changes}
-            last[:] = state, (State(*training, *sums), metrics)
-        return last[1]
+        training, comparison = step(state.training, batch, watched)
+        sums, changes = digest(state, comparison)
+        return State(*training, *sums), {"loss": training.loss, **changes}
 
     return init, tracked_step
 
@@ -168,8 +171,6 @@ def make_observers(
     apply_fn: ApplyFn,
     *,
     sets: Mapping[str, ProbeSet],
-    step_fn: Callable[[State, Any], tuple[State, Any]],
-    batch_fn: Callable[[int], Any],
     num_steps: int,
     evaluations: int,
     probe_batch_size: int,
@@ -180,8 +181,6 @@ def make_observers(
     Args:
       apply_fn: `(params, sequences) -> logits`.
       sets: `"observed"` and `"tracked"`, and perhaps `"everything"`.
-      step_fn: The update.
-      batch_fn: The batch of each step.
       num_steps: Of the run.
       evaluations: Number of equal intervals.
       probe_batch_size: Most tracked probes that are computed at a time.
@@ -196,101 +195,36 @@ def make_observers(
       prediction misses the derivative that `order` is about) there too.
     """
     due = even_steps(num_steps, evaluations) | set(EARLY_STEPS)
+    halfway = {0, num_steps // 2}.__contains__
     mesh = data_mesh()
     observed = shard_probes(sets["observed"], mesh)
     observe = make_observe_fn(apply_fn, observed)
-    change_fn = make_change_fn(apply_fn, observed)
-    score_fn = make_score_fn(apply_fn)
-
-    def one_step(state: State) -> dict[str, Any]:
-        step = int(state.step)
-        if step == num_steps:  # none follows
-            return {}
-        following, _ = step_fn(state, batch_fn(step))
-        changes = change_fn(state.params, following.params)
-        return {f"{name}_step": change for name, change in changes.items()}
-
     tracked = sets["tracked"]
-    in_slices = [
+    # Each batch of tracked probes, in slices that fit the memory.
+    slices = [
         shard_probes(
             tracked._replace(batches=(batch,)).in_slices(probe_batch_size), mesh
         ).batches
         for batch in tracked.batches
     ]
-
-    def tokens(state: State) -> dict[str, Any]:
-        def scores(slices: Any) -> Array:
-            return jnp.concatenate(
-                [score_fn(state.params, part)[: len(at)] for at, part in slices]
-            )
-
-        return {
-            f"log_prob_{place}": scores(slices)
-            for place, slices in enumerate(in_slices)
-        }
-
-    tracked_change_fn = make_change_fn(
-        apply_fn, tracked._replace(batches=tuple(itertools.chain(*in_slices)))
+    score_fn = make_score_fn(apply_fn)
+    change_fn = make_change_fn(
+        apply_fn, tracked._replace(batches=tuple(itertools.chain(*slices)))
     )
-
-    def order(state: State) -> dict[str, Any]:
-        """By how much the remainder falls when the update is halved: fourfold."""
-        step = int(state.step)
-        if step == num_steps:
-            return {}
-        following, _ = step_fn(state, batch_fn(step))
-
-        @functools.cache
-        def remainder(scale: float) -> tuple[float, float]:
-            params = jax.tree.map(
-                lambda old, new: old + scale * (new - old),
-                *(state.params, following.params),
-            )
-            change = tracked_change_fn(state.params, params)
-            rest = np.linalg.norm(change["measured"] - change["predicted"])
-            return float(rest), float(np.linalg.norm(change["measured"]))
-
-        def is_small(scale: float) -> bool:
-            rest, moved = remainder(scale)
-            return rest <= SMALL_REMAINDER * moved
-
-        # Not by what was measured: two programs round differently.
-        pairs = zip(
-            *map(jax.tree.leaves, (state.params, following.params)), strict=True
-        )
-        if all(bool((old == new).all()) for old, new in pairs):
-            return {}  # nothing moved, so there is no remainder to halve
-        # The largest scale at which it is small: there it is best resolved, too.
-        scale = 1.0
-        while is_small(scale) and scale < LARGEST_SCALE:
-            scale *= 2
-        while not is_small(scale) and scale > 1 / LARGEST_SCALE:
-            scale /= 2
-        whole, half = remainder(scale)[0], remainder(scale / 2)[0]
-        # A change that is linear to the last bit has no order either.
-        return {"scale": scale, "remainder_ratio": whole / half} if half else {}
-
-    def tied(state: State) -> dict[str, Any]:
-        """The update's own prediction, against the derivative along what it moved."""
-        step = int(state.step)
-        if step == num_steps:
-            return {}
-        following, told = step_fn(state, batch_fn(step))
-        along = tracked_change_fn(state.params, following.params)["predicted"]
-        parts = [abs(part) for name, part in told.items() if name.startswith("part:")]
-        scale = sum(parts, start=told["floor"])
-        # Where nothing moved, and a response is certain, there is nothing to divide by.
-        gap = abs(told["predicted"] - along) / jnp.maximum(scale, 1e-30)
-        return {"gap": float(gap.max())}
-
+    ahead = functools.partial(Observer, looks_ahead=True)
     observers = {
-        "order": Observer(order, {0, num_steps // 2}.__contains__),
-        "tied": Observer(tied, {0, num_steps // 2}.__contains__),
+        "order": ahead(functools.partial(_order, change_fn), halfway),
+        "tied": ahead(functools.partial(_tied, change_fn), halfway),
         "observed": Observer(lambda state: observe(state.params), due.__contains__),
-        "tokens": Observer(tokens, due.__contains__),
+        "tokens": Observer(
+            functools.partial(_tokens, score_fn, slices), due.__contains__
+        ),
     }
     if is_explained:
-        observers["one_step"] = Observer(one_step, due.__contains__)
+        of_observed = make_change_fn(apply_fn, observed)
+        observers["one_step"] = ahead(
+            functools.partial(_one_step, of_observed), due.__contains__
+        )
     if "everything" in sets:
         everything = shard_probes(sets["everything"], mesh)
         observe_all = make_observe_fn(apply_fn, everything)
@@ -298,3 +232,74 @@ def make_observers(
             lambda state: observe_all(state.params), lambda step: step == 0
         )
     return observers
+
+
+def _one_step(
+    change_fn: ChangeFn, state: State, following: State, metrics: Any
+) -> dict[str, np.ndarray]:
+    """What the update that follows does to every observed response."""
+    del metrics
+    changes = change_fn(state.params, following.params)
+    return {f"{name}_step": change for name, change in changes.items()}
+
+
+def _tokens(
+    score_fn: Callable[[Any, Any], Array],
+    slices: list[tuple[tuple[Any, Any], ...]],
+    state: State,
+) -> dict[str, Array]:
+    """The log-prob of every tracked token."""
+
+    def scores(parts: tuple[tuple[Any, Any], ...]) -> Array:
+        return jnp.concatenate(
+            [score_fn(state.params, part)[: len(at)] for at, part in parts]
+        )
+
+    return {f"log_prob_{place}": scores(parts) for place, parts in enumerate(slices)}
+
+
+def _order(
+    change_fn: ChangeFn, state: State, following: State, metrics: Any
+) -> dict[str, float]:
+    """By how much the remainder falls when the update is halved: fourfold."""
+    del metrics
+
+    @functools.cache
+    def remainder(scale: float) -> tuple[float, float]:
+        params = jax.tree.map(
+            lambda old, new: old + scale * (new - old),
+            *(state.params, following.params),
+        )
+        change = change_fn(state.params, params)
+        rest = np.linalg.norm(change["measured"] - change["predicted"])
+        return float(rest), float(np.linalg.norm(change["measured"]))
+
+    def is_small(scale: float) -> bool:
+        rest, moved = remainder(scale)
+        return rest <= SMALL_REMAINDER * moved
+
+    # Not by what was measured: two programs round differently.
+    leaves = map(jax.tree.leaves, (state.params, following.params))
+    if all(bool((old == new).all()) for old, new in zip(*leaves, strict=True)):
+        return {}  # nothing moved, so there is no remainder to halve
+    # The largest scale at which it is small: there it is best resolved, too.
+    scale = 1.0
+    while is_small(scale) and scale < LARGEST_SCALE:
+        scale *= 2
+    while not is_small(scale) and scale > 1 / LARGEST_SCALE:
+        scale /= 2
+    whole, half = remainder(scale)[0], remainder(scale / 2)[0]
+    # A change that is linear to the last bit has no order either.
+    return {"scale": scale, "remainder_ratio": whole / half} if half else {}
+
+
+def _tied(
+    change_fn: ChangeFn, state: State, following: State, metrics: Any
+) -> dict[str, float]:
+    """The update's own prediction, against the derivative along what it moved."""
+    along = change_fn(state.params, following.params)["predicted"]
+    parts = [abs(part) for name, part in metrics.items() if name.startswith("part:")]
+    scale = sum(parts, start=metrics["floor"])
+    # Where nothing moved, and a response is certain, there is nothing to divide by.
+    gap = abs(metrics["predicted"] - along) / jnp.maximum(scale, 1e-30)
+    return {"gap": float(gap.max())}

@@ -58,6 +58,10 @@ class Observer(NamedTuple):
       observe: From the state to named numbers, of the same names and shapes each time;
         an empty mapping is no measurement.
       is_due: Whether to observe after so many steps; after the last step it always is.
+      looks_ahead: Whether `observe` is given the update that follows as well, as
+        `(state, following, metrics)`: the state after it and what it measured. After
+        the last step there is none, and nothing is observed. The step must leave the
+        state it is given alone, unlike that of `make_train_step`.
 
     Examples:
       >>> observer = Observer(lambda state: {"norm": jnp.abs(state)}, every(50))
@@ -65,8 +69,9 @@ class Observer(NamedTuple):
       [0, 50, 100]
     """
 
-    observe: Callable[[State], Mapping[str, Any]]
+    observe: Callable[..., Mapping[str, Any]]
     is_due: Callable[[int], bool]
+    looks_ahead: bool = False
 
 
 def every(interval: int) -> Callable[[int], bool]:
@@ -274,9 +279,11 @@ def train(
     first, state, table = found or Progress(0, state, {})
     observers = observers or {}
     pending: list[tuple[str, int, Mapping[str, Any]]] = []
+    ahead: tuple[State, Mapping[str, Any]] | None = None
 
     def observe(step: int) -> bool:
         """Whether there was something to observe."""
+        nonlocal ahead
         due = [
             name
             for name, observer in observers.items()
@@ -284,7 +291,14 @@ def train(
         ]
         for name in due:
             tell(step, f"measuring: {name}")
-            pending.append((name, step, observers[name].observe(state)))
+            numbers, observer = {}, observers[name]
+            if not observer.looks_ahead:
+                numbers = observer.observe(state)
+            elif step < num_steps:
+                # Taken once: the loop goes on with it.
+                ahead = ahead or step_fn(state, batch_fn(step))
+                numbers = observer.observe(state, *ahead)
+            pending.append((name, step, numbers))
         return bool(due)
 
     def flush() -> None:
@@ -305,7 +319,8 @@ def train(
             if on_table:
                 on_table(table)
         for step in range(first, num_steps):
-            state, metrics = step_fn(state, batch_fn(step))
+            state, metrics = ahead or step_fn(state, batch_fn(step))
+            ahead = None
             pending.append(("train", step, metrics))
             done = step + 1
             is_observed = observe(done)

@@ -58,14 +58,13 @@ def order_of(watch, loss_fn):
     observers = watch.make_observers(
         apply_toy,
         sets={"observed": tracked, "tracked": tracked},
-        step_fn=step,
-        batch_fn=lambda step: sentences(6, 3, 4),
         num_steps=2,
         evaluations=1,
         probe_batch_size=8,
         is_explained=False,
     )
-    return observers["order"].observe(init(toy_params()))
+    state = init(toy_params())
+    return observers["order"].observe(state, *step(state, sentences(6, 3, 4)))
 
 
 def test_the_order_of_an_update_that_moves_nothing_is_none(experiments):

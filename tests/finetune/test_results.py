@@ -43,14 +43,13 @@ def test_the_prediction_of_a_step_is_tied_to_what_it_moved(
     observers = watch.make_observers(
         apply_toy,
         sets={"observed": tracked, "tracked": tracked},
-        step_fn=step_fn,
-        batch_fn=lambda step: sentences(6, 3, 4),
         num_steps=2,
         evaluations=1,
         probe_batch_size=8,
         is_explained=False,
     )
-    gap = observers["tied"].observe(init(toy_params()))["gap"]
+    state = init(toy_params())
+    gap = observers["tied"].observe(state, *step_fn(state, sentences(6, 3, 4)))["gap"]
     # At 1e-8 a parameter moves by some thousand units in the last place.
     assert gap == pytest.approx(expected / planted, abs=1e-6)
 

@@ -425,14 +425,13 @@ def test_the_order_of_a_remainder_is_found_at_any_rate(finetune, rate):
     observers = watch.make_observers(
         apply_toy,
         sets={"observed": tracked, "tracked": tracked},
-        step_fn=step,
-        batch_fn=lambda step: sentences(6, 3, 4),
         num_steps=2,
         evaluations=1,
         probe_batch_size=8,
         is_explained=False,
     )
-    found = observers["order"].observe(init(toy_params()))
+    state = init(toy_params())
+    found = observers["order"].observe(state, *step(state, sentences(6, 3, 4)))
     assert 3.8 < found["remainder_ratio"] < 4.2
 
 

@@ -266,6 +266,35 @@ def test_the_table_is_handed_out_at_every_observation():
     assert written == [(0, 0), (3, 3), (3, 4), (6, 6), (8, 8)]
 
 
+def test_what_looks_ahead_sees_the_update_that_the_loop_then_takes():
+    taken = []
+
+    def step_fn(total, batch):
+        taken.append(batch)
+        return total + batch, {"loss": total}
+
+    def ahead(state, following, metrics):
+        return {"gain": following - state, "loss": metrics["loss"]}
+
+    arguments = {"num_steps": 5, "step_fn": step_fn, "batch_fn": float}
+    observers = {
+        "ahead": Observer(ahead, every(2), looks_ahead=True),
+        "here": Observer(lambda state: {"total": state}, every(2)),
+    }
+    plain, watched = (
+        list(train(jnp.zeros(()), save_every=4, observers=each, **arguments))[-1]
+        for each in ({}, observers)
+    )
+    assert taken == 2 * [0.0, 1.0, 2.0, 3.0, 4.0]  # each update is taken once
+    assert_same_bits(watched.state, plain.state)
+    assert_same_bits(watched.table["train"], plain.table["train"])
+    assert list(watched.table) == ["ahead", "here", "train"]
+    # None follows the last one.
+    assert watched.table["ahead"]["step"].tolist() == [0, 2, 4]
+    assert watched.table["here"]["step"].tolist() == [0, 2, 4, 5]
+    assert watched.table["ahead"]["gain"].tolist() == [0.0, 2.0, 4.0]
+
+
 def test_an_exploding_run_ends_with_a_finite_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     rate = lambda count: jnp.where(count == 3, jnp.inf, 0.1)
