@@ -87,7 +87,7 @@ def make(size: Size) -> tuple[Any, Any]:
     fn = ldjax.linen.logits_fn(model, text)
 
     def summary(params: Any) -> Any:
-        kernel: Any = ldjax.empirical_ntk(
+        kernel = ldjax.empirical_ntk(
             fn, fn, params, method="factored", memory_limit=size.limit
         )
         return kernel.block_summary()

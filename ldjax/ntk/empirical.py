@@ -2,18 +2,22 @@
 
 import functools
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 
 from ldjax import memory
-from ldjax.equation.linear_map import LinearMap
+from ldjax.equation.linear_map import DenseMap, LinearMap
 from ldjax.equation.sequences import LogitsFn
 from ldjax.ntk.lazy import lazy_ntk
 from ldjax.ntk.methods import make_kernel
 from ldjax.ntk.plan import METHODS, Plan, plan
 from ldjax.ntk.subset import Weights, leaf_paths, make_weights
+
+if TYPE_CHECKING:  # Flax, which the other kernels do without
+    from ldjax.ntk.layers import FactoredMap, StructuredMap
 
 __all__ = ["by_group", "empirical_ntk"]
 
@@ -23,6 +27,60 @@ _INSTEAD = (
     'keep it unevaluated (`method="lazy"`, or "factored" for a Linen model with a '
     "linear head), or take fewer positions"
 )
+
+
+class _Options(TypedDict, total=False):
+    memory_limit: memory.Bytes | None
+    preconditioner: Any
+
+
+class _KernelOptions(_Options, total=False):
+    where: Any
+    contraction: str
+
+
+@overload
+def empirical_ntk(
+    probe_fn: LogitsFn,
+    update_fn: LogitsFn,
+    params: Any,
+    *,
+    method: Literal["factored"],
+    **options: Unpack[_KernelOptions],
+) -> "FactoredMap": ...
+
+
+@overload
+def empirical_ntk(
+    probe_fn: LogitsFn,
+    update_fn: LogitsFn,
+    params: Any,
+    *,
+    method: Literal["structured"],
+    **options: Unpack[_KernelOptions],
+) -> "StructuredMap": ...
+
+
+@overload
+def empirical_ntk(
+    probe_fn: LogitsFn,
+    update_fn: LogitsFn,
+    params: Any,
+    *,
+    method: Literal["jacobian", "ntk_vp"],
+    **options: Unpack[_KernelOptions],
+) -> DenseMap: ...
+
+
+@overload
+def empirical_ntk(
+    probe_fn: LogitsFn,
+    update_fn: LogitsFn,
+    params: Any,
+    *,
+    method: str = "auto",
+    **options: Unpack[_KernelOptions],
+) -> LinearMap: ...
 
 
 def empirical_ntk(
@@ -89,7 +147,8 @@ def empirical_ntk(
         `"instantiated"` force one (see `ldjax.ntk.layers.StructuredMap`).
 
     Returns:
-      A `LinearMap` from the update's logits to the probe's.
+      A `LinearMap` from the update's logits to the probe's; a `FactoredMap`, a
+      `StructuredMap` or a `DenseMap` where `method` names one.
 
     Raises:
       MemoryError: If the method asked for does not fit; nothing was allocated.
@@ -155,6 +214,30 @@ def empirical_ntk(
     return make(method)
 
 
+@overload
+def by_group(
+    probe_fn: LogitsFn,
+    update_fn: LogitsFn,
+    params: Any,
+    groups: Any = None,
+    *,
+    method: Literal["factored"],
+    **options: Unpack[_Options],
+) -> Mapping[str, "FactoredMap"]: ...
+
+
+@overload
+def by_group(
+    probe_fn: LogitsFn,
+    update_fn: LogitsFn,
+    params: Any,
+    groups: Any = None,
+    *,
+    method: str = "auto",
+    **options: Unpack[_Options],
+) -> Mapping[str, LinearMap]: ...
+
+
 def by_group(
     probe_fn: LogitsFn,
     update_fn: LogitsFn,
@@ -164,7 +247,7 @@ def by_group(
     method: str = "auto",
     memory_limit: memory.Bytes | None = None,
     preconditioner: Any = None,
-) -> dict[str, LinearMap]:
+) -> Mapping[str, LinearMap]:
     r"""The kernels of groups of parameters, whose sum is the kernel.
 
     .. math:: K = \sum_g K_g, \qquad K_g = J_o\,\mathrm{diag}(1_g)\,J_u^\top

@@ -173,7 +173,7 @@ def test_examples_that_see_each_other_here_only_are_refused(caplog):
 def test_ids_count_from_either_end(tmp_path):
     model = make_model("tied")
     fns = make_fn(model, model.probe), make_fn(model, model.update)
-    kernel: Any = empirical_ntk(*fns, model.params, method="factored")
+    kernel = empirical_ntk(*fns, model.params, method="factored")
     vocab = kernel.in_struct.shape[-1]
     rows, columns = np.array([0, vocab - 1]), np.array([vocab - 2, 1])
     entries = kernel.entries(rows, columns)

@@ -16,6 +16,7 @@ from ldjax.finetune.start import Base
 from ldjax.linen import logits_fn
 from ldjax.ntk import by_group
 from ldjax.ntk.empirical import empirical_ntk
+from ldjax.ntk.layers import FactoredMap
 from ldjax.theory.claims import Claim
 
 __all__ = [
@@ -152,7 +153,7 @@ class _Views(NamedTuple):
 
     def by_entries(self, params: Any, residual: jax.Array) -> jax.Array:
         """First-order change of drawn logits, `[m, token]`, entry by entry of K."""
-        K: Any = empirical_ntk(self.probe_fn, self.update_fn, params, method="factored")
+        K = empirical_ntk(self.probe_fn, self.update_fn, params, method="factored")
         entries = K.entries(self.drawn_tokens, jnp.arange(residual.shape[-1]))
         with jax.default_matmul_precision("highest"):
             change = jnp.einsum("omtulw,ulw->mt", entries, residual)
@@ -232,7 +233,7 @@ def _top_level(params: Any) -> dict[str, str]:
     return {name: name for name in params}
 
 
-def _blocks(K: Any) -> dict[str, jax.Array]:
+def _blocks(K: FactoredMap) -> dict[str, jax.Array]:
     """`[m, l]` of what a factored kernel of one text by one text says of its blocks."""
     fields = K.block_summary()._asdict()
     fields["head"] = fields.pop("identity")  # the name in the tables of runs
