@@ -1,7 +1,7 @@
 """From what a finetuning run measured to its table, its claims and its summary."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,17 +17,12 @@ from ldjax.watch.probes import Probe
 __all__ = [
     "GATED",
     "Check",
-    "Fidelity",
     "check_claims",
     "check_identities",
     "check_order",
     "curves_of",
-    "fidelity",
     "gap_of_parts",
-    "legible",
     "metrics_table",
-    "r_squared",
-    "r_squared_within_types",
     "type_changes",
 ]
 
@@ -41,125 +36,6 @@ GATED = {
 ORDER_BOUNDS = (3.8, 4.2)
 
 Check = dict[str, Any]
-
-
-class Fidelity(NamedTuple):
-    r"""How well the predictions of all steps, added up, explain what happened.
-
-    Over all sequences and steps of a type, of the changes accumulated since the start.
-    A share of nothing, such as of a change within its rounding, is None.
-
-    Attributes:
-      r_squared: :math:`1 - \sum (m - p)^2 / \sum (m - \bar m)^2`; None without a
-        spread to explain, such as that of one update and one sequence.
-      r_squared_at_end: The same for the whole run's change, over sequences alone.
-      sign_agreement: Share of single steps above the rounding floor whose predicted and
-        measured change have the same sign.
-      remainder_ratio: :math:`\|m - p\| / \|m\|` of the whole run's change.
-      step_remainder_ratio: The same of single steps.
-      floor_ratio: Norm of the rounding floor of the single steps over :math:`\|m\|`.
-      change: Mean change of a sequence over the run, measured, in nats.
-      predicted_change: The same, predicted.
-    """
-
-    r_squared: float | None
-    r_squared_at_end: float | None
-    sign_agreement: float | None
-    remainder_ratio: float | None
-    step_remainder_ratio: float | None
-    floor_ratio: float | None
-    change: float
-    predicted_change: float
-
-
-def fidelity(series: Mapping[str, np.ndarray], probes: Sequence[Probe]) -> Any:
-    """`Fidelity` of each response type, of all of them, and of the margin.
-
-    That of all is pooled: types whose changes differ by tens of nats make R² large (see
-    `r_squared_within_types`).
-
-    Args:
-      series: `"predicted"`, `"measured"` and `"floor"` of every step, `[step, probe]`.
-      probes: The tracked ones.
-    """
-    names = np.array([probe.prompt_name for probe in probes])
-    types = np.array([probe.type for probe in probes])
-    found = {
-        type_: _fidelity({k: series[k][:, types == type_] for k in _COMPARED})
-        for type_ in RESPONSE_TYPES
-        if (types == type_).any()
-    }
-    found["all"] = _fidelity({k: series[k] for k in _COMPARED})
-    with_rejected = set(names[types == "rejected"])
-    both = [name for name in names[types == "chosen"] if name in with_rejected]
-    if both:
-        place = {(p.prompt_name, p.type): i for i, p in enumerate(probes)}
-        sides = [[place[name, side] for name in both] for side in _SIDES]
-        margin = {
-            k: series[k][:, sides[0]] - series[k][:, sides[1]]
-            for k in ("predicted", "measured")
-        }
-        margin["floor"] = series["floor"][:, sides[0]] + series["floor"][:, sides[1]]
-        found["margin"] = _fidelity(margin)
-    return found
-
-
-_COMPARED = ("predicted", "measured", "floor")
-_SHARES = (
-    *("r_squared", "r_squared_at_end", "remainder_ratio"),
-    *("step_remainder_ratio", "floor_ratio"),
-)
-
-
-def _fidelity(series: Mapping[str, np.ndarray]) -> Fidelity:
-    predicted, measured, floor = (series[k].astype(float) for k in _COMPARED)
-    sums = {"p": predicted.cumsum(0), "m": measured.cumsum(0)}
-    resolved = np.maximum(abs(predicted), abs(measured)) > floor
-    agrees = np.sign(predicted) == np.sign(measured)
-    found = Fidelity(
-        r_squared=r_squared(sums["m"], sums["p"]),
-        r_squared_at_end=r_squared(sums["m"][-1], sums["p"][-1]),
-        sign_agreement=float(agrees[resolved].mean()) if resolved.any() else None,
-        remainder_ratio=_ratio(sums["m"][-1] - sums["p"][-1], sums["m"][-1]),
-        step_remainder_ratio=_ratio(measured - predicted, measured),
-        floor_ratio=_ratio(floor, measured),
-        change=float(sums["m"][-1].mean()),
-        predicted_change=float(sums["p"][-1].mean()),
-    )
-    largest = np.maximum(abs(sums["p"]), abs(sums["m"]))
-    if (largest > floor.cumsum(0)).any():
-        return found
-    # Nothing moved that is more than the rounding of two programs: no share of it.
-    return found._replace(**dict.fromkeys(_SHARES))
-
-
-def r_squared(measured: np.ndarray, predicted: np.ndarray) -> float | None:
-    r"""How much of what was measured is predicted, :math:`1 - SS_r / SS_t`.
-
-    None where all that was measured is the same: there is no spread to explain.
-    """
-    # Exactly: the mean of equal numbers may be off by a rounding.
-    if not np.ptp(measured):
-        return None
-    spread = ((measured - measured.mean()) ** 2).sum()
-    return float(1 - ((measured - predicted) ** 2).sum() / spread)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> float | None:
-    size = np.linalg.norm(whole)
-    return float(np.linalg.norm(part) / size) if size else None
-
-
-def legible(share: float | None, digits: str = ".3f") -> str:
-    """A share for a table: a dash where there is none, few digits where it is absurd.
-
-    Examples:
-      >>> legible(0.98765), legible(None), legible(-3e12)
-      ('0.988', '–', '< -1000')
-    """
-    if share is None:
-        return "–"
-    return format(share, digits) if share > -1000 else "< -1000"
 
 
 def metrics_table(
@@ -239,24 +115,6 @@ def type_changes(curves: Curves) -> dict[str, dict[str, float]]:
         for name in (*RESPONSE_TYPES, "argmax")
         if name in curves
     }
-
-
-def r_squared_within_types(
-    series: Mapping[str, np.ndarray], probes: Sequence[Probe]
-) -> float | None:
-    """R² of the accumulated changes of all probes, about the mean of each's own type.
-
-    That the types differ explains nothing here. None where no type has a spread.
-    """
-    types = np.array([probe.type for probe in probes])
-    measured, predicted = (
-        series[k].astype(float).cumsum(0) for k in ("measured", "predicted")
-    )
-    spread = sum(
-        ((of_type - of_type.mean()) ** 2).sum()
-        for of_type in (measured[:, types == type_] for type_ in set(types))
-    )
-    return float(1 - ((measured - predicted) ** 2).sum() / spread) if spread else None
 
 
 def check_identities(

@@ -38,10 +38,7 @@ from ldjax.finetune.results import (
     check_claims,
     check_identities,
     curves_of,
-    fidelity,
-    legible,
     metrics_table,
-    r_squared_within_types,
     type_changes,
 )
 from ldjax.finetune.rows import cropped, summed_over_sides, told_of, with_advantages
@@ -70,6 +67,7 @@ from ldjax.runs.checkpoints import Checkpoints, Table
 from ldjax.runs.folder import Run, start_run
 from ldjax.runs.loop import NonFiniteError, make_batch_fn, train
 from ldjax.runs.sinks import make_sink
+from ldjax.theory.fidelity import fidelity, legible, r_squared_within_types
 from ldjax.theory.signatures import evaluate
 from ldjax.theory.signatures import table as signature_table
 from ldjax.watch.token_maps import make_token_map_fn, moved_tokens, token_map_observer
@@ -292,8 +290,9 @@ def report(config: Config, run: Run, setup: Setup, table: Table, state: Any) -> 
     if setup.base.is_adapted:
         write_adapter(run, setup, state)
     tracked = setup.tracked.probes
-    fits = fidelity(table["train"], tracked)
-    within = r_squared_within_types(table["train"], tracked)
+    prompts, types = zip(*((p.prompt_name, p.type) for p in tracked), strict=True)
+    fits = fidelity(table["train"], prompts, types)
+    within = r_squared_within_types(table["train"], types)
     identities = check_identities(table, tracked, _at_both_ends(setup, table))
     is_even = np.isin(
         table["observed"]["step"], list(even_steps(setup.num_steps, config.evaluations))

@@ -94,20 +94,3 @@ def test_a_part_that_is_counted_as_rounding_is_seen(experiment, share, steady, h
     series["floor"] = series["floor"] if steady else 1e-12 * np.ones((400, 2))
     gap = experiment("ldjax.finetune.results").gap_of_parts(series)
     assert (gap <= 1) == holds
-
-
-def test_types_that_differ_explain_nothing_within_them(experiment):
-    """Pooled, a prediction of nothing but each type's mean looks nearly perfect."""
-    results = experiment("ldjax.finetune.results")
-    probes = [Probe(f"tracked/{i}", "chosen", Example((1,), (2,))) for i in range(4)]
-    probes += [each._replace(type="rejected") for each in probes]
-    rng = np.random.default_rng(0)
-    level = np.repeat([40.0, -60.0], 4)
-    measured = (level + rng.normal(size=(1, 8))).repeat(2, axis=0)
-    measured[1] = 0  # all in the first of two updates
-    predicted = np.where(measured == 0, 0, level)
-    series = {"measured": measured, "predicted": predicted, "floor": 0 * measured}
-    assert results.fidelity(series, probes)["all"].r_squared > 0.999
-    assert results.r_squared_within_types(series, probes) < 0.1
-    exact = series | {"predicted": measured}
-    assert results.r_squared_within_types(exact, probes) == 1

@@ -300,41 +300,6 @@ def make_series(seed=0, steps=6, probes=4):
     return {"predicted": predicted, "measured": measured, "floor": floor}
 
 
-def test_the_fidelity_of_a_type_is_its_definition(results):
-    from ldjax.data.batches import Example
-    from ldjax.watch.probes import Probe
-
-    types = ["chosen", "rejected", "chosen", "rejected"]
-    probes = [
-        Probe(f"tracked/{i // 2}", type_, Example((1,), (2,)))
-        for i, type_ in enumerate(types)
-    ]
-    series = make_series()
-    found = results.fidelity(series, probes)
-    assert set(found) == {"chosen", "rejected", "all", "margin"}
-    m, p = series["measured"][:, ::2].cumsum(0), series["predicted"][:, ::2].cumsum(0)
-    expected = 1 - ((m - p) ** 2).sum() / ((m - m.mean()) ** 2).sum()
-    assert found["chosen"].r_squared == pytest.approx(expected)
-    at_end = 1 - ((m[-1] - p[-1]) ** 2).sum() / ((m[-1] - m[-1].mean()) ** 2).sum()
-    assert found["chosen"].r_squared_at_end == pytest.approx(at_end)
-    rest = np.linalg.norm(m[-1] - p[-1]) / np.linalg.norm(m[-1])
-    assert found["chosen"].remainder_ratio == pytest.approx(rest)
-    margin = series["measured"][:, ::2] - series["measured"][:, 1::2]
-    assert found["margin"].change == pytest.approx(margin.sum(0).mean())
-    perfect = results.fidelity(series | {"predicted": series["measured"]}, probes)
-    assert perfect["all"].r_squared == 1
-    assert perfect["all"].sign_agreement == 1
-    opposite = results.fidelity(series | {"predicted": -series["measured"]}, probes)
-    assert opposite["all"].sign_agreement == 0
-
-
-def test_changes_below_the_floor_have_no_sign(results):
-    series = make_series()
-    series["floor"][:] = 100.0
-    found = results._fidelity(series | {"predicted": -series["measured"]})
-    assert found.sign_agreement is None
-
-
 @pytest.mark.parametrize("broken", ["parts", "measured"])
 def test_identities_that_do_not_hold_are_seen(results, broken):
     from ldjax.data.batches import Example

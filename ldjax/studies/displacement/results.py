@@ -6,9 +6,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ldjax.equation.resolution import rounding_of_sum
-from ldjax.finetune.results import gap_of_parts, legible, r_squared
+from ldjax.finetune.results import gap_of_parts
 from ldjax.runs.checkpoints import Table
 from ldjax.theory.claims import Claim
+from ldjax.theory.fidelity import legible, r_squared
 
 __all__ = [
     "RATES",
