@@ -1,6 +1,8 @@
 """Probes in a loop of one's own: a model in NNX, plain optax, three lines of ldjax.
 
-    python experiments/own_loop.py --out runs/own_loop     (ends with a page)
+    python experiments/own_loop.py --out runs/own_loop
+
+It ends with the page.
 """
 
 from pathlib import Path

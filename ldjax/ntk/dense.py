@@ -10,7 +10,6 @@ from jax.flatten_util import ravel_pytree
 from ldjax.equation.linear_map import DenseMap
 from ldjax.equation.sequences import LogitsFn
 from ldjax.equation.spaces import size_of
-from ldjax.ntk.lazy import LogitsFn
 from ldjax.ntk.neural_tangents import load_neural_tangents
 
 __all__ = ["dense_ntk"]
