@@ -1,45 +1,35 @@
 """The plan of a run's memory, against a whole trace and against a process."""
 
-import importlib
+from typing import Any
 
 import pytest
 from shell.scripts import run_script
 
+from ldjax.finetune import budget
+from ldjax.finetune.settings import Config
+from ldjax.finetune.start import Base
 from ldjax.models import Transformer, llama_config
 from ldjax.models.hub.parameters import abstract_params
 
 
-@pytest.fixture
-def experiments(monkeypatch):
-    """Imports a module of the experiments by name."""
-    return importlib.import_module
-
-
-def base_of(experiments, num_layers):
+def base_of(num_layers):
     config = llama_config(
         vocab_size=600, num_layers=num_layers, width=24, num_heads=3, num_kv_heads=1
     )
     model = Transformer(config)
-    base = experiments("ldjax.finetune.start").Base
-    return base(model, model, abstract_params(config), None)
+    tokenizer: Any = None
+    return Base(model, model, abstract_params(config), tokenizer)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("loss", ["sft", "dpo"])
-def test_a_deep_model_is_planned_from_a_few_of_its_blocks(
-    experiments, monkeypatch, loss
-):
-    memory = experiments("ldjax.finetune.budget")
-    config = (
-        experiments("ldjax.finetune.settings")
-        .Config(loss=loss, batch_size=4)
-        .resolved()
-    )
-    base = base_of(experiments, 9)
+def test_a_deep_model_is_planned_from_a_few_of_its_blocks(monkeypatch, loss):
+    config = Config(loss=loss, batch_size=4).resolved()
+    base = base_of(9)
     sizes = {"max_length": 33, "num_tracked": 8, "probes": 8}
-    few = memory._parts(config, base, **sizes)
-    monkeypatch.setattr(memory, "_TRACED_DEPTHS", (4, 9))
-    whole = memory._parts(config, base, **sizes)
+    few = budget._parts(config, base, **sizes)
+    monkeypatch.setattr(budget, "_TRACED_DEPTHS", (4, 9))
+    whole = budget._parts(config, base, **sizes)
     for name, size in whole.items():
         assert size <= 1.03 * few[name]
         assert few[name] <= 1.1 * size

@@ -1,22 +1,16 @@
 """What is kept between runs may be damaged, like everything else."""
 
-import importlib
-
 import pytest
 
+from ldjax.finetune import start
 from ldjax.runs.checkpoints import Checkpoints
 from ldjax.runs.folder import create_run
 from ldjax.runs.sinks import make_sink
 
 
-@pytest.fixture
-def start(monkeypatch):
-    return importlib.import_module("ldjax.finetune.start")
-
-
 @pytest.mark.parametrize("damaged", ["config.json", "checkpoints", None])
 def test_a_damaged_base_model_is_pretrained_again(
-    start, tmp_path, monkeypatch, capsys, damaged
+    tmp_path, monkeypatch, capsys, damaged
 ):
     """From its checkpoint where that is whole, else from the start."""
     made = []

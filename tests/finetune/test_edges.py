@@ -1,6 +1,5 @@
 """Data and settings at their ends: what is small, equal or extreme still runs."""
 
-import importlib
 import json
 import re
 import warnings
@@ -16,18 +15,14 @@ from zoo.cases import apply_toy, sentences, toy_params
 
 from ldjax.data.batches import Example
 from ldjax.data.tokenizers import train_word_level
+from ldjax.finetune import results, track
+from ldjax.finetune import run as finetune
 from ldjax.losses import sft
 from ldjax.models import Pretrained, Transformer, llama_config, load, save
 from ldjax.runs.folder import open_run
 from ldjax.watch.probes import Probe, ProbeSet
 
 QUESTION = "is the number {} in the list I wrote for you last week , or is it not in ?"
-
-
-@pytest.fixture
-def experiments(monkeypatch):
-    """Imports a module of the experiments by name."""
-    return importlib.import_module
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +44,13 @@ def probe_of(prompt, type_):
     return Probe(f"tracked/{prompt}", type_, Example((prompt, 2), (3, 1)))
 
 
-def order_of(watch, loss_fn):
+def order_of(loss_fn):
     """The order check of a toy model whose loss may be flat."""
     tracked = ProbeSet.of(
         [probe_of(i, "chosen") for i in (0, 1)], max_length=4, batch_size=None
     )
-    init, step = watch.make_tracked_step(apply_toy, loss_fn, optax.sgd(0.1), tracked)
-    observers = watch.make_observers(
+    init, step = track.make_tracked_step(apply_toy, loss_fn, optax.sgd(0.1), tracked)
+    observers = track.make_observers(
         apply_toy,
         sets={"observed": tracked, "tracked": tracked},
         num_steps=2,
@@ -67,20 +62,16 @@ def order_of(watch, loss_fn):
     return observers["order"].observe(state, *step(state, sentences(6, 3, 4)))
 
 
-def test_the_order_of_an_update_that_moves_nothing_is_none(experiments):
-    watch, results = map(
-        experiments, ("ldjax.finetune.track", "ldjax.finetune.results")
-    )
-    assert order_of(watch, lambda logits, batch: 0.0 * logits.sum()) == {}
-    assert order_of(watch, sft)["remainder_ratio"] > 3
+def test_the_order_of_an_update_that_moves_nothing_is_none():
+    assert order_of(lambda logits, batch: 0.0 * logits.sum()) == {}
+    assert order_of(sft)["remainder_ratio"] > 3
     check = results.check_order([])
     assert check["holds"]
     assert "nothing moved" in check["text"]
     assert not results.check_order([4.0, 3.0])["holds"]
 
 
-def test_a_run_in_which_nothing_moved_keeps_its_identities(experiments):
-    results = experiments("ldjax.finetune.results")
+def test_a_run_in_which_nothing_moved_keeps_its_identities():
     probes = [probe_of(0, "chosen"), probe_of(0, "rejected")]
     nothing = {k: np.zeros((3, 2)) for k in ("predicted", "measured", "floor")}
     with warnings.catch_warnings():
@@ -92,19 +83,19 @@ def test_a_run_in_which_nothing_moved_keeps_its_identities(experiments):
     assert all(np.isfinite(check["value"]) for check in checks)
 
 
-def test_a_model_of_nans_is_named_before_it_is_trained(experiments, folder, tmp_path):
+def test_a_model_of_nans_is_named_before_it_is_trained(folder, tmp_path):
     found = load(folder)
     leaves, structure = jax.tree.flatten(found.params)
     leaves[-1] = leaves[-1].at[..., :2].set(jnp.nan)
     save(tmp_path / "bad", found._replace(params=structure.unflatten(leaves)))
-    config = experiments("ldjax.finetune.run").Config(
+    config = finetune.Config(
         model=str(tmp_path / "bad"),
         data=str(write_pairs(tmp_path / "pairs.jsonl", 8 * [("yes", "no")])),
         out=tmp_path / "run",
         cache=tmp_path,
     )
     with pytest.raises(SystemExit, match=r"^finetune: [^\n]*$") as error:
-        experiments("ldjax.finetune.run").main(config)
+        finetune.main(config)
     assert re.search(r"\w+ has \d+ of \d+ that are NaN", str(error.value))
     assert "learning rate" not in str(error.value)
     assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from ldjax.cli import COMMANDS
 from ldjax.data.tokenizers import SpecialTokens, train_bpe
 from ldjax.data.world.world import make_world
 from ldjax.equation.partition import split
+from ldjax.finetune import budget, settings, start
 from ldjax.models import (
     Pretrained,
     Transformer,
@@ -30,12 +32,7 @@ from ldjax.models import (
 from ldjax.models.hub.parameters import abstract_params
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture
-def experiments(monkeypatch):
-    """Imports a module of the experiments by name."""
-    return importlib.import_module
+NO_TOKENIZER: Any = None
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +81,7 @@ def test_adapters_of_a_folder_are_trained_alone_watched_and_loaded_back(
 
 
 @pytest.mark.parametrize(
-    ("script", "settings", "parts"),
+    ("script", "options", "parts"),
     [
         ("finetune", {"model": "EleutherAI/pythia-410m"}, ["hf download"]),
         (
@@ -100,11 +97,11 @@ def test_adapters_of_a_folder_are_trained_alone_watched_and_loaded_back(
     ],
 )
 def test_a_model_that_is_not_there_is_one_message(
-    experiments, monkeypatch, script, settings, parts, tmp_path
+    monkeypatch, script, options, parts, tmp_path
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     module = importlib.import_module(COMMANDS[script][0])
-    config = module.Config(**settings, out=tmp_path / "run", cache=tmp_path / "cache")
+    config = module.Config(**options, out=tmp_path / "run", cache=tmp_path / "cache")
     with pytest.raises(SystemExit) as caught:
         module.main(config)
     message = str(caught.value)
@@ -131,10 +128,6 @@ def test_the_papers_runs_fit_a_gpu_of_80_gigabytes(name):
 
 
 def plan_the_papers_run(name):
-    memory, start, settings = (
-        importlib.import_module(f"ldjax.finetune.{part}")
-        for part in ("budget", "start", "settings")
-    )
     model = {
         "pythia-410m": neox_config(
             vocab_size=50304, num_layers=24, width=1024, num_heads=16
@@ -155,23 +148,20 @@ def plan_the_papers_run(name):
     assert (config.batch_size, config.clip, config.warmup_steps) == (4, 10.0, 150)
     trained = dataclasses.replace(model, dtype=config.dtype)
     shapes = abstract_params(model)
-    base = start.Base(Transformer(model), Transformer(trained), shapes, None)
-    vars(memory)["default_limit"] = lambda: int(0.8 * 80e9)
-    plan = memory.plan_memory(config, base, max_length=512, num_tracked=12)
+    base = start.Base(Transformer(model), Transformer(trained), shapes, NO_TOKENIZER)
+    budget.default_limit = lambda: int(0.8 * 80e9)
+    plan = budget.plan_memory(config, base, max_length=512, num_tracked=12)
     # Parameters and RMSprop's moments, to the byte but for its counters.
     assert plan.parts["parameters"] == 4 * base.num_params
     assert abs(plan.parts["optimizer"] - 4 * base.num_params) <= 64
     assert plan.total <= 0.8 * 80e9
 
 
-def test_fewer_probes_at_a_time_are_taken_until_it_fits_or_it_is_refused(
-    experiments, monkeypatch
-):
-    memory = experiments("ldjax.finetune.budget")
-    config = experiments("ldjax.finetune.settings").Config().resolved()
+def test_fewer_probes_at_a_time_are_taken_until_it_fits_or_it_is_refused(monkeypatch):
+    config = settings.Config().resolved()
     model = Transformer(gpt2_config(vocab_size=1000, num_layers=1))
     shapes = abstract_params(model.config)
-    base = experiments("ldjax.finetune.start").Base(model, model, shapes, None)
+    base = start.Base(model, model, shapes, NO_TOKENIZER)
 
     tried = []
 
@@ -181,42 +171,38 @@ def test_fewer_probes_at_a_time_are_taken_until_it_fits_or_it_is_refused(
         return small | {"observation": probes * 10**6}
 
     def plan(limit):
-        monkeypatch.setattr(memory, "default_limit", lambda: limit)
-        return memory.plan_memory(config, base, max_length=64, num_tracked=12)
+        monkeypatch.setattr(budget, "default_limit", lambda: limit)
+        return budget.plan_memory(config, base, max_length=64, num_tracked=12)
 
-    monkeypatch.setattr(memory, "_parts", parts)
-    monkeypatch.setattr(memory, "_process_bytes", lambda base: 3 * 10**6)
+    monkeypatch.setattr(budget, "_parts", parts)
+    monkeypatch.setattr(budget, "_process_bytes", lambda base: 3 * 10**6)
     roomy, tight = plan(10**12), plan(23 * 10**6)
     tried.clear()
     with pytest.raises(MemoryError, match=r"does not fit: .* 1 MB to use\. Choose"):
         plan(10**6)
     assert not roomy.parts
-    assert roomy.probes == memory.MOST_PROBES
+    assert roomy.probes == budget.MOST_PROBES
     # 1.7 times as much and the process: 2 and 6 MB fit into 23, 2 and 12 do not.
     assert tight.probes == 6
     assert tight.total == 3 * 10**6 + int(1.7 * 8 * 10**6)
     # That nothing fits is known by the smallest one, not by all of them.
-    assert tried == [memory.MOST_PROBES, 1]
+    assert tried == [budget.MOST_PROBES, 1]
 
 
-def test_a_preset_sets_the_defaults_of_a_command_and_what_is_given_counts(
-    experiments, monkeypatch
-):
-    config = experiments("ldjax.finetune.settings")
-
+def test_a_preset_sets_the_defaults_of_a_command_and_what_is_given_counts(monkeypatch):
     def parsed(*args):
         monkeypatch.setattr(sys, "argv", ["finetune.py", *args])
-        return config.from_command_line(config.Config, None)
+        return settings.from_command_line(settings.Config, None)
 
     preset = ("--preset", "pythia-410m")
     plain, changed = parsed(*preset), parsed(*preset, "--dtype", "float32")
     assert (plain.model, plain.dtype) == ("EleutherAI/pythia-410m", "bfloat16")
     assert (plain.data, plain.max_rows, plain.recipe) == (
-        config.HUB_DATA,
+        settings.HUB_DATA,
         5000,
         "paper",
     )
     assert changed.dtype == "float32"
     assert changed.model == plain.model
     assert parsed(*preset, "--init", "runs/sft").model == ""
-    assert parsed() == config.Config()
+    assert parsed() == settings.Config()

@@ -1,7 +1,6 @@
 """The pretraining experiment as its users run it, and as a machine kills it."""
 
 import gzip
-import importlib
 import json
 import os
 import random
@@ -14,6 +13,7 @@ import tyro
 from shell.killing import kill_at, start_script
 from shell.scripts import run_script
 
+from ldjax.finetune.pretrain import run as pretrain
 from ldjax.models import load
 from ldjax.runs.checkpoints import Checkpoints
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
@@ -42,11 +42,6 @@ def cache(tmp_path_factory):
 def smoke(tmp_path_factory, cache):
     out = tmp_path_factory.mktemp("pretrain") / "run"
     return run_script("pretrain.py", "--smoke", "--out", out, cache=cache), out
-
-
-@pytest.fixture
-def pretrain(monkeypatch):
-    return importlib.import_module("ldjax.finetune.pretrain.run")
 
 
 @pytest.mark.slow
@@ -123,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, cache):
         (["--text", "nowhere.txt"], "no file nowhere.txt"),
     ],
 )
-def test_a_mistake_is_one_clear_line(tmp_path, pretrain, args, part):
+def test_a_mistake_is_one_clear_line(tmp_path, args, part):
     out = tmp_path / "run"
     config = tyro.cli(pretrain.Config, args=["--out", str(out), *args])
     with pytest.raises(SystemExit, match=r"^pretrain: [^\n]*$") as error:

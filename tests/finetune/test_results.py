@@ -1,7 +1,5 @@
 """What a finetuning run checks of itself notices a defect that is planted."""
 
-import importlib
-
 import numpy as np
 import optax
 import pytest
@@ -9,14 +7,8 @@ from zoo.cases import apply_toy, sentences, toy_params
 
 import ldjax
 from ldjax.data.batches import Example
+from ldjax.finetune import results, track
 from ldjax.watch.probes import Probe, ProbeSet
-
-
-@pytest.fixture
-def experiment(monkeypatch):
-    """A module of the experiment by its name."""
-    return importlib.import_module
-
 
 PROBES = [Probe(f"tracked/{i}", "chosen", Example((i, 2), (3, 1))) for i in (0, 1)]
 
@@ -25,13 +17,10 @@ PROBES = [Probe(f"tracked/{i}", "chosen", Example((i, 2), (3, 1))) for i in (0, 
     ("rate", "planted", "expected"),
     [(1e-3, 1.0, 0.0), (1e-8, 1.0, 0.0), (1e-3, 0.9, 0.1), (0.0, 1.0, 0.0)],
 )
-def test_the_prediction_of_a_step_is_tied_to_what_it_moved(
-    experiment, rate, planted, expected
-):
+def test_the_prediction_of_a_step_is_tied_to_what_it_moved(rate, planted, expected):
     """An order of the remainder alone holds for any direction."""
-    watch = experiment("ldjax.finetune.track")
     tracked = ProbeSet.of(PROBES, max_length=4, batch_size=None)
-    init, step = watch.make_tracked_step(
+    init, step = track.make_tracked_step(
         apply_toy, ldjax.losses.sft, optax.sgd(rate), tracked
     )
 
@@ -40,7 +29,7 @@ def test_the_prediction_of_a_step_is_tied_to_what_it_moved(
         changed = ("predicted", "part:update")  # their sum still holds
         return state, told | {name: planted * told[name] for name in changed}
 
-    observers = watch.make_observers(
+    observers = track.make_observers(
         apply_toy,
         sets={"observed": tracked, "tracked": tracked},
         num_steps=2,
@@ -66,9 +55,9 @@ def make_table(steps=400):
     return {"train": series, "tied": {"gap": np.array([1e-6, 1e-5])}}
 
 
-def test_a_defect_below_the_floor_of_every_step_is_seen_in_their_sum(experiment):
+def test_a_defect_below_the_floor_of_every_step_is_seen_in_their_sum():
     """As of a step that measures other parameters than it hands on."""
-    check = experiment("ldjax.finetune.results").check_identities
+    check = results.check_identities
     table = make_table()
     whole = table["train"]["measured"].sum(0)
     for lost, holds in ((0.0, True), (0.5e-6, False)):
@@ -84,7 +73,7 @@ def test_a_defect_below_the_floor_of_every_step_is_seen_in_their_sum(experiment)
     ("share", "steady", "holds"),
     [(1.0, 0.0, True), (0.99, 0.0, False), (1.0, 1e-6, False), (1.0, 1e-8, True)],
 )
-def test_a_part_that_is_counted_as_rounding_is_seen(experiment, share, steady, holds):
+def test_a_part_that_is_counted_as_rounding_is_seen(share, steady, holds):
     """With the part `rounding` the others sum to any prediction."""
     series = make_table()["train"]
     for name in ("predicted", "part:update"):
@@ -92,5 +81,5 @@ def test_a_part_that_is_counted_as_rounding_is_seen(experiment, share, steady, h
     series["part:update"] = share * series["predicted"] + steady
     series["part:rounding"] = series["predicted"] - series["part:update"]
     series["floor"] = series["floor"] if steady else 1e-12 * np.ones((400, 2))
-    gap = experiment("ldjax.finetune.results").gap_of_parts(series)
+    gap = results.gap_of_parts(series)
     assert (gap <= 1) == holds

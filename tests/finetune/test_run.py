@@ -1,22 +1,30 @@
 """Finetuning as its users run it, as a machine kills it, and what it reports."""
 
 import dataclasses
-import importlib
 import json
 import os
 import random
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tyro
 from shell.killing import kill_at, start_script
 from shell.scripts import run_script
+from zoo.cases import apply_toy, sentences, toy_params
 
+from ldjax.data.batches import Example, to_sequences
 from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.finetune import pipeline, results, setup, track
+from ldjax.finetune import run as finetune
+from ldjax.finetune.rows import cropped
+from ldjax.losses import sft
 from ldjax.models import load
 from ldjax.runs.checkpoints import Checkpoints
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
+from ldjax.theory.curves import Curves
+from ldjax.watch.probes import Probe, ProbeSet
 
 TINY = ("--smoke", "--epochs", "0.5")  # 30 updates
 
@@ -33,16 +41,6 @@ def runs(tmp_path_factory, cache):
     out = tmp_path_factory.mktemp("pipeline") / "run"
     args = ("--smoke", "--out", out, "--cache", cache, "--log", "tensorboard")
     return run_script("pipeline.py", *args, cache=cache), out
-
-
-@pytest.fixture
-def finetune(monkeypatch):
-    return importlib.import_module("ldjax.finetune.run")
-
-
-@pytest.fixture
-def results(monkeypatch):
-    return importlib.import_module("ldjax.finetune.results")
 
 
 @pytest.mark.slow
@@ -188,10 +186,9 @@ def test_the_samples_are_the_base_models_in_every_stage(runs):
     ],
 )
 def test_the_regime_follows_from_loss_target_and_start(
-    tmp_path, finetune, changes, before, regime
+    tmp_path, changes, before, regime
 ):
     (tmp_path / "config.json").write_text(json.dumps({"settings": before}))
-    setup = importlib.import_module("ldjax.finetune.setup")
     assert setup.find_regime(finetune.Config(**changes), str(tmp_path)) == regime
 
 
@@ -251,7 +248,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(
         (["--data", "nowhere.jsonl"], "no file nowhere.jsonl"),
     ],
 )
-def test_a_mistake_is_one_clear_line(tmp_path, finetune, args, part):
+def test_a_mistake_is_one_clear_line(tmp_path, args, part):
     out = tmp_path / "run"
     config = tyro.cli(finetune.Config, args=["--out", str(out), *args])
     with pytest.raises(SystemExit, match=r"^finetune: [^\n]*$") as error:
@@ -273,7 +270,7 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("line", "part"), BAD_ROWS)
-def test_a_bad_row_is_named_by_file_and_line(tmp_path, finetune, line, part):
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, line, part):
     path = tmp_path / "pairs.jsonl"
     path.write_text(f'{{"prompt": "x", "chosen": "y", "rejected": "z"}}\n{line}\n')
     config = finetune.Config(out=tmp_path / "run", data=str(path), loss="dpo")
@@ -283,7 +280,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, finetune, line, part):
     assert part in str(error.value)
 
 
-def test_a_recipe_fills_in_what_is_not_said(finetune):
+def test_a_recipe_fills_in_what_is_not_said():
     config = finetune.Config(recipe="paper", learning_rate=1e-3).resolved()
     assert config.optimizer == "rmsprop"
     assert (config.learning_rate, config.batch_size) == (1e-3, 4)
@@ -301,10 +298,7 @@ def make_series(seed=0, steps=6, probes=4):
 
 
 @pytest.mark.parametrize("broken", ["parts", "measured"])
-def test_identities_that_do_not_hold_are_seen(results, broken):
-    from ldjax.data.batches import Example
-    from ldjax.watch.probes import Probe
-
+def test_identities_that_do_not_hold_are_seen(broken):
     series = make_series()
     series |= {
         "part:update": 0.4 * series["predicted"],
@@ -331,9 +325,7 @@ def test_a_run_that_is_not_complete_is_no_start(tmp_path):
         load(tmp_path)
 
 
-def test_a_cropped_batch_keeps_every_scored_token(finetune):
-    from ldjax.data.batches import Example, to_sequences
-
+def test_a_cropped_batch_keeps_every_scored_token():
     def rows(lengths):
         examples = [Example((1,), (2,) * length) for length in lengths]
         return to_sequences(examples, max_length=65)
@@ -343,10 +335,10 @@ def test_a_cropped_batch_keeps_every_scored_token(finetune):
     def batch_fn(step):
         return jax.tree.map(lambda leaf: leaf[step : step + 1], sides)
 
-    cropped = importlib.import_module("ldjax.finetune.rows").cropped(batch_fn)
+    crop = cropped(batch_fn)
     widths = []
     for step in range(3):
-        batch = cropped(step)
+        batch = crop(step)
         widths.append({side: rows.mask.shape[1] for side, rows in batch.items()})
         for side, whole in batch_fn(step).items():
             assert batch[side].mask.sum() == whole.mask.sum()
@@ -362,8 +354,7 @@ def test_a_cropped_batch_keeps_every_scored_token(finetune):
         (["--resume", "--overwrite"], "contradict"),
     ],
 )
-def test_a_mistake_of_the_pipeline_is_one_clear_line(tmp_path, monkeypatch, args, part):
-    pipeline = importlib.import_module("ldjax.finetune.pipeline")
+def test_a_mistake_of_the_pipeline_is_one_clear_line(tmp_path, args, part):
     out = tmp_path / "run"
     config = tyro.cli(pipeline.Config, args=["--out", str(out), *args])
     with pytest.raises(SystemExit, match=r"^pipeline: [^\n]*$") as error:
@@ -373,21 +364,11 @@ def test_a_mistake_of_the_pipeline_is_one_clear_line(tmp_path, monkeypatch, args
 
 
 @pytest.mark.parametrize("rate", [1e-8, 3.0])
-def test_the_order_of_a_remainder_is_found_at_any_rate(finetune, rate):
-    import optax
-    from zoo.cases import apply_toy, sentences, toy_params
-
-    import ldjax
-    from ldjax.data.batches import Example
-    from ldjax.watch.probes import Probe, ProbeSet
-
-    watch = importlib.import_module("ldjax.finetune.track")
+def test_the_order_of_a_remainder_is_found_at_any_rate(rate):
     probes = [Probe(f"tracked/{i}", "chosen", Example((i, 2), (3, 1))) for i in (0, 1)]
     tracked = ProbeSet.of(probes, max_length=4, batch_size=None)
-    init, step = watch.make_tracked_step(
-        apply_toy, ldjax.losses.sft, optax.sgd(rate), tracked
-    )
-    observers = watch.make_observers(
+    init, step = track.make_tracked_step(apply_toy, sft, optax.sgd(rate), tracked)
+    observers = track.make_observers(
         apply_toy,
         sets={"observed": tracked, "tracked": tracked},
         num_steps=2,
@@ -400,9 +381,7 @@ def test_the_order_of_a_remainder_is_found_at_any_rate(finetune, rate):
     assert 3.8 < found["remainder_ratio"] < 4.2
 
 
-def test_extended_sft_is_not_asked_to_lower_the_rejected(results):
-    from ldjax.theory.curves import Curves
-
+def test_extended_sft_is_not_asked_to_lower_the_rejected():
     rising = np.linspace(-50.0, -30.0, 21)
     curves = Curves({"chosen": rising, "rejected": rising})
     order = np.array([4.0, 4.0])

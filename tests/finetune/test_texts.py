@@ -1,8 +1,8 @@
 """What scripts do to texts: what a model drew, and what spells its special tokens."""
 
 import functools
-import importlib
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,19 @@ from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow
 from ldjax.data.responses import to_examples
 from ldjax.data.tokenizers import load_tokenizer, train_bpe, train_word_level
+from ldjax.finetune.pretrain import run as pretrain
+from ldjax.finetune.pretrain.corpus import make_corpus
+from ldjax.finetune.rows import add_initial, make_probes, training_rows
+from ldjax.finetune.start import Base
 from ldjax.models.decoder.sampling import generate_sampled
+from ldjax.studies import policies
+from ldjax.studies.kernel import study as kernel
+from ldjax.studies.phenomena.on_policy import make_arms
 
 ROWS = [PreferenceRow(f"a {'b' * i}", {"chosen": " a"}, f"a:{i}") for i in range(1, 7)]
 
 
 ENDS = (0, 7, 11, 15)
-
-
-@pytest.fixture
-def experiments(monkeypatch):
-    """Imports a module of the experiments by name."""
-    return importlib.import_module
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,9 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture
-def base(experiments, tokenizer):
+def base(tokenizer):
     model, params = make_decoder("llama", num_layers=1)
-    return experiments("ldjax.finetune.start").Base(model, model, params, tokenizer)
+    return Base(model, model, params, tokenizer)
 
 
 def encoder(tokenizer):
@@ -54,12 +55,9 @@ def encoder(tokenizer):
     )
 
 
-def test_the_ids_of_a_sample_are_those_that_were_drawn(experiments, base, tokenizer):
-    data = experiments("ldjax.finetune.rows")
+def test_the_ids_of_a_sample_are_those_that_were_drawn(base, tokenizer):
     encode = encoder(tokenizer)
-    filled = data.add_initial(
-        ROWS, base, encode, max_new_tokens=12, batch_size=4, seed=3
-    )
+    filled = add_initial(ROWS, base, encode, max_new_tokens=12, batch_size=4, seed=3)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
         jax.random.key(3), jnp.arange(len(ROWS))
     )
@@ -70,7 +68,7 @@ def test_the_ids_of_a_sample_are_those_that_were_drawn(experiments, base, tokeni
         max_new_tokens=12,
         eos_id=ENDS,
     ).responses()
-    watched = data.make_probes("train", filled, range(6), encode, ("chosen_initial",))
+    watched = make_probes("train", filled, range(6), encode, ("chosen_initial",))
     assert [list(probe.example.response_ids) for probe in watched] == drawn
     # More than one of the ends ended some, and none of them is shown.
     assert len({ids[-1] for ids in drawn if len(ids) < 12}) > 1
@@ -83,17 +81,14 @@ def test_the_ids_of_a_sample_are_those_that_were_drawn(experiments, base, tokeni
     assert sum(a == b for a, b in zip(again, shown, strict=True)) < len(ROWS) / 2
 
 
-def test_a_policy_is_trained_on_the_ids_that_it_drew(experiments, base, tokenizer):
-    study = experiments("ldjax.studies.policies").Study(
-        *(None, None, base, encoder(tokenizer), 24, None)
-    )
-    said = experiments("ldjax.studies.policies").responses(
-        study, base.params, ROWS, key=jax.random.key(1)
-    )
+def test_a_policy_is_trained_on_the_ids_that_it_drew(base, tokenizer):
+    unused: Any = None
+    study = policies.Study(unused, unused, base, encoder(tokenizer), 24, unused)
+    said = policies.responses(study, base.params, ROWS, key=jax.random.key(1))
     assert {type(text) for text in said} == {DrawnText}
     pairs = [*zip(said[:3], said[3:], strict=True)]
     full = [row._replace(responses=dict.fromkeys(TYPES, " a")) for row in ROWS[:3]]
-    arms = experiments("ldjax.studies.phenomena.on_policy").make_arms(full, pairs)
+    arms = make_arms(full, pairs)
     for row, pair in zip(arms["on"], pairs, strict=True):
         made = study.encode(row).examples
         for side, text in zip(("chosen", "rejected"), pair, strict=True):
@@ -103,15 +98,13 @@ def test_a_policy_is_trained_on_the_ids_that_it_drew(experiments, base, tokenize
 TYPES = ("chosen", "rejected", "random_permute")
 
 
-def test_prompts_are_read_by_the_tokenizer_of_the_model_that_answers(
-    experiments, base, tokenizer
-):
+def test_prompts_are_read_by_the_tokenizer_of_the_model_that_answers(base, tokenizer):
     """Not by that of the model that is trained, whose ids mean other texts."""
     other = train_bpe(["a b"], vocab_size=260)
-    filled = experiments("ldjax.finetune.rows").add_initial(
+    filled = add_initial(
         ROWS, base, encoder(other), max_new_tokens=4, batch_size=6, seed=0
     )
-    own = experiments("ldjax.finetune.rows").add_initial(
+    own = add_initial(
         ROWS, base, encoder(tokenizer), max_new_tokens=4, batch_size=6, seed=0
     )
     assert filled == own
@@ -123,8 +116,7 @@ def test_prompts_are_read_by_the_tokenizer_of_the_model_that_answers(
         assert other.decode(ids[:-1]) == f" {text.lstrip(' ')}"
 
 
-def test_texts_that_spell_special_tokens_are_noted_by_the_kernel(experiments):
-    kernel = experiments("ldjax.studies.kernel.study")
+def test_texts_that_spell_special_tokens_are_noted_by_the_kernel():
     base = kernel.random_model(0)
     config = kernel.Config(
         smoke=True,
@@ -144,9 +136,9 @@ def test_texts_that_spell_special_tokens_are_noted_by_the_kernel(experiments):
     assert base.tokenizer.padding_id in read.example.response_ids
 
 
-def test_documents_that_spell_special_tokens_are_noted(experiments):
+def test_documents_that_spell_special_tokens_are_noted():
     documents = [f"a b {i}" for i in range(9)] + ["<|endoftext|> b", "c"]
-    corpus = experiments("ldjax.finetune.pretrain.corpus").make_corpus(
+    corpus = make_corpus(
         documents,
         tokenizer="bpe",
         vocab_size=260,
@@ -155,25 +147,19 @@ def test_documents_that_spell_special_tokens_are_noted(experiments):
         seed=0,
     )
     assert corpus.sizes["special_as_text"] == 1
-    line = experiments("ldjax.finetune.pretrain.run").describe(corpus, 10, 2)
+    line = pretrain.describe(corpus, 10, 2)
     note = "\nnote: 1 documents spell special tokens, which are taken as text"
     assert line.endswith(f" updates{note}")
     corpus.sizes["special_as_text"] = 0
-    assert (
-        experiments("ldjax.finetune.pretrain.run")
-        .describe(corpus, 10, 2)
-        .endswith(" updates")
-    )
+    assert pretrain.describe(corpus, 10, 2).endswith(" updates")
 
 
-def test_notes_of_texts_are_counted_and_said_once(experiments, tokenizer):
+def test_notes_of_texts_are_counted_and_said_once(tokenizer):
     rows = [
         PreferenceRow("a <|endoftext|>", {"chosen": " a", "rejected": "a"}, "a:1"),
         PreferenceRow("a b", {"chosen": " a", "rejected": " a"}, "a:2"),
     ]
-    counts = experiments("ldjax.finetune.rows").training_rows(
-        rows * 2, encoder(tokenizer), target=None, max_length=64
-    )[1]
+    counts = training_rows(rows * 2, encoder(tokenizer), target=None, max_length=64)[1]
     assert {name: n for name, n in counts.items() if not name.startswith("num")} == {
         "special token '<|endoftext|>' of 'prompt' taken as text": 2,
         "chosen and rejected differ in leading spaces, which are kept": 2,

@@ -1,7 +1,5 @@
 """The account of a falling chosen answer: the script, and what it says of labels."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +8,9 @@ import pytest
 from shell.scripts import run_script
 from zoo.cases import apply_toy, sentences, toy_params
 
-from ldjax import Sequences, losses, make_step
+from ldjax import Sequences, losses, make_step, sequence_log_probs
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
+from ldjax.studies.displacement import measure, results
 
 
 @pytest.mark.slow
@@ -56,14 +55,9 @@ def test_a_mistake_is_one_clear_line(tmp_path, args, part):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def measure(monkeypatch):
-    return importlib.import_module("ldjax.studies.displacement.measure")
-
-
 @pytest.mark.parametrize("is_pushed_down", [True, False])
 def test_where_the_kernel_is_a_multiple_of_the_identity_its_theory_is_right(
-    measure, is_pushed_down
+    is_pushed_down,
 ):
     """One softmax, moved by its own push alone: all labels as the theory says."""
     rng = np.random.default_rng(0)
@@ -102,7 +96,7 @@ def test_where_the_kernel_is_a_multiple_of_the_identity_its_theory_is_right(
         assert found["to_greedy"][probe] == pytest.approx(expected, rel=1e-6)
 
 
-def test_wrong_signs_are_counted(measure):
+def test_wrong_signs_are_counted():
     """Half of the labels predicted to go the other way."""
     change = jnp.asarray([[[1.0, -1.0, 2.0, -2.0]]])
     one = jnp.ones((1, 1), int)
@@ -118,12 +112,7 @@ def test_wrong_signs_are_counted(measure):
     assert found["rising"] == pytest.approx(0.5)
 
 
-@pytest.fixture
-def results(monkeypatch):
-    return importlib.import_module("ldjax.studies.displacement.results")
-
-
-def make_watched(measure):
+def make_watched():
     """Three pairs; the answers of the second are so alike that they fall together."""
     chosen, rejected = sentences(4, 3, 4), sentences(54, 3, 4)
     alike = chosen.targets[1].at[2].set(1)
@@ -140,9 +129,9 @@ def make_watched(measure):
 
 
 @pytest.mark.slow
-def test_a_step_on_a_pair_alone_is_the_step_that_would_be_taken(measure):
+def test_a_step_on_a_pair_alone_is_the_step_that_would_be_taken():
     """From the same state, each by itself; its own sides are without the momentum."""
-    watched, optimizer = make_watched(measure), optax.adam(1e-3)
+    watched, optimizer = make_watched(), optax.adam(1e-3)
     init, step = make_step(apply_toy, losses.dpo(), optimizer)
     alone_fn = measure.make_alone_fn(apply_toy, losses.dpo(), optimizer, watched)
     probe = watched.pairs["chosen"].plain
@@ -157,9 +146,9 @@ def test_a_step_on_a_pair_alone_is_the_step_that_would_be_taken(measure):
 
 
 @pytest.mark.slow
-def test_a_criterion_that_is_wrong_is_seen(measure, results):
+def test_a_criterion_that_is_wrong_is_seen():
     """As by the products of another pair."""
-    watched, optimizer = make_watched(measure), optax.sgd(1e-4)
+    watched, optimizer = make_watched(), optax.sgd(1e-4)
     init, step = measure.make_origin_step(apply_toy, losses.dpo(), optimizer, watched)
     alone_fn = measure.make_alone_fn(apply_toy, losses.dpo(), optimizer, watched)
     state, start = init(toy_params()), toy_params()
@@ -172,9 +161,7 @@ def test_a_criterion_that_is_wrong_is_seen(measure, results):
     }
     chosen = watched.pairs["chosen"]
     before, after = (
-        measure.ldjax.sequence_log_probs(
-            apply_toy(params, chosen), chosen.targets, chosen.mask
-        )
+        sequence_log_probs(apply_toy(params, chosen), chosen.targets, chosen.mask)
         for params in (start, state.params)
     )
     account = results.Account(
@@ -191,7 +178,7 @@ def test_a_criterion_that_is_wrong_is_seen(measure, results):
     assert [each.holds for each in claims] == [True, False]
 
 
-def test_no_step_that_tells_is_no_claim_that_holds(results):
+def test_no_step_that_tells_is_no_claim_that_holds():
     one = np.ones((2, 2))
     train = {"step": np.arange(2), "product:chosen": one, "product:cross": 0 * one}
     table = {

@@ -1,14 +1,14 @@
 """The kernel experiment as its users run it, and its checks."""
 
-import importlib
 import json
-import sys
 
 import numpy as np
 import pytest
 from shell.scripts import run_script
 
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
+from ldjax.studies.kernel import results
+from ldjax.studies.kernel import study as kernel
 from ldjax.theory.claims import failures, stored
 
 FIGURES = ["block_norms", "groups", "head_and_body", "pushed_tokens", "token_map"]
@@ -16,17 +16,7 @@ PROBE, UPDATE = "why , bana dorby sells", "why , bana dorby hawks glass"
 
 
 @pytest.fixture(scope="module")
-def kernel():
-    return importlib.import_module("ldjax.studies.kernel.study")
-
-
-@pytest.fixture(scope="module")
-def results(kernel):
-    return sys.modules[kernel.analyse.__module__]
-
-
-@pytest.fixture(scope="module")
-def base(kernel):
+def base():
     return kernel.random_model(0)
 
 
@@ -89,7 +79,7 @@ def test_help_shows_defaults_and_units():
         ({"learning_rate": 0.0}, "--learning-rate must be positive"),
     ],
 )
-def test_a_mistake_is_one_clear_line(kernel, tmp_path, settings, message):
+def test_a_mistake_is_one_clear_line(tmp_path, settings, message):
     out = tmp_path / "run"
     with pytest.raises(SystemExit) as error:
         kernel.main(kernel.Config(out=out, smoke=True, **settings))
@@ -99,12 +89,12 @@ def test_a_mistake_is_one_clear_line(kernel, tmp_path, settings, message):
     assert not out.exists()
 
 
-def test_a_text_that_just_fits_is_taken(kernel, base):
+def test_a_text_that_just_fits_is_taken(base):
     config = kernel.Config(smoke=True, update_text=" why" * 31)
     assert kernel.make_text(config, "update", base).sequences.tokens.shape == (1, 32)
 
 
-def test_the_text_alone_is_scored(kernel, base):
+def test_the_text_alone_is_scored(base):
     config = kernel.Config(
         smoke=True, probe_prompt=" question :", probe_text="why , bana"
     )
@@ -129,7 +119,7 @@ def blocks_of(K):
     }
 
 
-def analysed(results, seed=0):
+def analysed(seed=0):
     """An analysis of a drawn kernel of two groups, without a model."""
     rng = np.random.default_rng(seed)
     parts = {name: rng.normal(size=(3, 2, 5, 5)) for name in ("blocks_0", "head")}
@@ -158,8 +148,8 @@ def analysed(results, seed=0):
     )
 
 
-def test_the_identities_hold_for_true_blocks_and_fail_for_wrong_ones(results):
-    analysis = analysed(results)
+def test_the_identities_hold_for_true_blocks_and_fail_for_wrong_ones():
+    analysis = analysed()
     checks = results.check_identities(analysis)
     assert all(check.holds for check in checks), checks
     for text, (found, expected) in analysis.pairs.items():
@@ -170,12 +160,12 @@ def test_the_identities_hold_for_true_blocks_and_fail_for_wrong_ones(results):
             json.dumps(stored(found_wrong), allow_nan=False)
 
 
-def test_what_is_pushed_is_ranked_by_probability(kernel, results, base):
+def test_what_is_pushed_is_ranked_by_probability(base):
     change = np.zeros((1, base.tokenizer.vocab_size))
     probs = np.full_like(change, 1e-9)
     change[0, 5:9] = [2.0, 0.5, -0.1, -9.0]  # the first and last are never said
     probs[0, 6:8] = [0.5, 0.4]
-    analysis = analysed(results)._replace(change=change, probs=probs)
+    analysis = analysed()._replace(change=change, probs=probs)
     pushed = kernel.pushed(analysis, 0, 1, base.tokenizer)
     assert [entry["change"] for entry in pushed["up"]] == [0.5]
     assert [entry["change"] for entry in pushed["down"]] == [-0.1]

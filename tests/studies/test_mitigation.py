@@ -1,7 +1,7 @@
 """The remedies for squeezing as their users run them, and the numbers they report."""
 
-import importlib
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,25 +9,15 @@ from scipy.stats import t
 from shell.scripts import run_script
 
 from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.world.judge import Verdict
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
+from ldjax.studies import policies
+from ldjax.studies.mitigation import results
+from ldjax.studies.mitigation import study as mitigation
 from ldjax.theory.curves import Curves
 
 
-def modules(name):
-    return importlib.import_module(name)
-
-
-@pytest.fixture(scope="module")
-def results():
-    return modules("ldjax.studies.mitigation.results")
-
-
-@pytest.fixture(scope="module")
-def policies():
-    return modules("ldjax.studies.policies")
-
-
-def verdicts_of(results, **others):
+def verdicts_of(**others) -> Any:
     """All policies say what is wrong, but for those that are named."""
     by_moment = {name: others.get(name.replace("@", "_"), "wrong") for name in MOMENTS}
     said = {name: [verdict] * 4 for name, verdict in by_moment.items()}
@@ -40,7 +30,7 @@ MOMENTS = [
 ]
 
 
-def test_every_policy_is_compared_with_the_baseline_of_as_many_epochs(results):
+def test_every_policy_is_compared_with_the_baseline_of_as_many_epochs():
     losses = ("ipo", "simpo", "rpo", "gated_dpo")
     moments = results.make_moments(losses, evaluations=4)
     assert moments["extend@4"] == ("extend dpo", 1, 16)
@@ -54,17 +44,17 @@ def test_every_policy_is_compared_with_the_baseline_of_as_many_epochs(results):
     }
 
 
-def test_a_better_verdict_wins_and_an_equal_one_counts_half(results):
-    said = verdicts_of(results, extend_4="correct", rpo_4="degenerate")
+def test_a_better_verdict_wins_and_an_equal_one_counts_half():
+    said = verdicts_of(extend_4="correct", rpo_4="degenerate")
     won = results.wins(said)["sampled"]
     assert won["extend@4"] == {"rate": 1.0, "low": 1.0, "high": 1.0, "ties": 0.0}
     assert won["rpo@4"]["rate"] == 0.0
     assert won["extend@6"] == {"rate": 0.5, "low": 0.5, "high": 0.5, "ties": 1.0}
 
 
-def test_the_interval_of_a_win_rate_is_students_over_prompts(policies):
-    ours = ["correct"] * 60 + ["wrong"] * 40
-    theirs = ["wrong"] * 60 + ["correct"] * 40
+def test_the_interval_of_a_win_rate_is_students_over_prompts():
+    ours: Any = ["correct"] * 60 + ["wrong"] * 40
+    theirs: Any = ["wrong"] * 60 + ["correct"] * 40
     rate, low, high = policies.win_rate(ours, theirs)
     assert rate == 0.6
     error = np.sqrt(0.6 * 0.4 / 99)
@@ -72,7 +62,7 @@ def test_the_interval_of_a_win_rate_is_students_over_prompts(policies):
     assert (rate - low, high - rate) == pytest.approx((reach, reach))
 
 
-def test_the_interval_over_seeds_covers_where_seeds_differ(results, policies):
+def test_the_interval_over_seeds_covers_where_seeds_differ():
     """Three seeds of 200 prompts whose true rates have a spread of 0.06.
 
     In 300 draws, 95 % coverage is at least 0.92 with a chance of 99 %. That over the
@@ -94,12 +84,12 @@ def test_the_interval_over_seeds_covers_where_seeds_differ(results, policies):
     assert covered[1] / 300 < 0.8
 
 
-def test_of_one_seed_the_interval_is_over_its_prompts(results):
-    won = results.wins(verdicts_of(results, extend_4="correct"))
+def test_of_one_seed_the_interval_is_over_its_prompts():
+    won = results.wins(verdicts_of(extend_4="correct"))
     assert results.over_seeds([won]) == won
 
 
-def test_rates_are_shares_of_all_responses(policies):
+def test_rates_are_shares_of_all_responses():
     rates = policies.verdict_rates(["correct", "wrong", "wrong", "malformed"])
     assert rates == {
         "correct": 0.25,
@@ -110,7 +100,7 @@ def test_rates_are_shares_of_all_responses(policies):
     }
 
 
-def test_changes_are_since_the_start_of_the_run(results):
+def test_changes_are_since_the_start_of_the_run():
     series = {name: np.array([-9.0, -8.0, -6.0]) for name in RESPONSE_TYPES}
     series |= {"rejected": np.array([-9.0, -21.0, -9.0]), "argmax": np.zeros(3)}
     assert results.changes(Curves(series), 1) == {
@@ -133,9 +123,7 @@ def test_changes_are_since_the_start_of_the_run(results):
         ((0.5, 0.4, 0.4), 0.35, "refuted", False),
     ],
 )
-def test_a_claim_is_of_most_seeds_and_of_all_together(
-    results, rates, low, verdict, holds
-):
+def test_a_claim_is_of_most_seeds_and_of_all_together(rates, low, verdict, holds):
     found = {"id": "EXT1", "text": "text", "verdict": "holds"}
     seeds = {
         seed: {
@@ -157,7 +145,7 @@ def test_a_claim_is_of_most_seeds_and_of_all_together(
         (("fails", "not applicable"), "refuted"),
     ],
 )
-def test_a_signature_that_is_not_applicable_does_not_hold(results, verdicts, word):
+def test_a_signature_that_is_not_applicable_does_not_hold(verdicts, word):
     seeds = {
         seed: {
             "signatures": [{"id": "EXT1", "text": "text", "verdict": verdict}],
@@ -169,9 +157,10 @@ def test_a_signature_that_is_not_applicable_does_not_hold(results, verdicts, wor
     assert results.check_claims(seeds, pooled)[0].verdict == word
 
 
-def test_wins_and_losses_of_two_policies_add_up_to_one(policies):
+def test_wins_and_losses_of_two_policies_add_up_to_one():
     win_rate = policies.win_rate
-    ours, theirs = ["correct", "wrong", "wrong"], ["wrong", "wrong", "malformed"]
+    ours: list[Verdict] = ["correct", "wrong", "wrong"]
+    theirs: list[Verdict] = ["wrong", "wrong", "malformed"]
     assert win_rate(ours, theirs)[0] == pytest.approx(5 / 6)
     assert win_rate(ours, theirs)[0] + win_rate(theirs, ours)[0] == pytest.approx(1)
 
@@ -206,7 +195,6 @@ def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path):
 
 
 def test_bad_options_are_one_clear_line(tmp_path):
-    mitigation = modules("ldjax.studies.mitigation.study")
     config = mitigation.Config(out=tmp_path / "run", prompts=4, judged=0)
     with pytest.raises(SystemExit) as stopped:
         mitigation.main(config)

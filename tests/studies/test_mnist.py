@@ -1,6 +1,5 @@
 """The MNIST experiment as its users run it."""
 
-import importlib
 import os
 
 import numpy as np
@@ -9,6 +8,8 @@ from shell.scripts import ROOT, run_script
 
 from ldjax import StepComparison
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
+from ldjax.studies.mnist.claims import check_claims, check_identities
+from ldjax.studies.mnist.results import Results
 
 FIGURES = ["accumulated", "four_panels", "kernel", "one_step"]
 
@@ -80,23 +81,16 @@ def test_the_real_images_run_too(tmp_path):
     assert open_run(out).config["settings"]["data"] == "MNIST"
 
 
-@pytest.fixture
-def experiment(monkeypatch):
-    """A module of the experiment by its name."""
-    return importlib.import_module
-
-
-def drawn_results(module, *, lost=0.0, effect=1.0, parts=("update", "weight_decay")):
+def drawn_results(*, lost=0.0, effect=1.0, parts=("update", "weight_decay")):
     """What a run of 40 steps might collect.
 
     Args:
-      module: `mnist_results`.
       lost: What the change of the whole run has more than its steps, in nats.
       effect: Of what the claims are about; 0 or less for none.
       parts: Those that are told.
     """
     rng = np.random.default_rng(0)
-    results = module.Results(steps_per_epoch=10, batch_size=4)
+    results = Results(steps_per_epoch=10, batch_size=4)
     shape = (10, 30, 1, 10)  # [step, class * probe, pos, label]
     for epoch in range(1, 5):
         told = {
@@ -126,15 +120,13 @@ def drawn_results(module, *, lost=0.0, effect=1.0, parts=("update", "weight_deca
     return results
 
 
-def test_claims_hold_where_there_is_an_effect_and_not_without(experiment):
-    results = experiment("ldjax.studies.mnist.results")
-    check = experiment("ldjax.studies.mnist.claims").check_claims
-    claims = check(drawn_results(results))
+def test_claims_hold_where_there_is_an_effect_and_not_without():
+    claims = check_claims(drawn_results())
     assert [claim.holds for claim in claims] == [True] * 4
     for claim in claims:
         low, high = claim.numbers["interval"]
         assert low <= claim.numbers["value"] <= high
-    holds = [claim.holds for claim in check(drawn_results(results, effect=0.0))]
+    holds = [claim.holds for claim in check_claims(drawn_results(effect=0.0))]
     assert holds == [False, False, False, True]  # of first order's there still is one
 
 
@@ -145,9 +137,8 @@ def test_claims_hold_where_there_is_an_effect_and_not_without(experiment):
         ({"lost": 3e-3}, 1),
     ],
 )
-def test_identities_that_do_not_hold_are_seen(experiment, planted, place):
-    results = experiment("ldjax.studies.mnist.results")
-    check = experiment("ldjax.studies.mnist.claims").check_identities
-    good, bad = check(drawn_results(results)), check(drawn_results(results, **planted))
+def test_identities_that_do_not_hold_are_seen(planted, place):
+    good = check_identities(drawn_results())
+    bad = check_identities(drawn_results(**planted))
     assert [each.holds for each in good] == [True] * 3
     assert [each.holds for each in bad] == [i != place for i in range(3)]

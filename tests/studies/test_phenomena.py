@@ -1,7 +1,6 @@
 """The study of the paper's phenomena: its numbers, its verdicts, and a smoke run."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +16,20 @@ from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
 from ldjax.linen import apply_fn, logits_fn
 from ldjax.models import Transformer, gpt2_config
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
+from ldjax.studies.phenomena import (
+    fingerprint,
+    hallucination,
+    on_policy,
+    results,
+    settings,
+    start,
+    study,
+)
 from ldjax.studies.policies import Study
+from ldjax.theory import influence
 from ldjax.watch.probes import Probe
 
 PHENOMENA = ["fingerprint", "hallucination", "longer_sft", "on_policy", "repeater"]
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A module of the experiment by the end of its name."""
-    return lambda *end: importlib.import_module(
-        ".".join(("ldjax.studies.phenomena", *(end or ("study",))))
-    )
 
 
 @pytest.fixture(scope="module")
@@ -107,18 +108,18 @@ def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path, names):
         (["--heat-prompts", "41"], "--heat-prompts must be at least 2 and at most"),
     ],
 )
-def test_a_mistake_is_one_clear_line(tmp_path, module, args, part):
-    phenomena, out = module(), tmp_path / "run"
-    config = tyro.cli(phenomena.Config, args=["--out", str(out), *args])
+def test_a_mistake_is_one_clear_line(tmp_path, args, part):
+    out = tmp_path / "run"
+    config = tyro.cli(study.Config, args=["--out", str(out), *args])
     with pytest.raises(SystemExit, match=r"^phenomena: [^\n]*$") as error:
-        phenomena.main(config)
+        study.main(config)
     assert part in str(error.value)
     assert not out.exists()
 
 
-def test_only_what_is_asked_for_is_trained(module):
-    config = module("settings").Config
-    assert config().chosen == module("settings").NAMES == tuple(module().PHENOMENA)
+def test_only_what_is_asked_for_is_trained():
+    config = settings.Config
+    assert config().chosen == settings.NAMES == tuple(study.PHENOMENA)
     assert config().longest_sft == 20
     some = config(only="repeater,hallucination")
     assert some.chosen == ("hallucination", "repeater")
@@ -129,11 +130,10 @@ def test_only_what_is_asked_for_is_trained(module):
 
 
 @pytest.mark.slow
-def test_an_influence_is_a_k_g_and_all_of_them_sum_to_the_step(module, model, texts):
-    influences = importlib.import_module("ldjax.theory.influence")
+def test_an_influence_is_a_k_g_and_all_of_them_sum_to_the_step(model, texts):
     decoder, params = model
     apply = apply_fn(decoder)
-    found = influences.make_influence_fn(apply)(params, texts, texts)
+    found = influence.make_influence_fn(apply)(params, texts, texts)
 
     @jax.jit
     def expected(params, probe, update):
@@ -152,57 +152,55 @@ def test_an_influence_is_a_k_g_and_all_of_them_sum_to_the_step(module, model, te
     for i, j in np.ndindex(3, 3):
         exact = np.asarray(expected(params, rows[i], rows[j]))
         assert_close(found[i, j], exact, terms=1000)
-    whole = influences.make_step_fn(apply)(params, texts, texts)
+    whole = influence.make_step_fn(apply)(params, texts, texts)
     assert_close(found.mean(1), whole, terms=1000)
 
 
-def test_the_donor_of_an_answer_is_found_by_its_text(module):
+def test_the_donor_of_an_answer_is_found_by_its_text():
     rows = [
         PreferenceRow("", {"chosen": own, "irr_train": other}, "")
         for own, other in (("a", "c"), ("b", "a"), ("c", "b"))
     ]
-    assert module("start").donors(rows).tolist() == [2, 0, 1]
+    assert start.donors(rows).tolist() == [2, 0, 1]
 
 
-def test_terms_are_split_by_the_pairs_that_they_come_from(module):
-    study = module("hallucination")
+def test_terms_are_split_by_the_pairs_that_they_come_from():
     terms = np.array([[1.0, 5.0, 2.0], [4.0, -1.0, 0.0]])
     answers, prompts = np.array([1, 2]), np.array([0, 0])
-    parts = study.split(terms, {"answer": answers, "prompt": prompts})
+    parts = hallucination.split(terms, {"answer": answers, "prompt": prompts})
     assert parts == {"answer": 2.5, "prompt": 2.5, "others": 0.5, "whole": 5.5}
-    assert study.rank(terms, answers).tolist() == [1, 2]
+    assert hallucination.rank(terms, answers).tolist() == [1, 2]
     # Where nothing moves, no pair is the largest.
-    assert study.rank(0 * terms, answers).tolist() == [3, 3]
+    assert hallucination.rank(0 * terms, answers).tolist() == [3, 3]
 
 
-def test_the_moments_have_both_ends(module):
-    moments = module("hallucination").moments
+def test_the_moments_have_both_ends():
+    moments = hallucination.moments
     assert moments(10) == [0, 1, 2, 5, 10]
     assert moments(2) == [0, 1, 2]
     assert moments(1) == [0, 1]
 
 
-def test_a_probe_knows_the_place_of_its_prompt(module):
+def test_a_probe_knows_the_place_of_its_prompt():
     probe = Probe("train/0017", "chosen", Example((1,), (2,)))
-    assert module("start").place_of(probe) == 17
+    assert start.place_of(probe) == 17
 
 
 # Fingerprint
 
 
-def test_the_kernel_of_a_response_is_taken_at_its_last_tokens(module):
-    last = module("fingerprint").last_positions
+def test_the_kernel_of_a_response_is_taken_at_its_last_tokens():
+    last = fingerprint.last_positions
     mask = np.array([[0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0]]) > 0
     assert last(mask, 2).tolist() == [[3, 5], [4, 4]]
     assert last(mask, 1).tolist() == [[5], [4]]
 
 
 @pytest.mark.exhaustive
-def test_the_norms_are_those_of_the_dense_kernel(module, model, texts):
-    fingerprint, scored = module("fingerprint"), module("fingerprint").Scored
+def test_the_norms_are_those_of_the_dense_kernel(model, texts):
     decoder, params = model
     positions = jnp.asarray(fingerprint.last_positions(np.asarray(texts.mask), 2))
-    some = scored(texts, positions, jnp.ones(positions.shape, bool))
+    some = fingerprint.Scored(texts, positions, jnp.ones(positions.shape, bool))
     squares = fingerprint.square_norms(decoder, params, some)
     fn = some.logits_fn(decoder)
     dense = jax.jit(
@@ -216,8 +214,7 @@ def test_the_norms_are_those_of_the_dense_kernel(module, model, texts):
     assert fingerprint.push_gap(decoder, params, some) < 1e-12
 
 
-def test_only_texts_to_different_prompts_are_compared(module):
-    fingerprint = module("fingerprint")
+def test_only_texts_to_different_prompts_are_compared():
     # Two prompts with two types each; what must not count is 100.
     table = np.array(
         [[100, 100, 1, 2], [100, 100, 3, 4], [5, 6, 100, 100], [7, 8, 100, 100]]
@@ -238,20 +235,20 @@ def score(study, row, text):
     return float(text)
 
 
-def test_the_best_and_the_worst_sample_make_a_pair(module):
-    ranked = module("on_policy").ranked
+def test_the_best_and_the_worst_sample_make_a_pair():
+    ranked = on_policy.ranked
     study = Study._make([None] * len(Study._fields))
     row = PreferenceRow("a question", {}, "a:1")
     assert ranked(study, row, ["1", "3", "0", "3.0"], score) == ("3", "0")
     assert ranked(study, row, ["1", "1.0"], score) is None
 
 
-def test_all_arms_have_pairs_for_the_same_prompts(module):
+def test_all_arms_have_pairs_for_the_same_prompts():
     rows = [
         PreferenceRow(prompt, {name: f"{name} {prompt}" for name in RESPONSE_TYPES}, "")
         for prompt in "abc"
     ]
-    arms = module("on_policy").make_arms(rows, [("x", "y"), None, ("v", "w")])
+    arms = on_policy.make_arms(rows, [("x", "y"), None, ("v", "w")])
     assert {arm: [row.prompt for row in of] for arm, of in arms.items()} == {
         arm: ["a", "c"] for arm in ("valley", "off", "on")
     }
@@ -261,11 +258,11 @@ def test_all_arms_have_pairs_for_the_same_prompts(module):
         "off": {"chosen": "chosen c", "rejected": "rejected c"},
         "on": {"chosen": "v", "rejected": "w"},
     }
-    assert len(module("on_policy").UNTRAINED) == 9
+    assert len(on_policy.UNTRAINED) == 9
 
 
-def test_the_probability_of_a_token_is_a_geometric_mean(module):
-    mean = module("start").geometric_mean
+def test_the_probability_of_a_token_is_a_geometric_mean():
+    mean = start.geometric_mean
     log_probs = np.log([0.5**2, 0.125**4])
     assert mean(log_probs, np.array([2, 4])) == pytest.approx(0.25)
 
@@ -273,8 +270,7 @@ def test_the_probability_of_a_token_is_a_geometric_mean(module):
 # Verdicts
 
 
-def make_outcomes(module, truths, gap=0.0):
-    results = module("results")
+def make_outcomes(truths, gap=0.0):
     return {
         seed: results.Outcome(
             table={"share": 0.1 * seed},
@@ -294,11 +290,8 @@ def make_outcomes(module, truths, gap=0.0):
         ([True, False], "depends", "depends"),
     ],
 )
-def test_a_claim_is_held_under_all_seeds_and_refuted_under_none(
-    module, truths, verdict, whole
-):
-    results = module("results")
-    outcomes = make_outcomes(module, truths)
+def test_a_claim_is_held_under_all_seeds_and_refuted_under_none(truths, verdict, whole):
+    outcomes = make_outcomes(truths)
     claims = results.check_claims(outcomes)
     assert [claim.verdict for claim in claims] == [verdict, "held"]
     assert [claim.holds for claim in claims] == [verdict == "held", True]
@@ -309,16 +302,13 @@ def test_a_claim_is_held_under_all_seeds_and_refuted_under_none(
     assert "| share | 0 | 0.1 | 0.05 [0, 0.1] |" in lines
 
 
-def test_an_identity_that_fails_under_one_seed_fails(module):
-    results = module("results")
-    good = results.check_identities(make_outcomes(module, [True, True], gap=1e-6))
+def test_an_identity_that_fails_under_one_seed_fails():
+    good = results.check_identities(make_outcomes([True, True], gap=1e-6))
     assert [check.holds for check in good] == [True]
-    bad = results.check_identities(make_outcomes(module, [True, True], gap=1e-3))
+    bad = results.check_identities(make_outcomes([True, True], gap=1e-3))
     assert [check.holds for check in bad] == [False]
 
 
-def test_the_long_table_names_phenomenon_seed_and_arm(module):
-    rows = module("results").metric_rows(
-        "repeater", make_outcomes(module, [True, True]), batch_size=8
-    )
+def test_the_long_table_names_phenomenon_seed_and_arm():
+    rows = results.metric_rows("repeater", make_outcomes([True, True]), batch_size=8)
     assert rows[1] == (3, 24, "repeater/1/arm", "chosen", "share", 0.5)

@@ -1,6 +1,6 @@
 """The study of the kernel's stability: what it measures, checks and reports."""
 
-import importlib
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,14 @@ from ldjax import losses
 from ldjax.data.batches import Example
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
+from ldjax.studies import scored
+from ldjax.studies.stability import measure, results, study
 from ldjax.watch.probes import Probe
 
 pytestmark = pytest.mark.slow
 
 FIGURES = ["norms", "proxies", "stability"]
 GAPS = ("push_gap", "columns_gap", "symmetry_gap")
-
-
-@pytest.fixture
-def experiment(monkeypatch):
-    """A module of the experiment by the end of its name."""
-    return lambda *end: importlib.import_module(
-        ".".join(("ldjax.studies.stability", *(end or ("study",))))
-    )
 
 
 @pytest.mark.exhaustive
@@ -79,17 +73,17 @@ def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path):
         (["--update-tokens", "-1"], "--update-tokens must not be negative"),
     ],
 )
-def test_a_mistake_is_one_clear_line(tmp_path, experiment, args, part):
-    module, out = experiment(), tmp_path / "run"
-    config = tyro.cli(module.Config, args=["--out", str(out), *args])
+def test_a_mistake_is_one_clear_line(tmp_path, args, part):
+    out = tmp_path / "run"
+    config = tyro.cli(study.Config, args=["--out", str(out), *args])
     with pytest.raises(SystemExit, match=r"^stability: [^\n]*$") as error:
-        module.main(config)
+        study.main(config)
     assert part in str(error.value)
     assert not out.exists()
 
 
-def test_the_moments_have_both_ends_and_grow_apart(experiment):
-    moments = experiment().moments
+def test_the_moments_have_both_ends_and_grow_apart():
+    moments = study.moments
     assert moments(300, 4) == [0, 33, 133, 300]
     assert moments(2, 8) == [0, 1, 2]
 
@@ -103,8 +97,8 @@ def make_probes():
     ]
 
 
-def test_an_update_example_learns_evenly_spread_tokens_of_its_own_responses(experiment):
-    make = experiment("examples").make_update_examples
+def test_an_update_example_learns_evenly_spread_tokens_of_its_own_responses():
+    make = scored.make_update_examples
     first, second = make(make_probes(), ("chosen",), num_tokens=3)
     assert first.places.tolist() == [0, 1]
     assert first.rows == {"chosen": 1}
@@ -121,9 +115,9 @@ def test_an_update_example_learns_evenly_spread_tokens_of_its_own_responses(expe
     assert whole.sides["chosen"].batch.targets.tolist() == [[5, 6, 7, 8, 9]]
 
 
-def test_the_blocks_of_the_transposed_kernel_are_found(experiment):
-    make = experiment("examples").make_update_examples
-    gap_of = experiment("measure")._symmetry_gap
+def test_the_blocks_of_the_transposed_kernel_are_found():
+    make = scored.make_update_examples
+    gap_of = measure._symmetry_gap
     example, _ = make(make_probes(), ("chosen", "rejected"), num_tokens=2)
     # Any symmetric table over all tokens of both responses: rejected 0-2, chosen 3-7.
     table = np.random.default_rng(0).random((8, 8))
@@ -166,8 +160,8 @@ def make_table(times=3, prompts=2):
     return {"kernel": series | gaps | step, "evaluated": evaluated | step}, probes
 
 
-def test_identities_that_do_not_hold_are_seen(experiment):
-    check = experiment("results").check_identities
+def test_identities_that_do_not_hold_are_seen():
+    check = results.check_identities
     table, _ = make_table()
     assert [one.holds for one in check("sft", table)] == [True] * 3
     for place, name in enumerate(GAPS):
@@ -185,29 +179,27 @@ def two_sided(logits, batch):
 
 
 @pytest.mark.parametrize("factor", [1.0, 1e-4])
-def test_a_kernel_that_is_wrong_by_a_factor_is_seen(experiment, monkeypatch, factor):
+def test_a_kernel_that_is_wrong_by_a_factor_is_seen(monkeypatch, factor):
     """The bound on the proxy, by 1e8 too large, would not see it."""
-    make = experiment("examples").make_update_examples
-    measure = experiment("measure")
+    make = scored.make_update_examples
     model, params = make_decoder("gpt2")
     example, _ = make(make_probes(), ("chosen", "rejected"), num_tokens=2)
     batch = {side: learned.batch for side, learned in example.sides.items()}
     P = jax.tree.map(lambda leaf: 0.1 + jnp.abs(leaf), params)
-    true_kernel = measure.factored_kernel
+    true_kernel, pushes = measure.factored_kernel, cast(Any, measure.pushes)
 
     def planted(model, params, P, probes, update):
         P = jax.tree.map(lambda leaf: factor * leaf, P)
         return true_kernel(model, params, P, probes, update)
 
     monkeypatch.setattr(measure, "factored_kernel", planted)
-    measure.pushes.clear_cache()
+    pushes.clear_cache()
     gap = measure._push_gap(model, two_sided, params, P, example, batch, turn=1)
-    measure.pushes.clear_cache()
+    pushes.clear_cache()
     assert gap == pytest.approx(1 - factor, abs=1e-12)
 
 
-def test_the_stability_is_spearmans_between_times(experiment):
-    results = experiment("results")
+def test_the_stability_is_spearmans_between_times():
     table, probes = make_table()
     found = results.study(table, probes, probes)
     assert found["types"] == list(RESPONSE_TYPES)
@@ -234,9 +226,9 @@ def test_the_stability_is_spearmans_between_times(experiment):
     assert {one.holds for one in verdicts} == {True, False}
 
 
-def test_the_proxies_of_the_code_are_those_of_its_evaluations(experiment):
+def test_the_proxies_of_the_code_are_those_of_its_evaluations():
     table, probes = make_table()
-    found = experiment("results").study(table, probes, probes)["published"]
+    found = results.study(table, probes, probes)["published"]
     evaluated = {
         name: values.reshape(3, 2, 12)
         for name, values in table["evaluated"].items()

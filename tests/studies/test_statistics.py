@@ -1,24 +1,16 @@
 """Intervals that cover: against the textbook, and in simulation."""
 
-import importlib
-
 import numpy as np
 import pytest
 from scipy.stats import t
 
+from ldjax.studies.mnist import results
+from ldjax.studies.statistics import jackknife
+
 CLASSES = 10
 
 
-def module(name):
-    return importlib.import_module(name)
-
-
-@pytest.fixture(scope="module")
-def jackknife():
-    return module("ldjax.studies.statistics").jackknife
-
-
-def test_the_interval_of_a_mean_is_students(jackknife):
+def test_the_interval_of_a_mean_is_students():
     sample = np.random.default_rng(0).normal(size=9)
     reach = t.ppf(0.975, 8) * sample.std(ddof=1) / np.sqrt(9)
     expected = sample.mean() + reach * np.array([0, -1, 1])
@@ -26,7 +18,7 @@ def test_the_interval_of_a_mean_is_students(jackknife):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_the_interval_of_a_mean_over_strata_has_their_spreads_alone(jackknife):
+def test_the_interval_of_a_mean_over_strata_has_their_spreads_alone():
     """Two far apart, of other sizes: what lies between them is no error."""
     groups = np.random.default_rng(1).normal(size=5), 100 + np.arange(8.0)
     sample, strata = np.concatenate(groups), np.repeat([0, 1], [5, 8])
@@ -40,7 +32,7 @@ def test_the_interval_of_a_mean_over_strata_has_their_spreads_alone(jackknife):
     assert (value - low, high - value) == pytest.approx((reach, reach), rel=1e-12)
 
 
-def test_several_statistics_at_once_stay_within_their_limits(jackknife):
+def test_several_statistics_at_once_stay_within_their_limits():
     sample = np.random.default_rng(2).normal(size=(2, 9))
     sample[1] = sample[0]
 
@@ -53,7 +45,7 @@ def test_several_statistics_at_once_stay_within_their_limits(jackknife):
     np.testing.assert_allclose(low, 1)
 
 
-def test_one_unit_has_no_interval(jackknife):
+def test_one_unit_has_no_interval():
     with pytest.raises(ValueError, match="Stratum b has one unit"):
         jackknife(np.mean, ["a", "a", "b"])
 
@@ -71,26 +63,25 @@ def coverage(draw, truth, draws):
 @pytest.mark.parametrize(
     "per_class", [10, pytest.param(80, marks=pytest.mark.exhaustive)]
 )
-def test_the_interval_of_a_rank_correlation_covers(jackknife, per_class):
+def test_the_interval_of_a_rank_correlation_covers(per_class):
     """As in `mnist.py`: a mean over images of each class, against a table.
 
     The spread of images that the digits have, 0.6 of that between the cells. In 200
     draws 95 % coverage is at least 0.91 with a chance of 99 %.
     """
-    mnist = module("ldjax.studies.mnist.results")
     rng = np.random.default_rng(0)
     off = ~np.eye(CLASSES, dtype=bool)
     table = rng.normal(size=(CLASSES, CLASSES))
     cells = table + 0.4 * rng.normal(size=table.shape)
     labels = np.repeat(np.arange(CLASSES), per_class)
-    truth = mnist.rank_correlations(cells[off], table[off])[0, 1]
+    truth = results.rank_correlations(cells[off], table[off])[0, 1]
 
     def draw(rng):
         images = cells[labels] + 0.6 * rng.normal(size=(len(labels), CLASSES))
 
         def correlation(places):
-            means = mnist.by_class(images[places], labels[places])
-            return mnist.rank_correlations(means[off], table[off])[0, 1]
+            means = results.by_class(images[places], labels[places])
+            return results.rank_correlations(means[off], table[off])[0, 1]
 
         return jackknife(correlation, labels, limits=(-1.0, 1.0))
 
@@ -100,9 +91,8 @@ def test_the_interval_of_a_rank_correlation_covers(jackknife, per_class):
 
 
 @pytest.mark.exhaustive
-def test_the_interval_of_the_lowest_rank_correlation_covers(jackknife):
+def test_the_interval_of_the_lowest_rank_correlation_covers():
     """As in `mnist.py`: norms of image pairs at four times, classes against classes."""
-    mnist = module("ldjax.studies.mnist.results")
     per_class, times = 10, 4
     upper, pairs = np.triu_indices(CLASSES), np.triu_indices(times, k=1)
     labels = np.repeat(np.arange(CLASSES), per_class)
@@ -114,7 +104,7 @@ def test_the_interval_of_the_lowest_rank_correlation_covers(jackknife):
     rng = np.random.default_rng(0)
     start = symmetric(rng, CLASSES)
     tables = [start + 0.3 * symmetric(rng, CLASSES) for _ in range(times)]
-    ranked = mnist.rank_correlations(*(table[upper] for table in tables))
+    ranked = results.rank_correlations(*(table[upper] for table in tables))
     truth = ranked[pairs].min()
 
     def draw(rng):
@@ -130,8 +120,8 @@ def test_the_interval_of_the_lowest_rank_correlation_covers(jackknife):
         ]
 
         def correlations(places):
-            means = [mnist.class_means(norm, places)[upper] for norm in norms]
-            return mnist.rank_correlations(*means)[pairs]
+            means = [results.class_means(norm, places)[upper] for norm in norms]
+            return results.rank_correlations(*means)[pairs]
 
         found = jackknife(correlations, labels, limits=(-1.0, 1.0))
         return [ends.min() for ends in found]
@@ -142,12 +132,11 @@ def test_the_interval_of_the_lowest_rank_correlation_covers(jackknife):
 
 def test_an_image_and_its_copy_are_no_pair():
     """Whatever the resampling: pairs are of different images, by what they are."""
-    mnist = module("ldjax.studies.mnist.results")
     per_class = 3
     norms = np.random.default_rng(3).random((30, 30))
     images = np.arange(30)
     images[1] = 0  # the first class: 0, 0, 2
-    found = mnist.class_means(norms, images)
+    found = results.class_means(norms, images)
     assert found[0, 0] == pytest.approx((norms[0, 2] + norms[2, 0]) / 2)
     expected = norms[np.ix_([0, 0, 2], [3, 4, 5])].mean()
     assert found[0, 1] == pytest.approx(expected)
