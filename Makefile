@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+DOCS := build/docs
 UV := $(VENV)/bin/uv
 # A worker that is done takes tests from another: the longest take a minute.
 PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 
 # constraints.txt is only made when it is missing or asked for with -B.
 .PHONY: demo test test-fast test-slow test-exhaustive lint format install \
-  install-parity notebooks clean
+  install-parity notebooks docs wheel clean
 
 # uv keeps TensorFlow out (uv-overrides.txt); constraints.txt pins tested versions,
 # one set for each Python. To renew it:  make constraints.txt -B
@@ -56,6 +57,20 @@ test-exhaustive: install
 notebooks: install
 	$(RUN) -m experiments.notebooks.run
 
+# The site, from the sources: its own environment has nothing of ldjax.
+$(DOCS)/.installed: constraints-docs.txt constraints.txt | install
+	$(UV) venv --quiet --clear --python $(RUN) $(DOCS)
+	VIRTUAL_ENV=$(DOCS) $(UV) pip install --quiet --requirement constraints-docs.txt \
+	  "$$(grep ^ruff== constraints.txt)"
+	touch $@
+
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/mkdocs build --quiet --strict --site-dir build/site
+
+# The wheel, installed and started where there is nothing else.
+wheel: install
+	.ci/wheel
+
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -66,4 +81,4 @@ format: install
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) build runs .pytest_cache .ruff_cache
