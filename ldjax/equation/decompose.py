@@ -1,4 +1,7 @@
-"""The paper's equation: `A`, `K` and `G` of one step, and their product."""
+"""The paper's equation: `A`, `K` and `G` of one step, and their product.
+
+Derived in docs/theory/equation.md#one-step.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

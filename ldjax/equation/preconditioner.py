@@ -7,6 +7,8 @@ into that of the optimizer:
 
     Delta theta = -P g + history + weight decay (+ accumulated + noise)
     delta = -A @ K_P @ G,    K_P = J_probe @ P @ J_update.T
+
+Derived in docs/theory/optimizers.md#preconditioner.
 """
 
 from typing import Any

@@ -8,6 +8,8 @@ first is known from the logits; the second is measured, by rounding the paramete
 random in their last place (Monte Carlo arithmetic): a product of a matrix and a vector
 that was computed in some precision is the exact product of a matrix that differs from
 it by about as much.
+
+What the floor is: docs/theory/equation.md#floor.
 """
 
 from collections.abc import Iterator

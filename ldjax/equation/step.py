@@ -5,6 +5,8 @@ watched log-probability moved (`measured`), by how much first-order theory says 
 should have moved (`predicted`), and why (`parts`). The prediction is the derivative
 of the log-probs along the update that the optimizer really applied, so it is right for
 any optax chain; for plain SGD it equals :math:`-\eta A K G`.
+
+Derived in docs/theory/equation.md#any-optimizer.
 """
 
 from collections.abc import Callable

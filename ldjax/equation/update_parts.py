@@ -48,6 +48,8 @@ momentum, norms or matrices it is one convention among others.
 Note that `optax.masked(transform, mask)` hands on the *raw gradient* where the mask is
 false: in a chain without a rate that is a step uphill, and it is accounted as such.
 `optax.partition` with `optax.set_to_zero()` is what leaves parameters as they are.
+
+With less about the code: docs/theory/optimizers.md#parts.
 """
 
 from collections.abc import Callable, Sequence

@@ -4,6 +4,8 @@ r"""Kernels of a part of the parameters, or of preconditioned ones.
 
 with `w` 0 for a frozen parameter, 1 for a trained one, or the optimizer's diagonal
 preconditioner. Frozen leaves are not differentiated at all.
+
+What becomes of its structure: docs/theory/kernel.md#preconditioned.
 """
 
 from collections.abc import Callable

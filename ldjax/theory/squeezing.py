@@ -11,6 +11,8 @@ and the border between them is a threshold that is nearly as high as the peak of
 distribution. A positive gradient is a negative strength. With the exact kernel of a
 model instead of `k I`, `first_order_change` says which labels rise.
 
+Derived in docs/theory/squeezing.md#lemma and docs/theory/squeezing.md#threshold.
+
 References:
   Ren & Sutherland 2025, section 3.3 and appendix E.
 """

@@ -8,6 +8,8 @@ is, over the vocabulary,
 where `E` are the one-hot columns of a side's tokens (empty unless the head is tied to
 the embedding) and `c` is one number, or with a preconditioner one for each token. `L`
 and `R` are never made; their Gram matrices are small.
+
+Derived in docs/theory/kernel.md#numbers.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Three ways to contract two sides to the matrix of a kernel, and what each costs."""
+"""Three ways to contract two sides to the matrix of a kernel, and what each costs.
+
+When each is right: docs/theory/kernel.md#contractions.
+"""
 
 import functools
 import math

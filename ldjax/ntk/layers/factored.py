@@ -7,6 +7,8 @@ A model with a linear head has, between any two positions,
 with factors of the width of the head's input. Norms, traces, spectra and any entries
 follow exactly; nothing of size vocab x vocab is made. Blocks are streamed over the
 update's positions.
+
+Derived in docs/theory/kernel.md#head.
 """
 
 import abc

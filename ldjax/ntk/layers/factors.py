@@ -9,6 +9,8 @@ tied to the embedding (`W = E^T`), with what flows through the embedded tokens,
     R_probe[i, t]  = sum_k h_update[k] dh_probe[i] / de_probe[t, k]
 
 so `width` basis vectors replace `vocab` at each position.
+
+Derived in docs/theory/kernel.md#head and docs/theory/kernel.md#tied.
 """
 
 from collections.abc import Callable

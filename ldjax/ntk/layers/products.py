@@ -8,6 +8,8 @@ with `p` over whatever positions the call has: those of a sentence, the pixels o
 image. For a convolution `rows_in` are unfolded patches. An embedding's rows are ids,
 which stand for one-hot vectors. Only layers of the kinds below are known; what a
 subclass or a wrapper does beyond this is found out by the certificate.
+
+Why rows are enough: docs/theory/kernel.md#layers.
 """
 
 import abc

@@ -9,6 +9,9 @@ out: what the update's cotangents become as tangents of the probe's taps. With w
 `w` (a preconditioner) the first factor is `sum_i a[t, i] w[i, j] a[s, i]`, one number
 for each output `j`. In the einsums: `e`, `u` examples, `i`, `j` outputs, `t`, `s`
 positions, `g` groups, `k` the layer's inputs, `d` its outputs.
+
+Derived in docs/theory/kernel.md#layers; with weights, in
+docs/theory/kernel.md#preconditioned.
 """
 
 import functools

@@ -5,6 +5,8 @@ r"""The exact kernel of a Linen model through its layers' inputs and outputs.
 with `J^(l)` the Jacobian by the layer's outputs, so that nothing has the size of the
 parameters. Leaves without such a layer (norm scales, whatever the certificate rejects)
 go through plain derivatives in the same passes.
+
+Derived in docs/theory/kernel.md#layers.
 """
 
 from typing import Any, cast, get_args

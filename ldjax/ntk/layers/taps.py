@@ -9,6 +9,8 @@ so a kernel needs no gradient in the shape of a weight matrix.
 The model's code is not touched: `nn.intercept_methods` adds the taps and sows the
 inputs into a private collection. A lifted transform that does not pass that collection
 on (`nn.scan`, `nn.vmap`) has no taps inside; its parameters are then ordinary ones.
+
+Derived in docs/theory/kernel.md#layers.
 """
 
 from collections.abc import Callable, Mapping

@@ -14,6 +14,8 @@ kernel anew:
 A leaf that fails is differentiated plainly and named in a warning. A head is the last
 layer if the logits are made of its outputs alone, by fixed numbers, and those are one
 multiple.
+
+Why that is a proof: docs/theory/certificate.md.
 """
 
 import hashlib

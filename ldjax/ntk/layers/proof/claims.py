@@ -3,6 +3,8 @@
 The two sides of a claim have the same fixed form, linear in each of what is drawn. So
 they are the same function if they agree at one draw, but for draws that a wrong
 coefficient happens not to show at; and whole numbers are multiplied without rounding.
+
+Why one draw is enough: docs/theory/certificate.md#claims.
 """
 
 from collections.abc import Callable, Sequence

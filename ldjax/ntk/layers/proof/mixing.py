@@ -3,6 +3,8 @@
 Unlike a certificate this is found out by numbers, and so where they are: of the very
 parameters and tokens of a kernel where they are known; inside of `jax.jit`, where they
 are not, of drawn ones.
+
+Why not by the program: docs/theory/certificate.md#mixing.
 """
 
 import functools

@@ -9,6 +9,8 @@ all parameters and all tokens. A leaf that enters otherwise than linearly (twice
 product, a norm, a comparison, a branch) is *lost*.
 
 This is what makes a certificate hold at every parameter and token: the walk reads none.
+
+Why names are enough: docs/theory/certificate.md#terms.
 """
 
 from collections import Counter
