@@ -15,8 +15,7 @@ from ldjax.models.decoder.low_rank import LowRank, is_adapter
 from ldjax.models.decoder.presets import PRESETS, preset
 from ldjax.models.decoder.rotary import RotaryScaling
 from ldjax.models.decoder.transformer import Transformer
-from ldjax.models.images.lenet import LeNet
-from ldjax.models.images.mlp import MLP
+from ldjax.models.images import MLP, LeNet
 from ldjax.models.lora import add_adapters, merge_adapters, save_adapters
 from ldjax.models.pretrained import Pretrained, load, save
 
