@@ -31,8 +31,8 @@ def add_adapters(
 
     Args:
       pretrained: A model without adapters.
-      adapters: Which, and of what rank.
-      key: Of the draw of `A`; `B` is zero.
+      adapters: The adapters, by what they stand beside and their rank.
+      key: The key of the draw of `A`; `B` is zero.
 
     Returns:
       The same model with adapters.

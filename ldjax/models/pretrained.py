@@ -36,14 +36,18 @@ class Pretrained(NamedTuple):
     """A language model with what reads and writes its tokens.
 
     Attributes:
-      model: The decoder.
-      params: Its parameters (`variables["params"]`).
-      config: Its architecture, `model.config`.
-      tokenizer: Its tokenizer; None where the folder has none.
+      model: The decoder as a Linen module.
+      params: The decoder's parameters (`variables["params"]`).
+      config: The decoder's architecture, `model.config`.
+      tokenizer: The tokenizer that it was trained with; None where there is none.
 
     Examples:
-      >>> Pretrained._fields
-      ('model', 'params', 'config', 'tokenizer')
+      >>> from ldjax.models import preset
+      >>> model, tokens = Transformer(preset("0.1M")), jnp.zeros((1, 3), int)
+      >>> params = model.init(jax.random.key(0), tokens)["params"]
+      >>> base = Pretrained(model, params, model.config, tokenizer=None)
+      >>> base.model.apply({"params": base.params}, tokens).shape
+      (1, 3, 2048)
     """
 
     model: Transformer
@@ -69,12 +73,12 @@ def load(
     Args:
       source: A folder with `config.json` and `model.safetensors` (or shards and their
         index), the id of a repository on the hub such as `"EleutherAI/pythia-410m"`, or
-        the run folder of `experiments/pretrain.py` or `finetune.py`.
-      revision: Branch, tag or commit on the hub.
-      dtype: Of the computation; None for that of the parameters.
-      param_dtype: Of the parameters, whatever the files have.
-      shapes_only: Read no weights: `params` are `jax.ShapeDtypeStruct`s, which is what
-        a plan of the memory needs.
+        the run folder of `ldjax pretrain` or `ldjax finetune`.
+      revision: The branch, tag or commit on the hub.
+      dtype: The dtype of the computation; None for that of the parameters.
+      param_dtype: The dtype of the parameters, whatever the files have.
+      shapes_only: Whether no weights are read: `params` are `jax.ShapeDtypeStruct`s,
+        which is what a plan of the memory needs.
 
     Returns:
       `(model, params, config, tokenizer)`; `model.apply({"params": params}, tokens,
@@ -130,7 +134,7 @@ def save(
       folder: A folder that does not exist yet, or is empty.
       pretrained: The model; adapters must have been merged into it (`merge_adapters`)
         or are saved on their own (`save_adapters`).
-      max_shard_bytes: Largest size of a file of weights.
+      max_shard_bytes: The largest size of a file of weights, in bytes.
 
     Raises:
       FileExistsError: If the folder holds something; it is left as it is.
@@ -172,10 +176,10 @@ def with_adapters(
     """A model with given adapters.
 
     Args:
-      base: The model without.
-      adapters: Which they are.
-      params: Their parameters, nested dicts; None for shapes only, as those of `base`
-        then are.
+      base: The model without adapters.
+      adapters: The adapters, by what they stand beside and their rank.
+      params: The adapters' parameters, nested dicts; None for shapes only, as those of
+        `base` then are.
 
     Returns:
       The model with them.
@@ -228,7 +232,7 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
     is_read = isinstance(settings, dict) and "num_steps" in settings
     if not is_read or not isinstance(settings.get("model"), dict):
         raise ValueError(
-            f"{path} is not a run of experiments/pretrain.py or finetune.py."
+            f"{path} is not a run of `ldjax pretrain` or `ldjax finetune`."
         )
     with _settings_of(path):
         num_steps = Settings(settings).whole("num_steps")

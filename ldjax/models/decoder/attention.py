@@ -18,9 +18,9 @@ class KeyValues(NamedTuple):
     """One layer's keys and values of the tokens read so far (keys are rotated).
 
     Attributes:
-      keys: `[batch, slot, kv_head, head_dim]`.
-      values: Likewise.
-      next_slot: Where the next token is written, one number for all rows.
+      keys: The keys, `[batch, slot, kv_head, head_dim]`.
+      values: The values, `[batch, slot, kv_head, head_dim]`.
+      next_slot: The slot that the next token is written to, one for all rows.
 
     Examples:
       >>> empty = KeyValues(
@@ -73,14 +73,14 @@ class Attention(nn.Module):
     softmax are float32 or better. A query that sees no key (padding) yields zero.
 
     Attributes:
-      num_heads: Query heads.
-      num_kv_heads: Key and value heads, a divisor of `num_heads`.
-      head_dim: Features of a head.
-      num_rotated: Features of a head that are rotated; 0 for no rotary positions.
+      num_heads: The number of query heads.
+      num_kv_heads: The number of key and value heads, a divisor of `num_heads`.
+      head_dim: The number of features of a head.
+      num_rotated: The features of a head that are rotated; 0 for no rotary positions.
       rotary_theta: Base of the rotary wavelengths.
-      rotary_scaling: Changes them for longer contexts.
+      rotary_scaling: A change of the wavelengths for longer contexts, if any.
       qkv_bias: Whether query, key and value have a bias.
-      out_bias: Whether the output has one.
+      out_bias: Whether the output has a bias.
       out_init: Initialiser of the output matrix.
       adapters: Low-rank adapters of its matrices, if any.
       dtype: Dtype of the computation; None to infer it from the parameters.

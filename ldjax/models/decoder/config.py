@@ -1,4 +1,10 @@
-"""The architecture of a decoder as one record, and the four families that fill it."""
+"""The architecture of a decoder as one record, and the four families that fill it.
+
+A family settles how a block is built and leaves its size open. The arguments of
+`gpt2_config` and its like are the fields of `TransformerConfig` by these names, with
+the defaults of a small model; `width` must be a multiple of `num_heads`. Anything else
+is changed by `dataclasses.replace`.
+"""
 
 import numbers
 from collections.abc import Mapping
@@ -32,31 +38,33 @@ class TransformerConfig:
     """The architecture of a decoder; `gpt2_config` and its like fill it in.
 
     Attributes:
-      vocab_size: Number of tokens.
-      num_layers: Number of blocks, at most 1024.
-      width: Features of the residual stream.
-      num_heads: Query heads.
-      num_kv_heads: Key and value heads, a divisor of `num_heads` (equal to it where
-        queries are not grouped).
-      head_dim: Features of a head; `num_heads * head_dim` need not be `width`.
-      mlp_width: Features inside the MLP.
-      max_positions: Rows of the learned position table, in tokens. Rotary models
+      vocab_size: The number of tokens.
+      num_layers: The number of blocks, at most 1024.
+      width: The number of features of the residual stream.
+      num_heads: The number of query heads.
+      num_kv_heads: The number of key and value heads, a divisor of `num_heads`
+        (equal to it where queries are not grouped).
+      head_dim: The number of features of a head; `num_heads * head_dim` need not be
+        `width`.
+      mlp_width: The number of features inside the MLP.
+      max_positions: The rows of the learned position table, in tokens. Rotary models
         state the length they are meant for; it is not enforced.
       positions: Learned absolute positions, or rotary ones.
       rotary_fraction: The part of each head that is rotated, from its first feature.
       rotary_theta: Base of the rotary wavelengths, at least 1.
-      rotary_scaling: Changes them for longer contexts.
+      rotary_scaling: A change of the wavelengths for longer contexts, if any.
       norm: LayerNorm (scale and bias) or RMSNorm (scale).
-      norm_epsilon: Added to the variance, or to the mean square.
+      norm_epsilon: The number added to the variance, or to the mean square.
       parallel_residual: Whether attention and MLP read the same stream, each through
         its own norm: `x + attention(norm(x)) + mlp(norm(x))`.
-      activation: `gelu` is the exact one (erf), `gelu_tanh` its tanh approximation.
+      activation: The nonlinearity of the MLP; `gelu` is the exact one (erf),
+        `gelu_tanh` its tanh approximation.
       gated_mlp: Whether the MLP is `down(activation(gate(x)) * up(x))`; with `silu`
         this is SwiGLU. Otherwise it is `down(activation(up(x)))`.
       qkv_bias: Whether query, key and value have a bias.
-      attention_out_bias: Whether the attention's output has one.
-      mlp_bias: Whether the MLP's matrices have one.
-      head_bias: Whether the head has one (not with `tied_head`).
+      attention_out_bias: Whether the attention's output has a bias.
+      mlp_bias: Whether the MLP's matrices have a bias.
+      head_bias: Whether the head has a bias (not with `tied_head`).
       tied_head: Whether the head is the transposed token embedding.
       adapters: Low-rank adapters (LoRA) beside its matrices, if any.
       remat: Whether backward passes recompute each block instead of storing it.
@@ -219,18 +227,9 @@ def gpt2_config(
 ) -> TransformerConfig:
     """GPT-2: learned positions, LayerNorm, tanh-GELU, biases everywhere.
 
-    The defaults are a small model; GPT-2 itself is 12 layers of width 768 with 12
-    heads, 1024 positions and 50 257 tokens. Change anything else with
-    `dataclasses.replace`.
-
-    Args:
-      vocab_size: Number of tokens.
-      num_layers: Number of blocks.
-      width: Features of the residual stream, a multiple of `num_heads`.
-      num_heads: Attention heads.
-      mlp_width: Features inside the MLP; by default `4 * width`.
-      max_positions: Rows of the position table, in tokens.
-      tied_head: Whether the head is the transposed token embedding.
+    The arguments are fields of `TransformerConfig`; `mlp_width` is by default
+    `4 * width`. GPT-2 itself is 12 layers of width 768 with 12 heads, 1024 positions
+    and 50 257 tokens.
 
     Returns:
       The configuration.
@@ -277,12 +276,9 @@ def neox_config(
 ) -> TransformerConfig:
     """GPT-NeoX and Pythia: parallel residual, partial rotary positions, exact GELU.
 
-    LayerNorm, biases everywhere but in the head. The defaults are a small model;
-    Pythia-410M is 24 layers of width 1024 with 16 heads and 50 304 tokens.
-
-    `rotary_fraction` is the part of each head that is rotated, `parallel_residual`
-    says whether attention and MLP read the same stream; the other arguments are those
-    of `gpt2_config`.
+    LayerNorm, biases everywhere but in the head. The arguments are fields of
+    `TransformerConfig`; `mlp_width` is by default `4 * width`. Pythia-410M is 24 layers
+    of width 1024 with 16 heads and 50 304 tokens.
 
     Returns:
       The configuration.
@@ -327,18 +323,8 @@ def llama_config(
 ) -> TransformerConfig:
     """Llama: RMSNorm, SwiGLU, rotary positions, grouped queries, no biases.
 
-    Args:
-      vocab_size: Number of tokens.
-      num_layers: Number of blocks.
-      width: Features of the residual stream, a multiple of `num_heads`.
-      num_heads: Query heads.
-      num_kv_heads: Key and value heads, a divisor of `num_heads`.
-      mlp_width: Features inside the MLP; by default about `8/3 * width`, which has
-        the parameters of an MLP of `4 * width` without a gate.
-      max_positions: The length the model is meant for, in tokens.
-      rotary_theta: Base of the rotary wavelengths.
-      norm_epsilon: Added to the mean square.
-      tied_head: Whether the head is the transposed token embedding.
+    The arguments are fields of `TransformerConfig`; `mlp_width` is by default about
+    `8/3 * width`, which has the parameters of an MLP of `4 * width` without a gate.
 
     Returns:
       The configuration.
@@ -387,7 +373,8 @@ def qwen2_config(
 ) -> TransformerConfig:
     """Qwen2 and Qwen1.5: Llama with biases on query, key and value.
 
-    The arguments are those of `llama_config`; only some defaults differ.
+    The arguments are fields of `TransformerConfig`; `mlp_width` is by default as in
+    `llama_config`.
 
     Returns:
       The configuration.

@@ -25,12 +25,12 @@ class LowRank:
     r"""Which matrices have an adapter, and of what rank.
 
     Attributes:
-      rank: Columns of `A` and rows of `B`.
-      alpha: The adapter's output is multiplied by `alpha / rank`.
-      targets: Of `query`, `key`, `value`, `out`, `gate`, `up`, `down`; or `qkv`, one
-        adapter for query, key and value together, which share its `A`: what PEFT does
-        where a model stores the three as one matrix (GPT-2, GPT-NeoX).
-      layers: Blocks that have them; None for all.
+      rank: The number of columns of `A` and rows of `B`.
+      alpha: The scale: the adapter's output is multiplied by `alpha / rank`.
+      targets: Some of `query`, `key`, `value`, `out`, `gate`, `up`, `down`; or `qkv`,
+        one adapter for query, key and value together, which share its `A`: what PEFT
+        does where a model stores the three as one matrix (GPT-2, GPT-NeoX).
+      layers: The blocks that have them; None for all.
 
     Raises:
       ValueError: Where the settings make no sense.
@@ -110,11 +110,11 @@ def adapted_dense(
     """`nn.Dense` with its adapter, if it has one; to be called in a compact method.
 
     Args:
-      x: Input.
-      features: Of the output.
-      name: Of the layer.
-      adapters: Those of the block.
-      settings: Of the `nn.Dense`; dtypes hold for the adapter, too.
+      x: The input.
+      features: The number of features of the output.
+      name: The name of the layer.
+      adapters: The adapters of the block.
+      settings: Settings of the `nn.Dense`; dtypes hold for the adapter, too.
 
     Returns:
       The output.
@@ -149,11 +149,11 @@ def low_rank_change(
     Fresh ones are zero, as PEFT's: `A` uniform within :math:`1/\sqrt{d}`, `B` zero.
 
     Args:
-      x: Input.
-      features: Of the output.
-      name: Of the layer it stands beside.
-      adapters: Rank and scale.
-      dtypes: Of the two `nn.Dense`.
+      x: The input.
+      features: The number of features of the output.
+      name: The name of the layer that it stands beside.
+      adapters: The rank and scale of the adapter.
+      dtypes: The dtypes of the two `nn.Dense`.
 
     Returns:
       The change of the output.

@@ -2,7 +2,8 @@ r"""Layer and RMS norms with their tangent in closed form.
 
 Linen's norms differentiate through mean, variance and root one by one. In closed form
 tangent and cotangent are the same few passes over the activations, which an exact
-kernel takes for every basis vector (what it gains and costs: experiments/LOG.md).
+kernel takes for every basis vector. On the CPU that makes a factored kernel an eighth
+faster and a training step a seventh, but a plain `jacrev` of all logits slower.
 """
 
 import functools
@@ -29,12 +30,12 @@ def standardize(
     .. math:: d\hat x = r\,(dx - d\mu - \hat x\,\overline{\hat x\,dx}).
 
     Args:
-      x: Activations.
-      epsilon: Added to the mean square.
+      x: The activations.
+      epsilon: The number added to the mean square.
       center: Whether the mean is taken off, as a layer norm does.
 
     Returns:
-      As `x`.
+      An array like `x`.
 
     Examples:
       >>> standardize(jnp.array([1.0, 3.0]), 0.0, True)
@@ -51,7 +52,7 @@ def _(epsilon, center, primals, tangents):
     # To the precision it has: nothing changes, but without this operation, here and
     # transposed, XLA's CPU compiler (jaxlib 0.10.2) makes one kernel of the mean and
     # what uses it, which is slow, and under `vmap` over `dx` *wrong* from about 1100
-    # rows on: it takes another signal's mean. See experiments/LOG.md.
+    # rows on: it takes another signal's mean.
     bits = jnp.finfo(along.dtype)
     along = jax.lax.reduce_precision(along, bits.nexp, bits.nmant)
     moved = dx - standardized * along
@@ -76,9 +77,10 @@ class Norm(nn.Module):
 
     Attributes:
       center: LayerNorm if true, else RMSNorm, which has neither mean nor bias.
-      epsilon: Added to the variance (the mean square).
-      dtype: Of the result; None to infer it from the input and the parameters.
-      param_dtype: Dtype of fresh parameters.
+      epsilon: The number added to the variance (the mean square).
+      dtype: The dtype of the result; None to infer it from the input and the
+        parameters.
+      param_dtype: The dtype of fresh parameters.
 
     Examples:
       >>> norm, x = Norm(), jnp.array([[1.0, 3.0]])

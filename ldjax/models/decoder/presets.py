@@ -41,7 +41,7 @@ def preset(
       name: One of `PRESETS`: the number of parameters with 2 048 tokens, within 15 %
         (Llama style, tied head), or `"toy"` for the toy world (GPT-2 style, untied
         head, 0.4 million with its 355 words).
-      vocab_size: Number of tokens; each adds `width` parameters.
+      vocab_size: The number of tokens; each adds `width` parameters.
       max_positions: The length the model is meant for, in tokens.
 
     Returns:

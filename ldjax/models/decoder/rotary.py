@@ -25,14 +25,14 @@ class RotaryScaling:
     in the index `j` (`yarn`).
 
     Attributes:
-      kind: The rule.
-      factor: `f`, by how much longer the context is.
+      kind: The name of the rule.
+      factor: The factor `f` by which the context is longer.
       original_max_positions: The length trained on before, in tokens; not used by
         `linear`.
-      slow: Turns within the original length up to which a wave is slowed down in full
-        (`llama3`: `low_freq_factor`; `yarn`: `beta_slow`).
-      fast: Turns from which it is left alone (`high_freq_factor`, `beta_fast`).
-      amplitude: What queries and keys are multiplied by (`yarn`: `attention_factor`).
+      slow: The turns within the original length up to which a wave is slowed down in
+        full (`llama3`: `low_freq_factor`; `yarn`: `beta_slow`).
+      fast: The turns from which a wave is left alone (`high_freq_factor`, `beta_fast`).
+      amplitude: The factor of queries and keys (`yarn`: `attention_factor`).
       whole_indices: Whether `yarn` rounds the indices where its ramp begins and ends.
 
     Raises:
@@ -90,7 +90,7 @@ class RotaryScaling:
 
         Args:
           waves: Wave numbers, radians per token.
-          theta: Their base.
+          theta: The base of the wave numbers.
         """
         if self.kind == "linear":
             return np.zeros_like(waves)
@@ -119,9 +119,9 @@ def wave_numbers(
     .. math:: \omega_j = \theta^{-2j/r}, \quad j < r/2
 
     Args:
-      num_rotated: `r`, even.
+      num_rotated: The even number `r` of features that are rotated.
       theta: The base of the wavelengths.
-      scaling: Changes them for longer contexts.
+      scaling: A change of the wavelengths for longer contexts, if any.
 
     Returns:
       `[r / 2]`, float64.
@@ -160,9 +160,9 @@ def rotate(
     Args:
       vectors: Queries or keys.
       positions: Position `p` of each token, in tokens.
-      num_rotated: `r`, even; the features from `r` on are left alone.
+      num_rotated: The even number `r` of rotated features; the others are left alone.
       theta: The base of the wavelengths.
-      scaling: Changes the wave numbers for longer contexts.
+      scaling: A change of the wave numbers for longer contexts, if any.
 
     Returns:
       Rotated vectors, in the dtype of `vectors`.

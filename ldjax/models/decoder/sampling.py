@@ -31,9 +31,9 @@ class Generated(NamedTuple):
     """Responses drawn from a model.
 
     Attributes:
-      tokens: `[batch, pos]` new token ids; 0 after the end of a row.
-      mask: `[batch, pos]`, true on the tokens of the response, its end token included.
-      num_steps: New tokens of the longest row, after which the loop ended.
+      tokens: New token ids, `[batch, pos]`; 0 after the end of a row.
+      mask: Whether a token is of the response, `[batch, pos]`, its end included.
+      num_steps: The new tokens of the longest row, after which the loop ended.
 
     Examples:
       >>> Generated(
@@ -70,9 +70,9 @@ def filter_logits(
     rounding long before the end of a large vocabulary.
 
     Args:
-      logits: Of one position, in nats, after the temperature.
-      top_k: Number of tokens to keep; None, or more than there are, keeps all.
-      top_p: Probability to keep, in (0, 1]; None and 1 keep all.
+      logits: The logits of one position, in nats, after the temperature.
+      top_k: The number of tokens to keep; None, or more than there are, keeps all.
+      top_p: The probability to keep, in (0, 1]; None and 1 keep all.
 
     Returns:
       The logits, with `-inf` at the tokens that are not to be drawn.
@@ -119,9 +119,9 @@ def generate_greedy(
 
     Args:
       model: A decoder.
-      params: Its parameters (`variables["params"]`).
+      params: The decoder's parameters (`variables["params"]`).
       prompts: Token ids of each row's prompt, of any lengths.
-      max_new_tokens: Length at which a row ends at the latest, in tokens.
+      max_new_tokens: The length at which a row ends at the latest, in tokens.
       eos_id: The token that ends a row, or each that does; None for rows of full
         length.
 
@@ -168,18 +168,18 @@ def generate_sampled(
 
     Args:
       model: A decoder.
-      params: Its parameters (`variables["params"]`).
+      params: The decoder's parameters (`variables["params"]`).
       prompts: Token ids of each row's prompt, of any lengths.
       key: One key, from which row `i` gets `fold_in(key, i)`; or one key per row,
         for rows whose draws should not depend on their place in the batch. New token
         `l` of a row is drawn with `fold_in(row_key, l)`.
-      max_new_tokens: Length at which a row ends at the latest, in tokens.
+      max_new_tokens: The length at which a row ends at the latest, in tokens.
       eos_id: The token that ends a row, or each that does; None for rows of full
         length.
       temperature: `T`, positive and finite, by which the logits are divided; 1 for the
         model itself.
-      top_k: See `filter_logits`.
-      top_p: See `filter_logits`.
+      top_k: The number of tokens to keep, as in `filter_logits`.
+      top_p: The probability to keep, as in `filter_logits`.
 
     Returns:
       The new tokens. Compiled as `generate_greedy` is, not anew for other values of

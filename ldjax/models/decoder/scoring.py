@@ -77,11 +77,11 @@ def score_examples(
     .. math:: \log \pi(y_l \mid x, y_{<l})
 
     Args:
-      score_fn: From `make_score_fn`.
-      params: Parameters of the model.
-      examples: In any order.
-      max_length: Of the longest prompt and response together, in tokens.
-      batch_size: Rows of a batch.
+      score_fn: A function from `make_score_fn`.
+      params: The parameters of the model.
+      examples: The examples, in any order.
+      max_length: The length of the longest prompt and response together, in tokens.
+      batch_size: The number of rows of a batch.
 
     Returns:
       For each example, in order, one log-prob in nats per token of its response; the
@@ -125,10 +125,11 @@ def score_responses(
 
     Args:
       model: A decoder.
-      params: Its parameters (`variables["params"]`).
+      params: The decoder's parameters (`variables["params"]`).
       prompt_ids: Token ids of the prompt.
       responses: Token ids of each response.
-      max_length: Of the prompt and its longest response together, in tokens.
+      max_length: The length of the prompt and its longest response together, in
+        tokens.
 
     Returns:
       For each response one log-prob in nats per token. Compiled: once for each pair

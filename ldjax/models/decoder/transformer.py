@@ -38,7 +38,7 @@ class Cache(NamedTuple):
 
     Attributes:
       layers: Keys and values of each block.
-      mask: `[batch, slot]`, true where a slot holds a real token.
+      mask: Whether a slot holds a real token, `[batch, slot]`.
 
     Examples:
       >>> from ldjax.models import llama_config
@@ -121,7 +121,7 @@ class Transformer(nn.Module):
 
         Args:
           tokens: Token ids.
-          mask: True where a token is real, false at padding; None if all are real.
+          mask: Whether a token is real and not padding; None if all are real.
           positions: Position of each token; by default the number of real tokens
             before it.
 
@@ -170,7 +170,7 @@ class Transformer(nn.Module):
 
         Args:
           tokens: Token ids.
-          mask: True where a token is real; None if all are.
+          mask: Whether a token is real; None if all are.
           cache_length: Slots of the cache: these tokens, padding included, and all
             that will follow.
 
@@ -205,16 +205,16 @@ class Transformer(nn.Module):
 
         Args:
           tokens: Token ids, one (decoding) or several for each row.
-          cache: From `prefill` or `extend`, with room for `tokens`: where there is
-            none, inside `jax.jit` the results are wrong without an error.
-          mask: True where a token is real; None if all are.
+          cache: A cache from `prefill` or `extend`, with room for `tokens`: where there
+            is none, inside `jax.jit` the results are wrong without an error.
+          mask: Whether a token is real; None if all are.
 
         Returns:
           The same hidden states as `hidden` of all the tokens, those of `tokens` only,
           and the cache that holds them too.
 
         Raises:
-          TypeError: As `__call__`.
+          TypeError: If `tokens` are no integers, or `mask` no booleans.
           ValueError: As `__call__`, and, where it is known, if there is no room.
         """
         self._check(tokens, mask, None, cache)

@@ -27,10 +27,10 @@ class Contradiction(NamedTuple):
     """A setting that a tensor gives the lie.
 
     Attributes:
-      key: In `config.json`.
-      value: What it says.
-      found: What the tensors say.
-      evidence: Which of them, in words.
+      key: The name of the setting in `config.json`.
+      value: The value that the setting has.
+      found: The value that the tensors tell.
+      evidence: The tensors that tell it, in words.
 
     Examples:
       >>> str(Contradiction("n_embd", 10**6, 64, "wte.weight is [10, 64]"))
@@ -80,8 +80,8 @@ def block_names(family: Family, names: Iterable[str]) -> dict[str, str]:
     """A tensor's name for each block that has one, by the block's number.
 
     Args:
-      family: Of the model.
-      names: Of all tensors.
+      family: The family of the model.
+      names: The names of all tensors.
 
     Examples:
       >>> block_names("gpt2", ["wte.weight", "h.0.ln_1.weight", "h.0.ln_1.bias"])
@@ -97,7 +97,7 @@ def contradictions(config: TransformerConfig, shapes: Shapes) -> list[Contradict
 
     Args:
       config: The architecture.
-      shapes: Shape of each tensor, from the headers of the files.
+      shapes: The shape of each tensor, from the headers of the files.
 
     Examples:
       >>> from ldjax.models import gpt2_config
@@ -116,13 +116,14 @@ def refuse_contradictions(
     """Refuses settings that the tensors contradict.
 
     Args:
-      folder: Where both are.
+      folder: The folder that holds both.
       config: The architecture.
-      shapes: Shape of each tensor.
-      gross: Only what is out of proportion: the rest is left to a comparison of all.
+      shapes: The shape of each tensor.
+      gross: Whether only what is out of proportion is refused: the rest is left to a
+        comparison of all.
 
     Raises:
-      ValueError: With settings and tensors.
+      ValueError: If there are, with settings and tensors.
 
     Examples:
       >>> from ldjax.models import gpt2_config

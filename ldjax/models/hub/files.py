@@ -96,10 +96,10 @@ def download(
     """The local copy of a repository on the Hugging Face hub.
 
     Args:
-      name: Its id.
-      patterns: Which of its files are wanted.
-      revision: Branch, tag or commit.
-      kind: What it holds.
+      name: The id of the repository.
+      patterns: Patterns of the files that are wanted.
+      revision: The branch, tag or commit.
+      kind: A word for what the repository holds.
 
     Returns:
       The folder in the cache of `huggingface_hub`.
@@ -183,9 +183,9 @@ class TensorFiles(NamedTuple):
     """The tensors of a folder; a file is open only while one of them is read.
 
     Attributes:
-      files: In which file each tensor is.
-      shapes: Shape of each, from the headers.
-      dtypes: Type of each, as `"BF16"`, likewise.
+      files: The file that each tensor is in.
+      shapes: The shape of each tensor, from the headers.
+      dtypes: The type of each tensor, as `"BF16"`, from the headers.
 
     Examples:
       >>> import tempfile
@@ -204,8 +204,8 @@ class TensorFiles(NamedTuple):
         """Reads the headers.
 
         Args:
-          folder: With one file of this name, or an index and shards.
-          name: Of the one file.
+          folder: A folder with one file of this name, or an index and shards.
+          name: The name of the one file.
 
         Raises:
           FileNotFoundError: If there are no weights, or a shard is missing.
@@ -248,10 +248,10 @@ class TensorFiles(NamedTuple):
         """Refuses tensors whose numbers stand for others, as quantized weights do.
 
         Args:
-          names: Of tensors.
+          names: The names of tensors.
 
         Raises:
-          ValueError: With the first one's name and type.
+          ValueError: If one is, with the first one's name and type.
         """
         for name in names:
             if self.dtypes[name] not in _FLOATS:
@@ -265,7 +265,7 @@ class TensorFiles(NamedTuple):
         """One tensor.
 
         Args:
-          name: Of the tensor.
+          name: The name of the tensor.
         """
         # Opened anew each time: what a file's mapping has read stays in memory until
         # it is closed, and would double that of the parameters.
@@ -296,10 +296,10 @@ def refuse_misfits(
     """One error for all tensors that are missing, extra or of another shape.
 
     Args:
-      what: Does not fit what, the beginning of the message.
-      found: Shape of each tensor in the file.
-      expected: Shape of each tensor that is wanted.
-      why: What explains the differences, as far as it is known.
+      what: The beginning of the message, what does not fit what.
+      found: The shape of each tensor in the file.
+      expected: The shape of each tensor that is wanted.
+      why: An explanation of the differences, as far as it is known.
 
     Raises:
       ValueError: If they are not the same.
@@ -340,8 +340,8 @@ def write_tensors(
     Args:
       folder: A folder that exists.
       tensors: Name and content; read as they are written, one shard at a time.
-      name: Of the file, if it is one.
-      max_shard_bytes: Largest size of a file, unless one tensor is larger.
+      name: The name of the file, if it is one.
+      max_shard_bytes: The largest size of a file, unless one tensor is larger.
 
     Examples:
       >>> import tempfile

@@ -60,7 +60,7 @@ def read_params(folder: Path, config: TransformerConfig) -> Any:
     Tensors are read one by one, so that memory holds little more than the parameters.
 
     Args:
-      folder: With `model.safetensors` or shards.
+      folder: A folder with `model.safetensors` or shards.
       config: The architecture; adapters are not in the folder and not returned.
 
     Returns:

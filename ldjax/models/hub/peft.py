@@ -83,11 +83,11 @@ class AdapterFolder:
     """A folder of adapters.
 
     Attributes:
-      folder: Where it is.
-      base: Folder or hub id of the model that they belong to.
+      folder: The folder that they are in.
+      base: The folder or hub id of the model that they belong to.
 
     Args:
-      folder: In PEFT's layout.
+      folder: A folder in PEFT's layout.
 
     Raises:
       FileNotFoundError: If it has no settings.
@@ -133,7 +133,7 @@ class AdapterFolder:
         """The architecture with the adapters.
 
         Args:
-          base: That of the model they belong to.
+          base: The architecture of the model that they belong to.
 
         Raises:
           ValueError: If it has not the layers they stand beside.
@@ -148,7 +148,7 @@ class AdapterFolder:
         """Their parameters by name.
 
         Args:
-          config: Architecture of the model with them.
+          config: The architecture of the model with them.
 
         Raises:
           FileNotFoundError: If there are no tensors.
@@ -177,8 +177,8 @@ def adapter_targets(
     """Which matrices of a model are to have adapters.
 
     Args:
-      config: Architecture of the model.
-      asked: Which are wanted; by default those of PEFT.
+      config: The architecture of the model.
+      asked: The matrices that are wanted; by default those of PEFT.
 
     Returns:
       Targets that PEFT has, too.
@@ -223,8 +223,8 @@ def write_adapters(
     Args:
       folder: A folder that exists.
       params: The adapters, or all parameters of the model.
-      config: Its architecture.
-      base: Folder or hub id of the model without them, which is written down.
+      config: The architecture of the model.
+      base: The folder or hub id of the model without them, which is written down.
 
     Raises:
       ValueError: If PEFT has no such adapters.

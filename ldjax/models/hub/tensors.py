@@ -34,11 +34,11 @@ class Rule(NamedTuple):
     """One tensor of a file, and the parameters in it.
 
     Attributes:
-      name: In the file.
-      leaves: Names of the parameters, such as `"blocks_0/attention/query/kernel"`.
-      pack: From the parameters to the tensor.
-      unpack: And back.
-      shape: From the parameters' shapes to the tensor's, without any numbers.
+      name: The name of the tensor in the file.
+      leaves: The names of the parameters, such as `"blocks_0/attention/query/kernel"`.
+      pack: The function from the parameters to the tensor.
+      unpack: The function from the tensor to the parameters.
+      shape: The function from the parameters' shapes to the tensor's.
 
     Examples:
       >>> from ldjax.models import gpt2_config
