@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.equation.resolution import rounding_of_sum
 from ldjax.runs.checkpoints import Table
-from ldjax.runs.folder import METRIC_COLUMNS
 from ldjax.theory.curves import Curves
 from ldjax.theory.signatures import Verdict
 from ldjax.watch.probes import Probe
+from ldjax.watch.record import is_part, part, set_of
 
 __all__ = [
     "GATED",
@@ -22,7 +21,6 @@ __all__ = [
     "check_order",
     "curves_of",
     "gap_of_parts",
-    "metrics_table",
     "type_changes",
 ]
 
@@ -38,47 +36,6 @@ ORDER_BOUNDS = (3.8, 4.2)
 Check = dict[str, Any]
 
 
-def metrics_table(
-    table: Table, probes: Mapping[str, Sequence[Probe]], *, examples_per_step: int
-) -> pl.DataFrame:
-    """The long table of a run, of the series `train`, `one_step` and the observed sets.
-
-    Args:
-      table: From the training loop.
-      probes: Of each series that has one number per probe.
-      examples_per_step: Training examples of an update.
-    """
-    frames = []
-    for name, series in table.items():
-        if name not in probes:
-            continue
-        watched = [(probe.prompt_name, probe.type) for probe in probes[name]]
-        for quantity, values in series.items():
-            if quantity != "step":
-                of = watched if values.ndim == 2 else [("", "")]
-                frames.append(_long(series["step"], values, of, quantity))
-    examples = (pl.col("step") * examples_per_step).alias("examples")
-    return pl.concat(frames).with_columns(examples).select(METRIC_COLUMNS)
-
-
-def _long(
-    steps: np.ndarray, values: np.ndarray, of: Sequence[tuple[str, str]], quantity: str
-) -> pl.DataFrame:
-    """One row for each step and thing measured, a prompt's name and a type."""
-    names, types = zip(*of, strict=True)
-    # Texts are copied inside of polars: a long run is written at every observation.
-    place = np.tile(np.arange(len(of)), len(steps))
-    return pl.DataFrame(
-        {
-            "step": np.repeat(steps.astype(np.int64), len(of)),
-            "probe": pl.Series(names, dtype=pl.String).gather(place),
-            "type": pl.Series(types, dtype=pl.String).gather(place),
-            "quantity": pl.repeat(quantity, values.size, dtype=pl.String, eager=True),
-            "value": values.astype(np.float64).ravel(),
-        }
-    )
-
-
 def curves_of(
     series: Mapping[str, np.ndarray], probes: Sequence[Probe], set_name: str
 ) -> Curves:
@@ -89,7 +46,7 @@ def curves_of(
       probes: The observed ones.
       set_name: `"train"` or `"test"`.
     """
-    is_in_set = np.array([p.prompt_name.startswith(f"{set_name}/") for p in probes])
+    is_in_set = np.array([set_of(p.prompt_name) == set_name for p in probes])
     types = np.array([probe.type for probe in probes])
     curves = {}
     for type_ in RESPONSE_TYPES:
@@ -181,9 +138,9 @@ def gap_of_parts(series: Mapping[str, np.ndarray]) -> float:
     """
     named = np.array(
         [
-            part
-            for name, part in series.items()
-            if name.startswith("part:") and name != "part:rounding"
+            values
+            for name, values in series.items()
+            if is_part(name) and name != part("rounding")
         ],
         float,
     )

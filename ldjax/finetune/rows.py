@@ -19,6 +19,7 @@ from ldjax.models.decoder.sampling import generate_sampled
 from ldjax.models.decoder.scoring import make_score_fn
 from ldjax.models.hub.files import download
 from ldjax.watch.probes import Probe
+from ldjax.watch.record import row_name
 
 # The tokenisation protocol of a run: `to_examples` with everything but the row, of
 # which a keyword may be given anew.
@@ -184,7 +185,7 @@ def make_probes(
 ) -> list[Probe]:
     """The probes of some rows; a row's name is its place in the file."""
     return [
-        Probe(f"{set_name}/{place:04d}", type_, example)
+        Probe(row_name(set_name, place), type_, example)
         for place in places
         for type_, example in encode(rows[place]).examples.items()
         if type_ in types

@@ -21,7 +21,6 @@ of every step sum to its prediction, the measured steps to the change of the who
 
 import dataclasses
 import functools
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -38,7 +37,6 @@ from ldjax.finetune.results import (
     check_claims,
     check_identities,
     curves_of,
-    metrics_table,
     type_changes,
 )
 from ldjax.finetune.rows import cropped, summed_over_sides, told_of, with_advantages
@@ -70,6 +68,18 @@ from ldjax.runs.sinks import make_sink
 from ldjax.theory.fidelity import fidelity, legible, r_squared_within_types
 from ldjax.theory.signatures import evaluate
 from ldjax.theory.signatures import table as signature_table
+from ldjax.watch.record import (
+    TEST,
+    TRACKED,
+    TRAIN,
+    everything_name,
+    part_name,
+    probe_line,
+    prompt_of,
+    series_rows,
+    set_of,
+    write_probe_lines,
+)
 from ldjax.watch.token_maps import make_token_map_fn, moved_tokens, token_map_observer
 
 # What may differ when a run is resumed: where things are. The model it starts from and
@@ -212,23 +222,14 @@ def all_settings(config: Config, setup: Setup) -> dict[str, Any]:
 
 def write_probes(run: Run, setup: Setup) -> None:
     """`probes.jsonl`: what the probes of the table say."""
-    texts = {"train": setup.data.train, "test": setup.data.test}
-    texts["tracked"] = texts["train"]
+    texts = {TRAIN: setup.data.train, TEST: setup.data.test}
+    texts[TRACKED] = texts[TRAIN]
     lines = []
     for probe in (*setup.observed.probes, *setup.tracked.probes):
-        name, _, place = probe.prompt_name.partition("/")
-        row = texts[name][int(place)]
-        content = {
-            "probe": probe.prompt_name,
-            "type": probe.type,
-            "prompt": row.prompt,
-            "text": row.responses[probe.type],
-            "num_tokens": len(probe.example.response_ids),
-            "source": row.source,
-        }
-        lines.append(json.dumps(content, ensure_ascii=False) + "\n")
-    with whole_file(run.path / "probes.jsonl") as partial:
-        partial.write_text("".join(lines), encoding="utf-8")
+        row = texts[set_of(probe.prompt_name)][int(prompt_of(probe.prompt_name))]
+        text = row.responses[probe.type]
+        lines.append(probe_line(probe, row.prompt, text, source=row.source))
+    write_probe_lines(run.path, lines)
 
 
 def write_table(config: Config, run: Run, setup: Setup, table: Table) -> None:
@@ -240,10 +241,10 @@ def write_table(config: Config, run: Run, setup: Setup, table: Table) -> None:
     }
     if setup.everything is not None:
         probes["everything"] = tuple(
-            probe._replace(prompt_name=f"all-{probe.prompt_name}")
+            probe._replace(prompt_name=everything_name(probe.prompt_name))
             for probe in setup.everything.probes
         )
-    run.write_metrics(metrics_table(table, probes, examples_per_step=config.batch_size))
+    run.write_metrics(series_rows(table, probes, examples_per_step=config.batch_size))
 
 
 def first_steps(num_steps: int, count: int) -> set[int]:
@@ -390,7 +391,7 @@ def print_explanations(why: dict[str, Any]) -> None:
     """Where the changes come from, and which labels a push-down raises."""
     parts = why["parts"]
     print("\nWhere they come from, nats per sequence; threshold: |p|^2 - p(y)")
-    heads = [f"{name.removeprefix('part:')[:9]:>9}" for name in parts]
+    heads = [f"{part_name(name)[:9]:>9}" for name in parts]
     print(" ".join([f"{'type':20}", *heads, "  threshold"]))
     for type_, (start, end) in why["squeezing_threshold"].items():
         numbers = " ".join(f"{values[type_]:+9.2f}" for values in parts.values())

@@ -29,6 +29,7 @@ from ldjax.finetune.settings import HUB_DATA, Config
 from ldjax.finetune.start import Base, find_regime, find_start, load_base
 from ldjax.progress import progress
 from ldjax.watch.probes import Probe, ProbeSet
+from ldjax.watch.record import TEST, TRACKED, TRAIN
 
 __all__ = [
     "Lengths",
@@ -160,13 +161,13 @@ def make_setup(config: Config) -> Setup:
         return make_probes(name, rows, places, encode, RESPONSE_TYPES)
 
     make_set = functools.partial(ProbeSet.of, max_length=max_length)
-    observed = probes("train", data.train, train_places)
-    observed += probes("test", data.test, test_places)
-    tracked = probes("tracked", data.train, train_places[: config.tracked])
+    observed = probes(TRAIN, data.train, train_places)
+    observed += probes(TEST, data.test, test_places)
+    tracked = probes(TRACKED, data.train, train_places[: config.tracked])
     everything = []
     if config.observe_all:
-        everything += probes("train", data.train, range(len(data.train)))
-        everything += probes("test", data.test, range(len(data.test)))
+        everything += probes(TRAIN, data.train, range(len(data.train)))
+        everything += probes(TEST, data.test, range(len(data.test)))
     return Setup(
         base=base,
         source=source,

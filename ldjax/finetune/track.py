@@ -20,6 +20,7 @@ from ldjax.models.decoder.scoring import make_score_fn
 from ldjax.runs.devices import data_mesh, replicate, shard
 from ldjax.runs.loop import Observer
 from ldjax.watch.probes import ProbeSet, make_change_fn, make_observe_fn, shard_probes
+from ldjax.watch.record import FLOOR, MEASURED, PREDICTED, is_part, part, single_step
 
 __all__ = [
     "State",
@@ -144,10 +145,10 @@ def make_tracked_step(
             return jnp.concatenate([leaf.sum(-1) for leaf in own(batches)])[order]
 
         changes = {
-            "predicted": comparison.predicted,
-            "measured": comparison.measured,
-            "floor": comparison.floor,
-        } | {f"part:{name}": part for name, part in comparison.parts.items()}
+            PREDICTED: comparison.predicted,
+            MEASURED: comparison.measured,
+            FLOOR: comparison.floor,
+        } | {part(name): of for name, of in comparison.parts.items()}
         sums = (
             jax.tree.map(jnp.add, state.predicted, predicted),
             jax.tree.map(jnp.add, state.measured, measured),
@@ -240,7 +241,7 @@ def _one_step(
     """What the update that follows does to every observed response."""
     del metrics
     changes = change_fn(state.params, following.params)
-    return {f"{name}_step": change for name, change in changes.items()}
+    return {single_step(name): change for name, change in changes.items()}
 
 
 def _tokens(
@@ -252,7 +253,7 @@ def _tokens(
 
     def scores(parts: tuple[tuple[Any, Any], ...]) -> Array:
         return jnp.concatenate(
-            [score_fn(state.params, part)[: len(at)] for at, part in parts]
+            [score_fn(state.params, rows)[: len(at)] for at, rows in parts]
         )
 
     return {f"log_prob_{place}": scores(parts) for place, parts in enumerate(slices)}
@@ -298,7 +299,7 @@ def _tied(
 ) -> dict[str, float]:
     """The update's own prediction, against the derivative along what it moved."""
     along = change_fn(state.params, following.params)["predicted"]
-    parts = [abs(part) for name, part in metrics.items() if name.startswith("part:")]
+    parts = [abs(of) for name, of in metrics.items() if is_part(name)]
     scale = sum(parts, start=metrics["floor"])
     # Where nothing moved, and a response is certain, there is nothing to divide by.
     gap = abs(metrics["predicted"] - along) / jnp.maximum(scale, 1e-30)

@@ -13,10 +13,20 @@ import numpy as np
 import polars as pl
 
 from ldjax.data.tokenizers import Tokenizer, load_tokenizer
-from ldjax.files.whole import json_object, read_lines, text_field
 from ldjax.report.damage import Damage
 from ldjax.report.packing import packed
 from ldjax.runs.folder import Run
+from ldjax.watch.record import (
+    MEASURED,
+    PREDICTED,
+    PROBES_FILE,
+    TRACKED,
+    observed_name,
+    read_probe_lines,
+    set_of,
+    single_step,
+    tracked_name,
+)
 
 __all__ = ["probe_data", "token_texts"]
 
@@ -27,8 +37,8 @@ MOST_SHARES = 24
 #: A character has at most so many bytes, so at most so many tokens.
 _LONGEST_CHARACTER = 4
 
-_OBSERVED = ("log_prob", "argmax_log_prob", "predicted_step", "measured_step")
-_TRACKED = ("predicted", "measured")
+_TRACKED = (PREDICTED, MEASURED)
+_OBSERVED = ("log_prob", "argmax_log_prob", *map(single_step, _TRACKED))
 
 
 class _Scored(NamedTuple):
@@ -71,7 +81,7 @@ def probe_data(
       >>> probe_data(run, run.metrics(), Damage())["responses"]
       [{'prompt': 0, 'type': 'chosen', 'text': ' So'}]
     """
-    path = run.path / "probes.jsonl"
+    path = run.path / PROBES_FILE
     if not path.is_file():
         return None
     return damage.instead(
@@ -80,14 +90,11 @@ def probe_data(
 
 
 def _browser(run: Run, metrics: pl.DataFrame, damage: Damage) -> dict[str, Any]:
-    path = run.path / "probes.jsonl"
-    lines = [_texts(json_object(line.data)) for line in read_lines(path) if line.data]
-    if not lines:
-        raise ValueError("it is empty")
-    tracked = [_key(line) for line in lines if line["probe"].startswith("tracked/")]
+    lines = read_probe_lines(run.path)
+    tracked = [_key(line) for line in lines if set_of(line["probe"]) == TRACKED]
     responses = {_key(line): line for line in lines}  # tracked ones are observed too
     places = {key: place for place, key in enumerate(responses)}
-    prompts = {line["probe"]: line["prompt"] for line in map(_named, lines)}
+    prompts = {observed_name(line["probe"]): line["prompt"] for line in lines}
     numbers = {name: place for place, name in enumerate(prompts)}
     return {
         "prompts": [{"name": name, "text": text} for name, text in prompts.items()],
@@ -104,11 +111,6 @@ def _browser(run: Run, metrics: pl.DataFrame, damage: Damage) -> dict[str, Any]:
             "its tokens",
         ),
     }
-
-
-def _texts(line: Mapping[str, Any]) -> dict[str, str]:
-    names = ("probe", "type", "prompt", "text")
-    return {name: text_field(line, name) for name in names}
 
 
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
@@ -145,16 +147,8 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return texts
 
 
-def _named(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Under the name it is observed by: what is tracked is trained on."""
-    name = line["probe"]
-    if name.startswith("tracked/"):
-        name = name.replace("tracked/", "train/", 1)
-    return {**line, "probe": name}
-
-
-def _key(line: Mapping[str, Any]) -> tuple[str, str]:
-    return _named(line)["probe"], line["type"]
+def _key(line: Mapping[str, str]) -> tuple[str, str]:
+    return observed_name(line["probe"]), line["type"]
 
 
 def _observed(
@@ -175,8 +169,7 @@ def _tracked(
 ) -> dict[str, Any]:
     """Predicted and measured changes, added up, `[update, tracked response]`."""
     names = {
-        (name.replace("train/", "tracked/", 1), type_): column
-        for column, (name, type_) in enumerate(keys)
+        (tracked_name(name), type_): column for column, (name, type_) in enumerate(keys)
     }
     rows = _placed(metrics, names).filter(pl.col("quantity").is_in(_TRACKED))
     steps = rows["step"].unique().sort().to_numpy()

@@ -23,6 +23,7 @@ from ldjax.report.measures import (
 from ldjax.report.packing import encoded, packed
 from ldjax.report.words import MEANINGS, change_lines, headline, what_happened
 from ldjax.runs.folder import Run
+from ldjax.watch.record import FLOOR, MEASURED, PREDICTED, TRACKED, in_set
 
 __all__ = ["constants", "evenly", "run_data"]
 
@@ -97,7 +98,7 @@ def run_data(run: Run) -> dict[str, Any]:
             "curves": {name: _drawn(lines) for name, lines in curves.items()},
             "tracked": {
                 name: _drawn(accumulated_curves(metrics, name))
-                for name in ("measured", "predicted")
+                for name in (MEASURED, PREDICTED)
             },
             "parts": {name: _drawn(lines) for name, lines in parts.items()},
             "ends": final_parts(metrics),
@@ -158,14 +159,13 @@ def _drawn(lines: Mapping[str, Curve]) -> dict[str, Any]:
 
 def _remainder(metrics: pl.DataFrame) -> dict[str, Curve]:
     """Running medians of the ratio of single steps, and of the rounding floor."""
-    tracked = metrics.filter(pl.col("probe").str.starts_with("tracked/"))
-    quantities = set(tracked["quantity"].unique())
-    if not {"measured", "predicted"} <= quantities:
+    quantities = set(metrics.filter(in_set(TRACKED))["quantity"].unique())
+    if not {MEASURED, PREDICTED} <= quantities:
         return {}
     curves = {name: remainder_ratio(metrics, types) for name, types in GROUPS.items()}
     curves["all types"] = remainder_ratio(metrics, TYPES)
-    if "floor" in quantities:
-        curves["rounding floor"] = remainder_ratio(metrics, TYPES, "floor")
+    if FLOOR in quantities:
+        curves["rounding floor"] = remainder_ratio(metrics, TYPES, FLOOR)
     return {name: _smooth(curve) for name, curve in curves.items() if len(curve.y)}
 
 

@@ -26,6 +26,7 @@ from ldjax.report.measures import (
     tracked_steps,
 )
 from ldjax.runs.folder import Run
+from ldjax.watch.record import FLOOR, MEASURED, PREDICTED, part_name
 
 __all__ = [
     "draw_by_side",
@@ -81,10 +82,10 @@ def draw_predicted_against_measured(run: Run) -> list[Path]:
       The files written.
     """
     metrics = run.metrics()
-    measured = accumulated_curves(metrics, "measured")
+    measured = accumulated_curves(metrics, MEASURED)
     if not measured:
         return []
-    predicted = accumulated_curves(metrics, "predicted")
+    predicted = accumulated_curves(metrics, PREDICTED)
     steps = tracked_steps(metrics).partition_by("type", as_dict=True)
     path = run.figure_path("predicted_against_measured")
     title = f"First-order prediction and measurement: {run.path.name}"
@@ -95,8 +96,8 @@ def draw_predicted_against_measured(run: Run) -> list[Path]:
                 color = _color(name)
                 scatter(
                     points,
-                    steps[name,]["predicted"].to_numpy(),
-                    steps[name,]["measured"].to_numpy(),
+                    steps[name,][PREDICTED].to_numpy(),
+                    steps[name,][MEASURED].to_numpy(),
                     title="",
                     xlabel="",
                     ylabel="",
@@ -124,7 +125,7 @@ def draw_remainder(run: Run) -> list[Path]:
       The files written.
     """
     metrics = run.metrics()
-    if not accumulated_curves(metrics, "measured"):
+    if not accumulated_curves(metrics, MEASURED):
         return []
     path = run.figure_path("remainder")
     title = f"What first order misses, step by step: {run.path.name}"
@@ -135,8 +136,8 @@ def draw_remainder(run: Run) -> list[Path]:
             if len(ratio.y):
                 _draw_smoothed(ax, ratio, color=COLORS[group], label=group)
         _draw_smoothed(ax, remainder_ratio(metrics, TYPES), color="k", label="all")
-        if "floor" in metrics["quantity"]:
-            floor = remainder_ratio(metrics, TYPES, "floor")
+        if FLOOR in metrics["quantity"]:
+            floor = remainder_ratio(metrics, TYPES, FLOOR)
             _draw_smoothed(
                 ax, floor, color="#777777", linestyle=":", label="rounding floor"
             )
@@ -160,7 +161,7 @@ def draw_by_side(run: Run) -> list[Path]:
       The files written.
     """
     metrics = run.metrics()
-    measured = accumulated_curves(metrics, "measured")
+    measured = accumulated_curves(metrics, MEASURED)
     if not measured:
         return []
     parts = {name: accumulated_curves(metrics, name) for name in part_names(metrics)}
@@ -217,7 +218,7 @@ def _color(name: str) -> str:
 
 
 def _part_color(part: str) -> str:
-    return COLORS[part.removeprefix("part:")]
+    return COLORS[part_name(part)]
 
 
 def _place(name: str) -> int:

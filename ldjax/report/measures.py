@@ -11,6 +11,18 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from ldjax.watch.record import (
+    FLOOR,
+    MEASURED,
+    PREDICTED,
+    REMAINDER,
+    TEST,
+    TRACKED,
+    TRAIN,
+    in_set,
+    part,
+)
+
 __all__ = [
     "GROUPS",
     "PARTS",
@@ -32,17 +44,17 @@ GROUPS = {
     "random": ("random_permute", "random_nonhum"),
 }
 TYPES = tuple(name for types in GROUPS.values() for name in types)
-PROBE_SETS = {"train": "trained prompts", "test": "held-out prompts"}
+PROBE_SETS = {TRAIN: "trained prompts", TEST: "held-out prompts"}
 PARTS = {
-    "part:chosen": "chosen side",
-    "part:rejected": "rejected side",
-    "part:update": "this step's gradient",
-    "part:history": "optimizer's history",
-    "part:accumulated": "earlier micro-batches",
-    "part:weight_decay": "weight decay",
-    "part:noise": "noise",
-    "part:rounding": "rounding",
-    "remainder": "remainder",
+    part("chosen"): "chosen side",
+    part("rejected"): "rejected side",
+    part("update"): "this step's gradient",
+    part("history"): "optimizer's history",
+    part("accumulated"): "earlier micro-batches",
+    part("weight_decay"): "weight decay",
+    part("noise"): "noise",
+    part("rounding"): "rounding",
+    REMAINDER: "remainder",
 }
 
 
@@ -107,23 +119,23 @@ def accumulated_curves(metrics: pl.DataFrame, quantity: str) -> dict[str, Curve]
       >>> accumulated_curves(metrics, "measured")["chosen"].y.tolist()
       [0.0, 0.5, 1.0]
     """
-    if quantity == "remainder":
-        predicted = accumulated_curves(metrics, "predicted")
+    if quantity == REMAINDER:
+        predicted = accumulated_curves(metrics, PREDICTED)
         return {
             name: Curve(curve.x, curve.y - predicted[name].y)
-            for name, curve in accumulated_curves(metrics, "measured").items()
+            for name, curve in accumulated_curves(metrics, MEASURED).items()
         }
     return {
         name: Curve(
             np.concatenate((rows["step"][:1], rows["step"] + 1)),
             np.concatenate(([0.0], rows["value"].cum_sum())),
         )
-        for name, rows in _means(metrics, quantity, "tracked").items()
+        for name, rows in _means(metrics, quantity, TRACKED).items()
     }
 
 
 def remainder_ratio(
-    metrics: pl.DataFrame, types: Sequence[str], numerator: str = "remainder"
+    metrics: pl.DataFrame, types: Sequence[str], numerator: str = REMAINDER
 ) -> Curve:
     """What first order misses at each step, as a fraction of what was measured.
 
@@ -151,11 +163,11 @@ def remainder_ratio(
         tracked_steps(metrics)
         .filter(pl.col("type").is_in(types))
         .group_by("step")
-        .agg(norm(numerator).alias("numerator"), norm("measured"))
-        .filter(pl.col("measured") > 0)
+        .agg(norm(numerator).alias("numerator"), norm(MEASURED))
+        .filter(pl.col(MEASURED) > 0)
         .sort("step")
     )
-    ratio = norms["numerator"] / norms["measured"]
+    ratio = norms["numerator"] / norms[MEASURED]
     return Curve(norms["step"].to_numpy(), ratio.to_numpy())
 
 
@@ -177,13 +189,12 @@ def tracked_steps(metrics: pl.DataFrame) -> pl.DataFrame:
       >>> tracked_steps(metrics)["remainder"].to_list()
       [0.125]
     """
-    quantities = ("predicted", "measured", "floor")
-    of_set = pl.col("probe").str.starts_with("tracked/")
-    wide = metrics.filter(pl.col("quantity").is_in(quantities) & of_set).pivot(
+    is_compared = pl.col("quantity").is_in((PREDICTED, MEASURED, FLOOR))
+    wide = metrics.filter(is_compared & in_set(TRACKED)).pivot(
         "quantity", index=["step", "probe", "type"], values="value"
     )
-    remainder = pl.col("measured") - pl.col("predicted")
-    return wide.with_columns(remainder.alias("remainder"))
+    remainder = pl.col(MEASURED) - pl.col(PREDICTED)
+    return wide.with_columns(remainder.alias(REMAINDER))
 
 
 def part_names(metrics: pl.DataFrame) -> list[str]:
@@ -195,10 +206,10 @@ def part_names(metrics: pl.DataFrame) -> list[str]:
     """
     logged = set(metrics["quantity"].unique())
     # What is left of the measured change is a part only beside others.
-    if logged & PARTS.keys() and {"measured", "predicted"} <= logged:
-        logged.add("remainder")
-    if "part:chosen" in logged:
-        logged.discard("part:update")  # the two sides together
+    if logged & PARTS.keys() and {MEASURED, PREDICTED} <= logged:
+        logged.add(REMAINDER)
+    if part("chosen") in logged:
+        logged.discard(part("update"))  # the two sides together
     return [name for name in PARTS if name in logged]
 
 
@@ -212,11 +223,11 @@ def final_parts(metrics: pl.DataFrame) -> dict[str, dict[str, float]]:
       {'part:update': {'chosen': 0.5}}
     """
     return {
-        part: {
-            name: float(curve.y[-1])
-            for name, curve in accumulated_curves(metrics, part).items()
+        name: {
+            type_: float(curve.y[-1])
+            for type_, curve in accumulated_curves(metrics, name).items()
         }
-        for part in part_names(metrics)
+        for name in part_names(metrics)
     }
 
 
@@ -224,9 +235,8 @@ def _means(
     metrics: pl.DataFrame, quantity: str, probe_set: str
 ) -> dict[str, pl.DataFrame]:
     """Mean over the prompts of a set at every step, by response type."""
-    of_set = pl.col("probe").str.starts_with(f"{probe_set}/")
     means = (
-        metrics.filter((pl.col("quantity") == quantity) & of_set)
+        metrics.filter((pl.col("quantity") == quantity) & in_set(probe_set))
         .group_by("type", "step", "examples")
         .agg(pl.col("value").mean())
         .sort("step")

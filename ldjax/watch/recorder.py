@@ -4,7 +4,7 @@ Three lines: make a `Recorder`, call it after every optimizer step, close it. It
 a run folder that `python -m ldjax.report` makes a page of.
 """
 
-import json
+import itertools
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,7 @@ import numpy as np
 from ldjax.data.batches import check_count
 from ldjax.equation import resolution
 from ldjax.equation.doors import was_donated
-from ldjax.files.whole import whole_file
-from ldjax.runs.folder import METRIC_COLUMNS, start_run
+from ldjax.runs.folder import start_run
 from ldjax.runs.sinks import SinkName, check_sinks, make_sink
 from ldjax.watch.probes import (
     ApplyFn,
@@ -27,6 +26,21 @@ from ldjax.watch.probes import (
     make_floor_fn,
     make_observe_fn,
 )
+from ldjax.watch.record import (
+    FLOOR,
+    TEST,
+    TRACKED,
+    TRAIN,
+    change_by_type,
+    in_set,
+    last_floor,
+    probe_line,
+    set_of,
+    single_step,
+    table_rows,
+    tracked_name,
+    write_probe_lines,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,8 +49,6 @@ __all__ = ["Recorder"]
 
 #: The table is written again when it has grown by so many updates, or by this share.
 WRITE_AFTER, WRITE_AFTER_SHARE = 10, 0.05
-
-_TRAINED = "train/"
 
 
 class Recorder:
@@ -139,8 +151,15 @@ class Recorder:
                 "`path`, or pass `resume=True` to go on with it or `overwrite=True` to "
                 "replace it."
             )
-        is_summed = every == 1
-        lines = _probe_lines(probes, decode, is_summed=is_summed)
+        self._probes = list(probes)
+        self._is_tracked = [set_of(probe.prompt_name) == TRAIN for probe in probes]
+        self._tracked = [
+            probe._replace(prompt_name=tracked_name(probe.prompt_name))
+            for probe in itertools.compress(probes, self._is_tracked)
+        ]
+        self._is_summed = every == 1
+        told = [*probes, *self._tracked] if self._is_summed else probes
+        lines = [_line(probe, decode) for probe in told]
         self.run = start_run(
             path,
             {**(settings or {}), "recorder": ours},
@@ -149,18 +168,15 @@ class Recorder:
         )
         self._observe = make_observe_fn(apply_fn, watched)
         self._change = make_change_fn(apply_fn, watched)
-        self._names = [(probe.prompt_name, probe.type) for probe in probes]
         self._floor_fn = make_floor_fn(apply_fn, watched)
         self._floor: dict[str, np.ndarray] = {}
         self._every, self._examples_per_step = every, examples_per_step
-        self._is_summed = is_summed
         self._frames: list[pl.DataFrame] = []
         self._num_recorded, self._num_written = 0, 0
         self._first_step: int | None = None
         self._last_step, self._last_params = -1, None
         self._is_closed = False
-        with whole_file(path / "probes.jsonl") as partial:
-            partial.write_text(lines, encoding="utf-8")
+        write_probe_lines(path, lines)
         self._sinks = [make_sink(name, self.run) for name in log]
 
     def __call__(
@@ -222,10 +238,10 @@ class Recorder:
             return
         table = pl.concat(self._frames)
         if not self._is_summed:
-            table = table.filter(~pl.col("probe").str.starts_with("tracked/"))
+            table = table.filter(~in_set(TRACKED))
         self._frames, self._num_written = [table], self._num_recorded
         self.run.write_metrics(table)
-        self.run.write_summary({"changes": _changes(table)})
+        self.run.write_summary({"changes": change_by_type(table)})
         for sink in self._sinks:
             sink.write(table)
 
@@ -260,7 +276,7 @@ class Recorder:
             )
             return
         step = self._last_step + 1
-        self._frames.append(self._rows(step, self._names, self._observe(params)))
+        self._frames.append(self._rows(step, self._probes, self._observe(params)))
         self.write()
 
     def __enter__(self) -> "Recorder":
@@ -295,27 +311,13 @@ class Recorder:
 
     def _floor_of(self, earlier: "pl.DataFrame | None") -> dict[str, np.ndarray]:
         """The floor that an earlier recorder measured last."""
-        import polars as pl
-
-        found = pl.DataFrame() if earlier is None else earlier
-        if not len(found) or "floor" not in found["quantity"]:
-            return {}
-        found = found.filter(pl.col("quantity") == "floor")
-        found = found.filter(pl.col("step") == pl.col("step").max())
-        known = {
-            (name, type_): value
-            for name, type_, value in found["probe", "type", "value"].iter_rows()
-        }
-        names = [(_tracked(name), type_) for name, type_ in self._names]
-        return {"floor": np.array([known.get(name, np.nan) for name in names])}
+        found = None if earlier is None else last_floor(earlier, self._probes)
+        return {} if found is None else {FLOOR: found}
 
     def _goes_on(self, step: int, earlier: "pl.DataFrame | None") -> bool:
         """Whether the update before a step is recorded too."""
-        import polars as pl
-
         if earlier is not None:
-            summed = earlier.filter(pl.col("probe").str.starts_with("tracked/"))
-            return summed["step"].max() == step - 1
+            return earlier.filter(in_set(TRACKED))["step"].max() == step - 1
         return self._first_step is None or step == self._last_step + 1
 
     def _rows_of(
@@ -328,38 +330,26 @@ class Recorder:
         is_summed: bool,
     ) -> "list[pl.DataFrame]":
         """All rows of a step."""
-        steps = {f"{name}_step": values for name, values in change.items()}
-        frames = [self._rows(step, self._names, {**observed, **steps})]
+        steps = {single_step(name): values for name, values in change.items()}
+        frames = [self._rows(step, self._probes, {**observed, **steps})]
         if loss is not None:
-            frames.append(self._rows(step, [("", "")], {"loss": _scalar(loss)}))
-        if is_summed:  # what is added up over the run, of the trained prompts
+            frames.append(self._rows(step, (), {"loss": _scalar(loss)}))
+        if is_summed and self._tracked:  # what is added up over the run
             numbers = {**change, **self._floor}
-            is_trained = [name.startswith(_TRAINED) for name, _ in self._names]
-            tracked = [
-                (_tracked(name), type_)
-                for name, type_ in self._names
-                if name.startswith(_TRAINED)
-            ]
-            of_trained = {name: of[is_trained] for name, of in numbers.items()}
-            frames.append(self._rows(step, tracked, of_trained))
+            tracked = {name: of[self._is_tracked] for name, of in numbers.items()}
+            frames.append(self._rows(step, self._tracked, tracked))
         return frames
 
     def _rows(
-        self,
-        step: int,
-        names: Sequence[tuple[str, str]],
-        numbers: Mapping[str, np.ndarray],
+        self, step: int, probes: Sequence[Probe], numbers: Mapping[str, np.ndarray]
     ) -> "pl.DataFrame":
-        """Rows of the table: every quantity of every probe, a name and a type."""
-        import polars as pl
-
-        rows = [(*name, quantity) for quantity in numbers for name in names]
-        values = np.concatenate(list(numbers.values())).astype(np.float64)
-        place = (step, step * self._examples_per_step)
-        schema: Any = dict.fromkeys(METRIC_COLUMNS[:2], pl.Int64)
-        schema |= dict.fromkeys(METRIC_COLUMNS[2:5], pl.String)
-        frame = pl.DataFrame([place + row for row in rows], schema, orient="row")
-        return frame.with_columns(value=values)
+        """Rows of the table at a step; of no probe where there are none."""
+        return table_rows(
+            np.array([step]),
+            {name: of[None] if probes else of for name, of in numbers.items()},
+            probes,
+            examples_per_step=self._examples_per_step,
+        )
 
 
 def _scalar(loss: Any) -> np.ndarray:
@@ -387,7 +377,7 @@ def _check(probes: Sequence[Probe], at_least_one: Mapping[str, int]) -> None:
             )
     names = [(probe.prompt_name, probe.type) for probe in probes]
     for name in names:
-        if not name[0].startswith((_TRAINED, "test/")):
+        if set_of(name[0]) not in (TRAIN, TEST):
             raise ValueError(
                 f"A probe is named {name[0]!r}, which is of no set. Begin its "
                 "`prompt_name` with `train/` (prompts trained on) or `test/`."
@@ -399,56 +389,7 @@ def _check(probes: Sequence[Probe], at_least_one: Mapping[str, int]) -> None:
             )
 
 
-def _tracked(name: str) -> str:
-    """What a trained prompt is called where its updates are added up."""
-    return "tracked/" + name.removeprefix(_TRAINED)
-
-
-def _probe_lines(
-    probes: Sequence[Probe],
-    decode: Callable[[Any], str] | None,
-    *,
-    is_summed: bool,
-) -> str:
-    """`probes.jsonl`: what the probes of the table say."""
+def _line(probe: Probe, decode: Callable[[Any], str] | None) -> str:
+    """What a probe of the table says."""
     text_of = decode or (lambda ids: " ".join(map(str, ids)))
-    lines = [
-        {
-            "probe": probe.prompt_name,
-            "type": probe.type,
-            "prompt": text_of(probe.example.prompt_ids),
-            "text": text_of(probe.example.response_ids),
-            "num_tokens": len(probe.example.response_ids),
-        }
-        for probe in probes
-    ]
-    if is_summed:
-        lines += [
-            {**line, "probe": _tracked(line["probe"])}
-            for line in lines
-            if line["probe"].startswith(_TRAINED)
-        ]
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-
-
-def _changes(table: "pl.DataFrame") -> dict[str, Any]:
-    """Start, end and highest point of the mean log-prob, by set and type, in nats."""
-    import polars as pl
-
-    value = pl.col("value")
-    means = (
-        table.filter(pl.col("quantity") == "log_prob")
-        .group_by(pl.col("probe").str.extract("^([^/]*)/"), "type", "step")
-        .agg(value.mean())
-        .sort("step")
-    )
-    ends = means.group_by("probe", "type").agg(
-        start=value.first(), end=value.last(), highest=value.max()
-    )
-    changes: dict[str, Any] = {}
-    # JSON has no number for a training that diverged.
-    number = pl.col("start", "end", "highest")
-    ends = ends.with_columns(pl.when(number.is_finite()).then(number))
-    for row in ends.sort("probe", "type").to_dicts():
-        changes.setdefault(row.pop("probe"), {})[row.pop("type")] = row
-    return changes
+    return probe_line(probe, *map(text_of, probe.example))

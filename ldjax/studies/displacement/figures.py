@@ -8,18 +8,19 @@ import numpy as np
 
 from ldjax.report.figures import COLORS, figure
 from ldjax.runs.folder import Run
+from ldjax.watch.record import part
 
 __all__ = ["draw_criterion", "draw_labels", "draw_why"]
 
 _ORIGINS = {
-    "part:own chosen": ("its own pair, chosen side", COLORS["chosen"]),
-    "part:own rejected": ("its own pair, rejected side", COLORS["rejected"]),
-    "part:others": ("other pairs", COLORS["update"]),
-    "part:history": ("optimizer's history", COLORS["history"]),
-    "part:accumulated": ("earlier micro-batches", COLORS["accumulated"]),
-    "part:weight_decay": ("weight decay", COLORS["weight_decay"]),
-    "part:noise": ("noise", COLORS["noise"]),
-    "part:rounding": ("rounding", COLORS["rounding"]),
+    part("own chosen"): ("its own pair, chosen side", COLORS["chosen"]),
+    part("own rejected"): ("its own pair, rejected side", COLORS["rejected"]),
+    part("others"): ("other pairs", COLORS["update"]),
+    part("history"): ("optimizer's history", COLORS["history"]),
+    part("accumulated"): ("earlier micro-batches", COLORS["accumulated"]),
+    part("weight_decay"): ("weight decay", COLORS["weight_decay"]),
+    part("noise"): ("noise", COLORS["noise"]),
+    part("rounding"): ("rounding", COLORS["rounding"]),
 }
 _CONTEXTS = {"chosen": COLORS["chosen"], "rejected": COLORS["rejected"]}
 

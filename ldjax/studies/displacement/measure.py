@@ -14,6 +14,7 @@ from ldjax.equation.sequences import ApplyFn, LossFn, Sequences
 from ldjax.equation.step import StepState, make_step
 from ldjax.theory.displacement import pair_products, split_by_origin
 from ldjax.theory.squeezing import greedy_label, mass_share, rising_labels
+from ldjax.watch.record import FLOOR, MEASURED, PREDICTED, part
 
 __all__ = [
     "SIDES",
@@ -86,10 +87,10 @@ def make_origin_step(
             for name, part in split_by_origin(comparison.parts, is_own).items()
         }
         metrics = {
-            "predicted": comparison.predicted.sum(-1),
-            "measured": comparison.measured.sum(-1),
-            "floor": comparison.floor.sum(-1),
-        } | {f"part:{name}": part for name, part in parts.items()}
+            PREDICTED: comparison.predicted.sum(-1),
+            MEASURED: comparison.measured.sum(-1),
+            FLOOR: comparison.floor.sum(-1),
+        } | {part(name): of for name, of in parts.items()}
         metrics |= products(state, batch)
         return new_state, {"loss": new_state.loss, **metrics}
 

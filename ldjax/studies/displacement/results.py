@@ -10,6 +10,7 @@ from ldjax.finetune.results import gap_of_parts
 from ldjax.runs.checkpoints import Table
 from ldjax.theory.claims import Claim
 from ldjax.theory.fidelity import legible, r_squared
+from ldjax.watch.record import is_part
 
 __all__ = [
     "RATES",
@@ -76,7 +77,7 @@ class Alone(NamedTuple):
 def explained(account: Account) -> dict[str, Any]:
     """The whole run's account: mean over the watched pairs, in nats."""
     steps = account.table["train"]
-    parts = {k: v for k, v in steps.items() if k.startswith("part:")}
+    parts = {k: v for k, v in steps.items() if is_part(k)}
     total = np.sum(list(parts.values()), axis=0)
     remainder = steps["measured"] - steps["predicted"]
     falls, alone = _own_sides_lower(steps), Alone.of(account.table)

@@ -39,7 +39,6 @@ from ldjax.data.reference import add_reference
 from ldjax.equation.log_probs import sequence_log_probs
 from ldjax.files.whole import whole_file
 from ldjax.finetune.recipes import make_optimizer
-from ldjax.finetune.results import metrics_table
 from ldjax.finetune.rows import training_rows
 from ldjax.finetune.settings import Config as FinetuneConfig
 from ldjax.finetune.setup import Setup, choose, make_encoder, make_setup
@@ -64,6 +63,7 @@ from ldjax.studies.displacement.results import (
     print_why,
 )
 from ldjax.theory.claims import failures, stored, told
+from ldjax.watch.record import series_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +287,7 @@ def report(
             side: {k: float(v.mean()) for k, v in numbers.items() if k != "step"}
             for side, numbers in by_side.items()
         }
-        frame = metrics_table(
+        frame = series_rows(
             {"chosen:steps": steps, "alone": alone, **by_side},
             dict.fromkeys(("chosen:steps", "alone"), watched["chosen"]) | watched,
             examples_per_step=account.batch_size,

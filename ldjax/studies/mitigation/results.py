@@ -19,6 +19,7 @@ from ldjax.theory.claims import Claim, standing
 from ldjax.theory.curves import Curves
 from ldjax.theory.signatures import evaluate
 from ldjax.watch.probes import make_observe_fn
+from ldjax.watch.record import set_of
 
 __all__ = [
     "ARMS",
@@ -249,7 +250,7 @@ def _means(
 ) -> np.ndarray:
     """Over the prompts of a set, `[observation]`."""
     is_meant = [
-        probe.type == type_ and probe.prompt_name.startswith(f"{set_name}/")
+        probe.type == type_ and set_of(probe.prompt_name) == set_name
         for probe in study.observed.probes
     ]
     return policy.curves[quantity][:, is_meant].mean(1).astype(float)

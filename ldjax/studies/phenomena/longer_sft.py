@@ -16,6 +16,7 @@ from ldjax.studies.phenomena.results import Number, Outcome
 from ldjax.studies.phenomena.settings import Config
 from ldjax.studies.phenomena.start import Start, change, geometric_mean, watched_curves
 from ldjax.studies.policies import Policy, Study, pairs, train_policy
+from ldjax.watch.record import TRAIN, set_of
 
 __all__ = ["beginning", "measure"]
 
@@ -70,7 +71,7 @@ def beginning(study: Study, policy: Policy) -> dict[str, float]:
     probes = study.observed.probes
     is_rejected = np.array(
         [
-            probe.type == "rejected" and probe.prompt_name.startswith("train/")
+            probe.type == "rejected" and set_of(probe.prompt_name) == TRAIN
             for probe in probes
         ]
     )

@@ -15,6 +15,7 @@ from ldjax.studies.phenomena.settings import Config
 from ldjax.studies.policies import Policy, Study, make_study, sft_rows, train_policy
 from ldjax.theory.curves import Curves
 from ldjax.watch.probes import Probe, ProbeSet
+from ldjax.watch.record import TRAIN, prompt_of, row_name, set_of
 
 __all__ = [
     "Start",
@@ -92,7 +93,7 @@ def with_few_prompts(study: Study) -> Study:
     order = (*places, *donors(train)[places].tolist(), *range(len(train)))
     kept = list(dict.fromkeys(order))[:_FEW]
     observed = [
-        probe._replace(prompt_name=f"train/{kept.index(place_of(probe)):04d}")
+        probe._replace(prompt_name=row_name(TRAIN, kept.index(place_of(probe))))
         for probe in watched(study, RESPONSE_TYPES)
     ]
     return study._replace(
@@ -105,7 +106,7 @@ def with_few_prompts(study: Study) -> Study:
 
 def place_of(probe: Probe) -> int:
     """The place of a probe's prompt in the rows of its set."""
-    return int(probe.prompt_name.partition("/")[2])
+    return int(prompt_of(probe.prompt_name))
 
 
 def donors(rows: Sequence[PreferenceRow]) -> np.ndarray:
@@ -124,7 +125,7 @@ def watched(study: Study, types: Sequence[str], *, prompts: int = 0) -> list[Pro
     """
     by_prompt: dict[str, dict[str, Probe]] = {}
     for probe in study.observed.probes:
-        if probe.prompt_name.startswith("train/"):
+        if set_of(probe.prompt_name) == TRAIN:
             by_prompt.setdefault(probe.prompt_name, {})[probe.type] = probe
     chosen = list(by_prompt.values())[: prompts or None]
     return [responses[type_] for responses in chosen for type_ in types]

@@ -9,6 +9,7 @@ import polars as pl
 from ldjax.report.figures import COLORS, figure, heat_map, scatter
 from ldjax.report.measures import GROUPS
 from ldjax.runs.folder import Run
+from ldjax.watch.record import in_set
 
 __all__ = ["draw_figures"]
 
@@ -91,7 +92,7 @@ def _proxies(stages: dict[str, Any], metrics: pl.DataFrame, path: Path) -> Path:
     }
     with figure(path, title, **layout) as axes:
         for column, (stage, kernel) in zip(axes.T, panels, strict=True):
-            of_stage = metrics.filter(pl.col("probe").str.starts_with(f"{stage}/"))
+            of_stage = metrics.filter(in_set(stage))
             norm = _values(of_stage, f"{kernel}:norm")
             for ax, (name, (told, bound, power, color)) in zip(
                 column, _PROXIES.items(), strict=True

@@ -14,6 +14,7 @@ from ldjax.theory.proxies import (
     published_sign_delta,
 )
 from ldjax.watch.probes import Probe
+from ldjax.watch.record import TRAIN, set_of
 
 __all__ = [
     "check_identities",
@@ -227,7 +228,7 @@ def _published(
 
     `A_norm` is that of each type, `p_e` that of chosen, as in their corrected code.
     """
-    is_trained = [probe.prompt_name.startswith("train/") for probe in probes]
+    is_trained = [set_of(probe.prompt_name) == TRAIN for probe in probes]
     of = np.array([probe.type for probe in probes])
 
     def numbers(quantity: str, type_: str) -> np.ndarray:

@@ -27,7 +27,6 @@ from ldjax import command, losses
 from ldjax.command.options import COUNT, POSITIVE, SEED, wrong_numbers
 from ldjax.data.reference import add_reference
 from ldjax.finetune.recipes import make_optimizer
-from ldjax.finetune.results import metrics_table
 from ldjax.finetune.rows import cropped
 from ldjax.finetune.settings import Config as StageConfig
 from ldjax.finetune.setup import Setup, make_setup
@@ -47,6 +46,7 @@ from ldjax.studies.stability.results import (
     verdicts,
 )
 from ldjax.theory.claims import failures, stored, told
+from ldjax.watch.record import probe_name, series_rows
 
 #: What a step learns, by stage.
 SIDES = {"sft": ("chosen",), "dpo": ("chosen", "rejected")}
@@ -248,12 +248,12 @@ def long_table(stage: StageConfig, setup: Setup, table: Table) -> pl.DataFrame:
     }
     named = {
         series: tuple(
-            probe._replace(prompt_name=f"{stage.loss}/{probe.prompt_name}")
+            probe._replace(prompt_name=probe_name(stage.loss, probe.prompt_name))
             for probe in probes
         )
         for series, probes in of_series.items()
     }
-    return metrics_table(table, named, examples_per_step=stage.batch_size)
+    return series_rows(table, named, examples_per_step=stage.batch_size)
 
 
 parse = functools.partial(command.parse, Config, __doc__)
