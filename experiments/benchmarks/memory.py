@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import tyro
 
 from experiments.benchmarks.model import highest_memory
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.tokenizers import train_word_level
 from ldjax.finetune import run as finetune
 from ldjax.finetune import setup as finetune_setup

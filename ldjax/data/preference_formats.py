@@ -3,22 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ldjax.data.response_types import RESPONSE_TYPES, SIDES
 from ldjax.files.whole import text_field
-
-RESPONSE_TYPES: tuple[str, ...] = (
-    "chosen",
-    "chosen_initial",
-    "chosen_gptsemantic",
-    "chosen_gptformat",
-    "rejected",
-    "reject_gptsemantic",
-    "reject_gptformat",
-    "irr_train",
-    "irr_test",
-    "irr_hum",
-    "random_permute",
-    "random_nonhum",
-)
 
 TURN_MARKERS = _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
@@ -134,7 +120,7 @@ def _parse_messages(
             f"'prompt' is not the user's message: {_difference(prompt, asked)}. Keep "
             "the one that was answered."
         )
-    sides = [answers[name] for name in ("chosen", "rejected") if name in answers]
+    sides = [answers[name] for name in SIDES if name in answers]
     spare = [answer.lstrip(" ") for answer in sides]
     if len(set(spare)) == len(set(sides)):
         answers = {name: answer.lstrip(" ") for name, answer in answers.items()}

@@ -13,17 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ldjax.data.preference_formats import (
-    RESPONSE_TYPES,
-    TURN_MARKERS,
-    Parsed,
-    in_order,
-    parse,
-)
+from ldjax.data.preference_formats import TURN_MARKERS, Parsed, in_order, parse
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.files.whole import json_object, read_lines, whole_file
 
 __all__ = [
-    "RESPONSE_TYPES",
     "BadRow",
     "PreferenceRow",
     "Preferences",

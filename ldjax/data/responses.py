@@ -9,8 +9,9 @@ import numpy as np
 
 from ldjax.data.batches import Example, truncate_examples
 from ldjax.data.drawn import DrawnText
-from ldjax.data.preference_formats import RESPONSE_TYPES, in_order
+from ldjax.data.preference_formats import in_order
 from ldjax.data.preferences import PreferenceRow
+from ldjax.data.response_types import RESPONSE_TYPES, SIDES
 from ldjax.data.tokenizers import Tokenizer
 
 __all__ = [
@@ -322,7 +323,7 @@ class _Reading(NamedTuple):
             name: text if self.is_drawn(text) else f" {text.lstrip(' ')}"
             for name, text in texts.items()
         }
-        given, asked = ({t[n] for n in _SIDES if n in t} for t in (texts, single))
+        given, asked = ({t[n] for n in SIDES if n in t} for t in (texts, single))
         if len(asked) < len(given):
             return texts, [
                 "chosen and rejected differ in leading spaces, which are kept"
@@ -347,13 +348,10 @@ class _Reading(NamedTuple):
         ]
 
 
-_SIDES = ("chosen", "rejected")
-
-
 def _equal(examples: dict[str, Example]) -> list[str]:
     """A note where there is nothing between the two sides to learn."""
-    sides = {tuple(examples[n].response_ids) for n in _SIDES if n in examples}
-    is_pair = all(name in examples for name in _SIDES)
+    sides = {tuple(examples[n].response_ids) for n in SIDES if n in examples}
+    is_pair = all(name in examples for name in SIDES)
     return ["chosen and rejected have the same tokens"] * (is_pair and len(sides) == 1)
 
 

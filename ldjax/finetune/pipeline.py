@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from ldjax import command
 from ldjax.command.options import POSITIVE, check_numbers
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.finetune import run as finetune
 from ldjax.finetune.settings import PRESETS_OF_THE_PAPER, from_command_line
 from ldjax.finetune.settings import Config as StageConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.equation.resolution import rounding_of_sum
 from ldjax.runs.checkpoints import Table
 from ldjax.theory.curves import Curves

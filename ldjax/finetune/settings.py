@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ldjax import command
 from ldjax.command.options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.world.world import PRESETS as WORLDS
 from ldjax.finetune.recipes import RECIPES, OptimizerName, Recipe
 from ldjax.losses import LOSSES, NamedLoss, make_loss

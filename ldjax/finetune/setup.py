@@ -10,8 +10,9 @@ import numpy as np
 
 from ldjax.command.options import COUNT
 from ldjax.data.batches import Example
-from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
+from ldjax.data.preferences import PreferenceRow
 from ldjax.data.reference import fingerprint
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.responses import to_examples
 from ldjax.data.world.world import make_world
 from ldjax.finetune.budget import Plan, plan_memory

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ldjax.data.response_types import GROUPS, RESPONSE_TYPES
 from ldjax.report.browser import probe_data
 from ldjax.report.damage import Damage
 from ldjax.report.measures import (
-    GROUPS,
     PARTS,
     PROBE_SETS,
-    TYPES,
     Curve,
     accumulated_curves,
     final_parts,
@@ -163,9 +162,9 @@ def _remainder(metrics: pl.DataFrame) -> dict[str, Curve]:
     if not {MEASURED, PREDICTED} <= quantities:
         return {}
     curves = {name: remainder_ratio(metrics, types) for name, types in GROUPS.items()}
-    curves["all types"] = remainder_ratio(metrics, TYPES)
+    curves["all types"] = remainder_ratio(metrics, RESPONSE_TYPES)
     if FLOOR in quantities:
-        curves["rounding floor"] = remainder_ratio(metrics, TYPES, FLOOR)
+        curves["rounding floor"] = remainder_ratio(metrics, RESPONSE_TYPES, FLOOR)
     return {name: _smooth(curve) for name, curve in curves.items() if len(curve.y)}
 
 

@@ -11,12 +11,11 @@ import numpy as np
 import polars as pl
 from matplotlib.colors import to_hex, to_rgb
 
+from ldjax.data.response_types import GROUPS, RESPONSE_TYPES
 from ldjax.report.figures import COLORS, figure, scatter
 from ldjax.report.measures import (
-    GROUPS,
     PARTS,
     PROBE_SETS,
-    TYPES,
     Curve,
     accumulated_curves,
     change_curves,
@@ -135,9 +134,11 @@ def draw_remainder(run: Run) -> list[Path]:
             ratio = remainder_ratio(metrics, types)
             if len(ratio.y):
                 _draw_smoothed(ax, ratio, color=COLORS[group], label=group)
-        _draw_smoothed(ax, remainder_ratio(metrics, TYPES), color="k", label="all")
+        _draw_smoothed(
+            ax, remainder_ratio(metrics, RESPONSE_TYPES), color="k", label="all"
+        )
         if FLOOR in metrics["quantity"]:
-            floor = remainder_ratio(metrics, TYPES, FLOOR)
+            floor = remainder_ratio(metrics, RESPONSE_TYPES, FLOOR)
             _draw_smoothed(
                 ax, floor, color="#777777", linestyle=":", label="rounding floor"
             )
@@ -199,7 +200,7 @@ def _panel_lines(metrics: pl.DataFrame, panel: str, probe_set: str) -> dict[str,
 
 def _look(name: str, *, pale: bool) -> dict[str, Any]:
     look: dict[str, Any] = {"color": _color(name), "linestyle": "-", "label": name}
-    if name in TYPES:
+    if name in RESPONSE_TYPES:
         look["linestyle"] = _DASHES[_place(name)]
     elif name.startswith("mean"):
         look |= {"color": "#777777", "linestyle": _DASHES[1]}
@@ -213,7 +214,7 @@ def _color(name: str) -> str:
     for group, types in GROUPS.items():
         if name in types:
             base, shade = np.array(to_rgb(COLORS[group])), _SHADES[types.index(name)]
-            return to_hex((1 - abs(shade)) * base + max(shade, 0))
+            return to_hex(tuple((1 - abs(shade)) * base + max(shade, 0)))
     return "black"
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.watch.record import (
     FLOOR,
     MEASURED,
@@ -24,10 +25,8 @@ from ldjax.watch.record import (
 )
 
 __all__ = [
-    "GROUPS",
     "PARTS",
     "PROBE_SETS",
-    "TYPES",
     "Curve",
     "accumulated_curves",
     "change_curves",
@@ -37,13 +36,6 @@ __all__ = [
     "tracked_steps",
 ]
 
-GROUPS = {
-    "chosen": ("chosen", "chosen_initial", "chosen_gptsemantic", "chosen_gptformat"),
-    "rejected": ("rejected", "reject_gptsemantic", "reject_gptformat"),
-    "irrelevant": ("irr_train", "irr_test", "irr_hum"),
-    "random": ("random_permute", "random_nonhum"),
-}
-TYPES = tuple(name for types in GROUPS.values() for name in types)
 PROBE_SETS = {TRAIN: "trained prompts", TEST: "held-out prompts"}
 PARTS = {
     part("chosen"): "chosen side",
@@ -242,5 +234,7 @@ def _means(
         .sort("step")
     )
     by_type = means.partition_by("type", as_dict=True)
-    known = dict.fromkeys(TYPES) | dict.fromkeys(sorted(name for (name,) in by_type))
+    known = dict.fromkeys(RESPONSE_TYPES) | dict.fromkeys(
+        sorted(name for (name,) in by_type)
+    )
     return {name: by_type[name,] for name in known if (name,) in by_type}

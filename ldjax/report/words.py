@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from ldjax.data import response_types
 from ldjax.report.measures import PROBE_SETS, change_curves
 
 __all__ = [
@@ -16,19 +17,9 @@ __all__ = [
     "what_happened",
 ]
 
+#: What the lines of a chart mean: response types, and what is derived from them.
 MEANINGS = {
-    "chosen": "the preferred answer",
-    "chosen_initial": "the base model's own sample",
-    "chosen_gptsemantic": "the preferred answer in other words",
-    "chosen_gptformat": "its format with other facts",
-    "rejected": "the rejected answer",
-    "reject_gptsemantic": "the rejected answer in other words",
-    "reject_gptformat": "its format with other facts",
-    "irr_train": "another prompt's trained answer",
-    "irr_test": "an answer that is never trained on",
-    "irr_hum": "unrelated text",
-    "random_permute": "the preferred answer shuffled",
-    "random_nonhum": "shuffled unrelated words",
+    **response_types.MEANINGS,
     "margin": "chosen - rejected",
     "greedy": "the greedy token after each prefix, y*",
     "argmax": "the greedy token after each prefix, y*",
@@ -139,8 +130,8 @@ def change_lines(metrics: pl.DataFrame, probe_set: str) -> dict[str, Any]:
     """
     lines = change_curves(metrics, "log_prob", probe_set)
     greedy = change_curves(metrics, "argmax_log_prob", probe_set)
-    if {"chosen", "rejected"} <= lines.keys():
-        (x, chosen), (_, rejected) = lines["chosen"], lines["rejected"]
+    if set(response_types.SIDES) <= lines.keys():
+        (x, chosen), (_, rejected) = (lines[side] for side in response_types.SIDES)
         lines["margin"] = lines["chosen"]._replace(x=x, y=chosen - rejected)
     if "chosen" in greedy:
         lines["greedy"] = greedy["chosen"]
@@ -153,7 +144,7 @@ def _of_set(lines: Mapping[str, Any], where: str) -> list[str]:
     moves = {name: float(curve.y[-1]) for name, curve in lines.items()}
     main = [
         f"{named(name)} {told(moves[name], float(lines[name].y.max()))} nats"
-        for name in ("chosen", "rejected")
+        for name in response_types.SIDES
         if name in lines
     ]
     sentences = [f"{where}, {' and '.join(main)}."] if main else []
@@ -162,7 +153,7 @@ def _of_set(lines: Mapping[str, Any], where: str) -> list[str]:
         sentences.append(
             f"The margin between them {verb} by {abs(moves['margin']):.1f} nats."
         )
-    special = ("chosen", "rejected", "margin", "greedy")
+    special = (*response_types.SIDES, "margin", "greedy")
     others = [name for name in moves if name not in special]
     others.sort(key=lambda name: moves[name])
     if others:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES, SIDES
 
 __all__ = [
     "Check",
@@ -40,9 +40,9 @@ __all__ = [
 _LOGGED = frozenset((*RESPONSE_TYPES, "argmax", *(f"A_o:{k}" for k in RESPONSE_TYPES)))
 _MEANS = {
     "all": RESPONSE_TYPES,
-    "others": tuple(k for k in RESPONSE_TYPES if k not in ("chosen", "rejected")),
+    "others": tuple(k for k in RESPONSE_TYPES if k not in SIDES),
 }
-_DERIVED = {"margin": ("chosen", "rejected"), **_MEANS}
+_DERIVED = {"margin": SIDES, **_MEANS}
 _COMPARISONS = {
     ">": operator.gt,
     ">=": operator.ge,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES
 
 __all__ = ["Fidelity", "fidelity", "legible", "r_squared", "r_squared_within_types"]
 

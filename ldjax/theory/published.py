@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import GROUPS, RESPONSE_TYPES, REWRITTEN
 from ldjax.theory.curves import (
     Check,
     D,
@@ -60,9 +60,8 @@ _DPO = ("dpo_from_base", "dpo_after_sft", "dpo_after_extend")
 _NOT_CHOSEN = tuple(k for k in RESPONSE_TYPES if k != "chosen")
 _OTHERS = tuple(k for k in _NOT_CHOSEN if k != "rejected")
 _OTHER_LANGUAGE = tuple(
-    k for k in RESPONSE_TYPES if k != "rejected" and not k.startswith("random")
+    k for k in RESPONSE_TYPES if k != "rejected" and k not in GROUPS["random"]
 )
-_REPHRASES = tuple(k for k in RESPONSE_TYPES if "_gpt" in k)
 _A_O = tuple(f"A_o:{k}" for k in RESPONSE_TYPES)
 _top_of_others = highest("max of D over others", [D(k) for k in _OTHERS])
 
@@ -202,8 +201,8 @@ SIGNATURES: tuple[Signature, ...] = (
             D("rejected") > D("irr_train"),
             D("irr_train") > D("irr_test"),
             D("irr_test") > D("irr_hum"),
-            *(D("irr_train") > D(k) for k in _REPHRASES),
-            *(D(k) > D("irr_hum") for k in _REPHRASES),
+            *(D("irr_train") > D(k) for k in REWRITTEN),
+            *(D(k) > D("irr_hum") for k in REWRITTEN),
         ),
     ),
     Signature(

@@ -11,12 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldjax.data.preferences import (
-    RESPONSE_TYPES,
-    PreferenceRow,
-    read_preferences,
-    write_preferences,
-)
+from ldjax.data.preferences import PreferenceRow, read_preferences, write_preferences
+from ldjax.data.response_types import RESPONSE_TYPES
 
 # Without the time of day, which would get into the names of tests.
 _packed = functools.partial(gzip.compress, mtime=0)

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ldjax.data.batches import Example
-from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow, read_preferences
+from ldjax.data.preferences import PreferenceRow, read_preferences
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.responses import (
     count_cuts,
     fill_types,

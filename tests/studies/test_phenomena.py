@@ -12,7 +12,8 @@ from witnesses.closeness import assert_close
 
 import ldjax
 from ldjax.data.batches import Example, to_sequences
-from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
+from ldjax.data.preferences import PreferenceRow
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.linen import apply_fn, logits_fn
 from ldjax.models import Transformer, gpt2_config
 from ldjax.runs.folder import METRIC_COLUMNS, open_run

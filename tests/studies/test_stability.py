@@ -12,7 +12,7 @@ from zoo.decoders import make_decoder
 
 from ldjax import losses
 from ldjax.data.batches import Example
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
 from ldjax.studies import scored
 from ldjax.studies.stability import measure, results, study

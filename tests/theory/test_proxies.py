@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from witnesses import references
 from zoo.cases import VOCAB, sentences
 
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.theory.proxies import (
     accumulated_influence,
     adaptation_norm,

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import polars as pl
 
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.tokenizers import train_bpe
-from ldjax.report.measures import TYPES
 from ldjax.runs.folder import METRIC_COLUMNS, create_run
 
 HOSTILE = {
@@ -22,7 +22,14 @@ HOSTILE = {
 
 
 def make_run(
-    path, texts, *, types=TYPES, prompts=None, steps=(0, 1, 2), maps=True, seed=0
+    path,
+    texts,
+    *,
+    types=RESPONSE_TYPES,
+    prompts=None,
+    steps=(0, 1, 2),
+    maps=True,
+    seed=0,
 ):
     """A run on some texts: one prompt for each, or as many as asked for.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES, SIDES
 from ldjax.report.figures import COLORS, figure
 from ldjax.runs.folder import Run
 from ldjax.studies.mitigation.results import (
@@ -24,7 +24,7 @@ from ldjax.studies.policies import VERDICTS
 
 __all__ = ["draw_figures"]
 
-_OTHERS = [name for name in RESPONSE_TYPES if name not in ("chosen", "rejected")]
+_OTHERS = [name for name in RESPONSE_TYPES if name not in SIDES]
 #: Panels of the paper's Figure 5: a quantity, and the types it is the mean of.
 _PANELS = {
     "chosen": ("log_prob", ["chosen"]),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldjax import losses
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.world.judge import Verdict
 from ldjax.finetune.results import curves_of
 from ldjax.studies.policies import Policy, Study, mean_rate, verdict_rates, win_rate

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ldjax import losses
-from ldjax.data.preferences import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.studies.phenomena.results import Number, Outcome
 from ldjax.studies.phenomena.settings import Config
 from ldjax.studies.phenomena.start import Start, padded, watched

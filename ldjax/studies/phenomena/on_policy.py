@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from ldjax import losses
-from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
+from ldjax.data.preferences import PreferenceRow
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.finetune.recipes import RECIPES, Recipe
 from ldjax.studies.phenomena.repeater import spoken
 from ldjax.studies.phenomena.results import Number, Outcome

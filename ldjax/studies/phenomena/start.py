@@ -7,7 +7,8 @@ import numpy as np
 
 from ldjax import losses
 from ldjax.data.batches import to_sequences
-from ldjax.data.preferences import RESPONSE_TYPES, PreferenceRow
+from ldjax.data.preferences import PreferenceRow
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.equation.sequences import Sequences
 from ldjax.finetune.recipes import RECIPES
 from ldjax.finetune.results import curves_of

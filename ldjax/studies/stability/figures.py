@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ldjax.data.response_types import GROUPS
 from ldjax.report.figures import COLORS, figure, heat_map, scatter
-from ldjax.report.measures import GROUPS
 from ldjax.runs.folder import Run
 from ldjax.watch.record import in_set
 
