@@ -19,6 +19,7 @@ from ldjax.equation import resolution
 from ldjax.equation.doors import Door
 from ldjax.equation.log_probs import log_softmax, token_log_probs
 from ldjax.equation.partition import merge, split
+from ldjax.equation.precision import watched
 from ldjax.equation.sequences import (
     ApplyFn,
     Batch,
@@ -97,19 +98,30 @@ class Account(NamedTuple):
     apply_fn: Door
     loss_fn: LossFn
     optimizer: Optimizer
-    parts: str | None
-    full_vocab: bool | None
-    probe_batch_size: int | None
     watch_fn: Door
-    where: Any
+    parts: str | None = "side"
+    full_vocab: bool | None = None
+    probe_batch_size: int | None = None
+    where: Any = None
 
     @classmethod
-    def checked(cls, *settings: Any) -> "Account":
-        """With settings that make sense."""
-        account = cls(*settings)
-        door = Door(account.apply_fn)
-        watch_fn = Door(account.watch_fn) if account.watch_fn else door
-        account = account._replace(apply_fn=door, watch_fn=watch_fn)
+    def checked(
+        cls,
+        apply_fn: ApplyFn,
+        loss_fn: LossFn,
+        optimizer: Optimizer,
+        *,
+        watch_fn: ApplyFn | None = None,
+        **settings: Any,
+    ) -> "Account":
+        """With settings that make sense: those of `ldjax.make_step`."""
+        account = cls(
+            Door(apply_fn),
+            loss_fn,
+            optimizer,
+            Door(watched(watch_fn or apply_fn)),
+            **settings,
+        )
         if account.parts not in ("side", "example", None):
             raise ValueError(
                 f'`parts` must be "side", "example" or None, got {account.parts!r}.'
@@ -130,8 +142,11 @@ class Account(NamedTuple):
         _require_floating(trained)
         unknown = jnp.full((), jnp.nan, jnp.result_type(*jax.tree.leaves(trained)))
         return StepState(
-            *(params, self.optimizer.init(trained), jnp.zeros((), jnp.int32)),
-            *(unknown, unknown.astype(jnp.float32)),
+            params=params,
+            opt_state=self.optimizer.init(trained),
+            step=jnp.zeros((), jnp.int32),
+            loss=unknown,
+            noise=unknown.astype(jnp.float32),
         )
 
     def _split(self, params: Params) -> tuple[Params, Callable[[Params], Params]]:
@@ -276,8 +291,7 @@ class Account(NamedTuple):
         return self.watch(resolution.perturbed(params, eps), sides)
 
     def _watch_chunk(self, params: Params, chunk: Sequences) -> Observed:
-        with jax.default_matmul_precision("highest"):
-            logits = self.watch_fn(params, chunk)
+        logits = self.watch_fn(params, chunk)
         full_vocab = self.full_vocab
         if full_vocab is None:
             full_vocab = jnp.issubdtype(chunk.tokens.dtype, jnp.floating)

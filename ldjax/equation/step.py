@@ -170,8 +170,14 @@ def make_step(
       Array([ 0.033..., -0.016..., -0.016...], dtype=...)
     """
     account = Account.checked(
-        *(apply_fn, loss_fn, optimizer, parts, full_vocab, probe_batch_size),
-        *(watch_fn, where),
+        apply_fn,
+        loss_fn,
+        optimizer,
+        parts=parts,
+        full_vocab=full_vocab,
+        probe_batch_size=probe_batch_size,
+        watch_fn=watch_fn,
+        where=where,
     )
 
     @jax.jit
@@ -183,7 +189,12 @@ def make_step(
         new = account.watch(new_state.params, probe)
         new_state = new_state._replace(noise=account.resolve(state, probe, old))
         return new_state, _compare(
-            *(probe, old, new), predicted, by_part, new_state.noise
+            probe=probe,
+            old=old,
+            new=new,
+            predicted=predicted,
+            parts=by_part,
+            noise=new_state.noise,
         )
 
     def step(
@@ -199,12 +210,7 @@ def make_pending_step(
     apply_fn: ApplyFn,
     loss_fn: LossFn,
     optimizer: Optimizer,
-    *,
-    parts: str | None = "side",
-    full_vocab: bool | None = None,
-    probe_batch_size: int | None = None,
-    watch_fn: ApplyFn | None = None,
-    where: Any = None,
+    **options: Any,
 ) -> tuple[
     Callable[[Params, Batch, Batch], PendingState],
     Callable[[PendingState, Batch], tuple[PendingState, StepComparison]],
@@ -217,14 +223,10 @@ def make_pending_step(
     the step.
 
     Args:
-      apply_fn: As in `make_step`.
-      loss_fn: As in `make_step`.
-      optimizer: As in `make_step`.
-      parts: As in `make_step`.
-      full_vocab: As in `make_step`.
-      probe_batch_size: As in `make_step`.
-      watch_fn: As in `make_step`.
-      where: As in `make_step`.
+      apply_fn: `(params, sequences) -> logits`.
+      loss_fn: `(logits, update) -> scalar`.
+      optimizer: Any optax transformation.
+      **options: The keywords of `make_step`.
 
     Returns:
       `(init, step, finish)`: `state = init(params, update, probe)`, of whose `update`
@@ -246,10 +248,7 @@ def make_pending_step(
       >>> finish(state).predicted[0, 0].round(4)
       Array([ 0.0333, -0.0167, -0.0167], dtype=...)
     """
-    account = Account.checked(
-        *(apply_fn, loss_fn, optimizer, parts, full_vocab, probe_batch_size),
-        *(watch_fn, where),
-    )
+    account = Account.checked(apply_fn, loss_fn, optimizer, **options)
 
     def init(params: Params, update: Batch, probe: Batch) -> PendingState:
         now = account.init(params)
@@ -271,10 +270,7 @@ def make_pending_step(
         old, predicted, by_part = account.explain(
             state.now.params, reasons, state.probe
         )
-        before = _compare(
-            *(state.probe, state.observed, old.log_probs, state.predicted),
-            *(state.parts, state.now.noise),
-        )
+        before = _measured(state, old.log_probs)
         now = now._replace(noise=account.resolve(state.now, state.probe, old))
         return PendingState(now, state.probe, old, predicted, by_part), before
 
@@ -284,16 +280,25 @@ def make_pending_step(
 
     @jax.jit
     def finish(state: PendingState) -> StepComparison:
-        new = account.watch(state.now.params, state.probe)
-        return _compare(
-            *(state.probe, state.observed, new, state.predicted),
-            *(state.parts, state.now.noise),
-        )
+        return _measured(state, account.watch(state.now.params, state.probe))
 
     return init, step, finish
 
 
+def _measured(state: PendingState, new: Any) -> StepComparison:
+    """What awaited its measurement, now that the log-probs after it are known."""
+    return _compare(
+        probe=state.probe,
+        old=state.observed,
+        new=new,
+        predicted=state.predicted,
+        parts=state.parts,
+        noise=state.now.noise,
+    )
+
+
 def _compare(
+    *,
     probe: Batch,
     old: Observed,
     new: Any,
