@@ -15,7 +15,6 @@ from shell.scripts import run_script
 from zoo.cases import apply_toy, sentences, toy_params
 
 from ldjax.data.batches import Example, to_sequences
-from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.finetune import pipeline, results, setup, track
 from ldjax.finetune import run as finetune

@@ -8,7 +8,6 @@ import pytest
 from scipy.stats import t
 from shell.scripts import run_script
 
-from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.world.judge import Verdict
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
