@@ -215,8 +215,8 @@ def _pair(seed, num=3):
         for side, length in lengths.items()
     }
     pair = {
-        side: Sequences(
-            *sentences(seed + length, num, length), jnp.asarray(rng.normal(size=num))
+        side: sentences(seed + length, num, length)._replace(
+            reference=jnp.asarray(rng.normal(size=num))
         )
         for side, length in lengths.items()
     }
@@ -237,7 +237,7 @@ def test_the_dpo_loss_equals_loops(seed, beta, smoothing):
     logits, pair = _pair(seed)
     h = 0.0
     for side, sign in (("chosen", 1), ("rejected", -1)):
-        _, targets, mask, reference = _in_numpy(*pair[side])
+        _, targets, mask, reference, *_ = _in_numpy(pair[side])[0]
         sums = references.log_prob_sums(np.asarray(logits[side]), targets, mask)
         h = h + sign * (sums - reference)
     agrees, disagrees = -np.logaddexp(0, -beta * h), -np.logaddexp(0, beta * h)

@@ -83,12 +83,16 @@ def _by_side(tree: Any) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {"all": tree}
 
 
+def _given(sequences):
+    """Its fields by name, but for those that it lacks."""
+    return {k: v for k, v in sequences._asdict().items() if v is not None}
+
+
 def _exact(name, logits, batch, dtype):
     """Value, residual and the sizes of all pushes, by the witness."""
     logits, batch = (_by_side(_in_numpy(tree)) for tree in (logits, batch))
     rows = {
-        side: witnesses.responses(z, batch[side]._asdict())
-        for side, z in logits.items()
+        side: witnesses.responses(z, _given(batch[side])) for side, z in logits.items()
     }
     loss: Any = witnesses.BY_NAME[name]
     if name == "grpo":

@@ -18,7 +18,7 @@ def drawn(seed, num=4, length=5):
     """Logits, and samples whose probability ratios lie on both sides of the clip."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(num, length, VOCAB))
-    batch = Sequences(*sentences(seed, num, length))
+    batch = sentences(seed, num, length)
     plain = jax.tree.map(np.asarray, batch)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(

@@ -133,8 +133,8 @@ def drawn(seed, num=3):
         k: jnp.asarray(2 * rng.normal(size=(num, n, VOCAB))) for k, n in shapes.items()
     }
     batch = {
-        k: Sequences(
-            *sentences(seed + n, num, n), jnp.asarray(-6 + rng.normal(size=num))
+        k: sentences(seed + n, num, n)._replace(
+            reference=jnp.asarray(-6 + rng.normal(size=num))
         )
         for k, n in shapes.items()
     }

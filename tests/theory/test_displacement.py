@@ -8,7 +8,7 @@ import pytest
 from witnesses.closeness import assert_close
 from zoo.cases import VOCAB, sentences
 
-from ldjax import Sequences, losses, make_step
+from ldjax import losses, make_step
 from ldjax.equation import preconditioner
 from ldjax.theory.displacement import pair_products, split_by_origin
 
@@ -29,7 +29,9 @@ def parameters(seed=0):
 
 def pairs(seed=0, num=4):
     return {
-        side: Sequences(*sentences(seed + length, num, length), jnp.full(num, -6.0))
+        side: sentences(seed + length, num, length)._replace(
+            reference=jnp.full(num, -6.0)
+        )
         for side, length in zip(SIDES, (4, 5), strict=True)
     }
 

@@ -102,7 +102,7 @@ def make_dpo(beta, margin):
 
 def _sft(apply_fn, params, update, probe):
     def residual(logits):
-        _, targets, mask = update
+        _, targets, mask, *_ = update
         return {"update": references.sft_residual(logits["update"], targets, mask)}
 
     return Case(apply_fn, params, update, probe, losses.sft, residual)
