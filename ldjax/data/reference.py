@@ -18,6 +18,7 @@ import numpy as np
 from ldjax.data.batches import check_count
 from ldjax.equation.doors import Door
 from ldjax.equation.log_probs import sequence_log_probs
+from ldjax.equation.precision import watched
 from ldjax.equation.sequences import Sequences, check_sequences, is_sequences
 from ldjax.files.whole import whole_file
 
@@ -63,7 +64,7 @@ def add_reference(
       Array([-4.158...], dtype=...)
     """
     check_count("batch_size", batch_size)
-    apply_fn = Door(apply_fn)
+    apply_fn = Door(watched(apply_fn))
 
     @jax.jit
     def score_fn(params: Any, batch: Sequences) -> Any:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ldjax.equation.linear_map import LinearMap, jacobian
 from ldjax.equation.log_probs import log_softmax
+from ldjax.equation.precision import watched
 
 __all__ = ["StepDecomposition", "decompose"]
 
@@ -168,10 +169,10 @@ def decompose(
     """
     update_jacobian = jacobian(update_fn, params)
     kernel = jacobian(probe_fn, params) @ update_jacobian.T
-    residual = jax.grad(loss_fn)(update_fn(params))
+    residual = jax.grad(watched(loss_fn))(watched(update_fn)(params))
     jax.eval_shape(kernel.mv, residual)  # what cannot be differentiated says so now
     return StepDecomposition(
-        adaptation=jacobian(log_softmax, probe_fn(params)),
+        adaptation=jacobian(log_softmax, watched(probe_fn)(params)),
         kernel=kernel,
         residual=residual,
     )

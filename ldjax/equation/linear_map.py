@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ldjax import memory
+from ldjax.equation.precision import exact_products, watched
 from ldjax.equation.spaces import (
     Struct,
     Vector,
@@ -284,7 +285,7 @@ class DenseMap(LinearMap):
     def mv(self, vector: Vector) -> Vector:
         """The image of `vector`."""
         ravelled = ravel(conform(vector, self.in_struct))
-        with jax.default_matmul_precision("highest"):
+        with exact_products():
             return unravel(self.matrix @ ravelled, self.out_struct)
 
     def rmv(self, covector: Vector) -> Vector:
@@ -349,8 +350,8 @@ def jacobian(fn: Callable[[Any], Any], at: Any) -> LinearMap:
       Array([1., 2.], dtype=...)
     """
     _refuse_non_float(at, "`at` (the parameters)", fix=_INTEGER_FIX)
-    with jax.default_matmul_precision("highest"), _derivative_errors_explained():
-        value, jvp = jax.linearize(fn, at)
+    with _derivative_errors_explained():
+        value, jvp = jax.linearize(watched(fn), at)
         vjp = jax.linear_transpose(jvp, at)
 
     def mv(tangent: Vector) -> Vector:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from ldjax.equation.linear_map import DenseMap
+from ldjax.equation.precision import exact_products
 from ldjax.equation.sequences import LogitsFn
 from ldjax.equation.spaces import size_of
 from ldjax.ntk.neural_tangents import load_neural_tangents
@@ -68,7 +69,7 @@ def dense_ntk(
         vmap_axes=None,
         implementation=nt.NtkImplementation[_IMPLEMENTATIONS[method]],
     )
-    with jax.default_matmul_precision("highest"), warnings.catch_warnings():
+    with exact_products(), warnings.catch_warnings():
         # It takes `jnp.size` of a `ShapeDtypeStruct`, which JAX deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
         matrix = kernel_fn(jnp.zeros(1), jnp.zeros(2), params)

@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float
 
 from ldjax.equation.account import REST
 from ldjax.equation.log_probs import sequence_log_probs
+from ldjax.equation.precision import watched
 from ldjax.equation.sequences import ApplyFn, Sequences, check_sequences
 
 __all__ = ["PairProducts", "pair_products", "split_by_origin"]
@@ -99,8 +100,7 @@ def pair_products(
 
     def gradient(side: Sequences) -> Any:
         def log_prob(p: Any) -> Array:
-            with jax.default_matmul_precision("highest"):
-                logits = apply_fn(p, side)
+            logits = watched(apply_fn)(p, side)
             return sequence_log_probs(logits, side.targets, side.mask)[0]
 
         return jax.grad(log_prob)(params)

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from ldjax import losses
 from ldjax.equation.log_probs import sequence_log_probs
+from ldjax.equation.precision import exact_products, watched
 from ldjax.equation.sequences import ApplyFn, Sequences
 
 __all__ = ["make_influence_fn", "make_step_fn"]
@@ -37,6 +38,7 @@ def make_influence_fn(
       One backward pass for each response, however many pairs there are. The gradients
       of all probes are in memory together.
     """
+    apply_fn = watched(apply_fn)
 
     @jax.jit
     def gradients(params: Any, rows: Sequences) -> Array:
@@ -51,13 +53,13 @@ def make_influence_fn(
 
             return ravel_pytree(jax.grad(log_prob)(params))[0]
 
-        with jax.default_matmul_precision("highest"):
-            return jax.vmap(gradient)(rows)
+        return jax.vmap(gradient)(rows)
 
     def influence(params: Any, probes: Sequences, updates: Sequences) -> np.ndarray:
-        watched = jnp.concatenate([gradients(params, rows) for rows in _parts(probes)])
-        with jax.default_matmul_precision("highest"):
-            columns = [watched @ gradients(params, rows).T for rows in _parts(updates)]
+        of_probes = [gradients(params, rows) for rows in _parts(probes)]
+        stacked = jnp.concatenate(of_probes)
+        with exact_products():
+            columns = [stacked @ gradients(params, rows).T for rows in _parts(updates)]
         table = np.asarray(jnp.concatenate(columns, axis=1), np.float64)
         return table[: len(probes.mask), : len(updates.mask)]
 
@@ -84,6 +86,7 @@ def make_step_fn(
       `(params, probes, updates) -> [probe]`, in nats per unit of learning rate: the
       derivative along minus the gradient of the loss, which is a mean over the updates.
     """
+    apply_fn = watched(apply_fn)
 
     @jax.jit
     def change(params: Any, probes: Sequences, updates: Sequences) -> Array:
@@ -94,8 +97,7 @@ def make_step_fn(
             logits = apply_fn(params, probes)
             return sequence_log_probs(logits, probes.targets, probes.mask)
 
-        with jax.default_matmul_precision("highest"):
-            descent = jax.tree.map(jnp.negative, jax.grad(loss)(params))
-            return jax.jvp(log_probs, (params,), (descent,))[1]
+        descent = jax.tree.map(jnp.negative, jax.grad(loss)(params))
+        return jax.jvp(log_probs, (params,), (descent,))[1]
 
     return lambda *arguments: np.asarray(change(*arguments), np.float64)

@@ -18,6 +18,7 @@ from ldjax.data.batches import Example, bucketed_batches
 from ldjax.equation import resolution
 from ldjax.equation.doors import Door, check_params
 from ldjax.equation.log_probs import token_log_probs
+from ldjax.equation.precision import watched
 from ldjax.equation.sequences import ApplyFn, Sequences, check_sequences
 from ldjax.runs.devices import fill_up, shard
 from ldjax.theory.quantities import sequence_quantities, token_quantities
@@ -164,7 +165,7 @@ def make_observe_fn(
       >>> observe(jnp.zeros(()))["log_prob"]
       array([-1.609...]...)
     """
-    apply_fn = Door(apply_fn)
+    apply_fn = Door(watched(apply_fn))
 
     @jax.jit
     def of_batch(params: Any, batch: Sequences) -> dict[str, Any]:
@@ -212,13 +213,12 @@ def make_change_fn(
       >>> change(jnp.array(0.0), jnp.array(0.1))["predicted"]
       array([0.08]...)
     """
-    apply_fn = Door(apply_fn)
+    apply_fn = Door(watched(apply_fn))
 
     @jax.jit
     def of_batch(params: Any, new_params: Any, batch: Sequences) -> dict[str, Any]:
         def log_probs_of(p: Any) -> Array:
-            with jax.default_matmul_precision("highest"):
-                logits = apply_fn(p, batch)
+            logits = apply_fn(p, batch)
             return token_log_probs(logits, batch.targets, batch.mask)
 
         move = jax.tree.map(jnp.subtract, new_params, params)
@@ -262,11 +262,10 @@ def make_floor_fn(
       >>> bool(make_floor_fn(apply_fn, probes)(jnp.array(1.0))["floor"][0] > 0)
       True
     """
-    apply_fn = Door(apply_fn)
+    apply_fn = Door(watched(apply_fn))
 
     def evaluate(params: Any, batch: Sequences) -> tuple[Array, Array]:
-        with jax.default_matmul_precision("highest"):
-            logits = apply_fn(params, batch)
+        logits = apply_fn(params, batch)
         log_probs = token_log_probs(logits, batch.targets, batch.mask)
         largest = jnp.where(batch.mask, jnp.abs(logits).max(-1), 0)
         return log_probs, resolution.unit(log_probs, largest)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ldjax.equation import preconditioner
 from ldjax.equation.log_probs import token_log_probs
+from ldjax.equation.precision import exact_products, watched
 from ldjax.equation.sequences import ApplyFn, LossFn, is_sequences
 from ldjax.files.whole import whole_file
 from ldjax.runs.loop import Observer
@@ -50,6 +51,7 @@ def moved_tokens(
       For `tokens.npz`: of each batch `moved_ids`, and their log-probs `moved_before`
       and `moved_after`, `[probe, pos, 2 TOP]`.
     """
+    apply_fn = watched(apply_fn)
 
     @jax.jit
     def moved(before: Any, after: Any, batch: Any) -> dict[str, Any]:
@@ -144,8 +146,7 @@ def make_token_map_fn(
         return jax.vmap(move)(rows, places)
 
     def log_probs_of(params: Any, probe: Any) -> Any:
-        with jax.default_matmul_precision("highest"):
-            logits = watch_fn(params, probe)
+        logits = watched(watch_fn)(params, probe)
         return token_log_probs(logits, probe.targets, probe.mask)
 
     @jax.jit
@@ -163,7 +164,7 @@ def make_token_map_fn(
             example = jax.tree.map(lambda leaf: leaf[row][None], probe)
             return jax.grad(lambda p: log_probs_of(p, example)[0, place])(params)
 
-        with jax.default_matmul_precision("highest"):
+        with exact_products():
             products = jax.tree.map(
                 lambda a, b: a.reshape(len(a), -1) @ b.reshape(len(b), -1).T,
                 jax.vmap(slope)(rows, places),

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ldjax.data.batches import Example, bucket_length, bucketed_batches
 from ldjax.equation.doors import Door, check_ids
 from ldjax.equation.log_probs import token_log_probs
+from ldjax.equation.precision import watched
 from ldjax.equation.sequences import Sequences
 from ldjax.models.decoder.transformer import Cache, Transformer, check_length
 
@@ -50,7 +51,7 @@ def make_score_fn(
       >>> score_fn(None, to_sequences([Example((5, 3), (2, 0))])).sum()
       Array(-2.772..., dtype=...)
     """
-    apply_fn = Door(apply_fn)
+    apply_fn = Door(watched(apply_fn))
 
     @jax.jit
     def score(params: Any, sequences: Sequences) -> Any:
@@ -178,7 +179,7 @@ def _score_after(
     *,
     model: Transformer,
 ) -> Float[Array, "batch pos"]:
-    apply = functools.partial(cast("Any", model.apply), {"params": params})
+    apply = watched(functools.partial(cast("Any", model.apply), {"params": params}))
     batch, length = targets.shape
     prompt_hidden, cache = apply(
         prompt,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ldjax.equation.precision import exact_products
 from ldjax.ntk.cost.estimate import Cost, estimate
 
 __all__ = ["Rates", "machine_rates"]
@@ -84,7 +85,7 @@ def _measure(device: Any, dtype: np.dtype) -> Rates:
     with (
         jax.ensure_compile_time_eval(),
         jax.default_device(device),
-        jax.default_matmul_precision("highest"),
+        exact_products(),
     ):
         product = _rate("flops", jnp.matmul, ones(512, 512), ones(512, 512))
         filters = ones(3, 3, 16, 16)

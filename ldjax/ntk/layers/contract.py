@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ldjax import memory
+from ldjax.equation.precision import exact_products
 from ldjax.equation.spaces import basis_vector, size_of
 from ldjax.ntk.layers.products import Embed
 from ldjax.ntk.layers.share import (
@@ -26,9 +27,6 @@ from ldjax.ntk.layers.share import (
 )
 from ldjax.ntk.layers.side import Side, Signal, TappedLayer
 
-# On GPU and TPU the default precision would look like an error in a kernel.
-_exact_products = jax.default_matmul_precision("highest")
-
 Contraction = Literal["auto", "operator", "gram", "instantiated"]
 
 # Basis vectors pushed through at once: enough to fill matrix products, few enough for
@@ -36,7 +34,7 @@ Contraction = Literal["auto", "operator", "gram", "instantiated"]
 _MAX_BATCH = 128
 
 
-@_exact_products
+@exact_products()
 def pair_matrix(
     probe: Side, update: Side, contraction: Contraction, *, limit: memory.Bytes
 ) -> Inexact[Array, "rows columns"]:
@@ -66,7 +64,7 @@ def pair_matrix(
     return kernel.reshape(math.prod(rows), math.prod(columns))
 
 
-@_exact_products
+@exact_products()
 def by_operator(
     probe: Side, update: Side, finish: Callable[[Array], Any], *, limit: memory.Bytes
 ) -> Any:

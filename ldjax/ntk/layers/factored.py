@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Inexact
 from ldjax import memory
 from ldjax.equation.linear_map import LinearMap, jacobian, position_message
 from ldjax.equation.log_probs import log_softmax
+from ldjax.equation.precision import exact_products
 from ldjax.equation.sequences import LogitsFn
 from ldjax.ntk.layers.blocks import (
     Blocks,
@@ -36,10 +37,6 @@ from ldjax.ntk.layers.model_map import ModelMap
 from ldjax.ntk.subset import Weights
 
 __all__ = ["FactoredMap", "LinenFactoredMap"]
-
-
-# On GPU and TPU the default precision would look like an error in a kernel.
-_exact_products = jax.default_matmul_precision("highest")
 
 
 class FactoredMap(LinearMap):
@@ -115,7 +112,7 @@ class FactoredMap(LinearMap):
         norms = self._assemble(lambda frame, factors: frame.summary(factors).norm)
         return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(norms)))
 
-    @_exact_products
+    @exact_products()
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
         """Sum of the diagonal entries; input and output spaces must be the same."""
         del batch_size
@@ -128,7 +125,7 @@ class FactoredMap(LinearMap):
             total = total + jnp.einsum("blbl->", traces)
         return total
 
-    @_exact_products
+    @exact_products()
     def singular_values(self, m: Any, l: Any) -> SingularValues:
         """The whole spectrum of one block.
 
@@ -177,7 +174,7 @@ class FactoredMap(LinearMap):
         adaptation = jacobian(log_softmax, self.probe_logits())
         return -learning_rate * adaptation @ self @ residual
 
-    @_exact_products
+    @exact_products()
     def block(
         self, m: Any, l: Any, *, batch_size: int = 32
     ) -> Inexact[Array, "vocab_out vocab_in"]:
@@ -187,7 +184,7 @@ class FactoredMap(LinearMap):
         everything = jnp.arange(frame.vocab)
         return frame.entries(factors, everything, everything)
 
-    @_exact_products
+    @exact_products()
     def as_matrix(self, batch_size: int = 32) -> Inexact[Array, "rows columns"]:
         """All entries, from the factors, over the ravelled spaces."""
         del batch_size
@@ -198,7 +195,7 @@ class FactoredMap(LinearMap):
             ]
         )
 
-    @_exact_products
+    @exact_products()
     def _assemble(self, finish: Callable[[Frame, Factors], Any]) -> Any:
         """`finish` of all blocks, by part of the probe and of the update."""
         rows = [

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ldjax import memory
+from ldjax.equation.precision import exact_products
 from ldjax.linen import LinenLogits
 from ldjax.ntk.layers.blocks import Factors, Frame
 from ldjax.ntk.layers.contract import (
@@ -207,7 +208,7 @@ class PairFactory(NamedTuple):
         """What all update examples share; then what one is, as functions."""
         carrier = Carrier(self.probe)
         matrix = self.weights.matrix
-        with jax.default_matmul_precision("highest"):
+        with exact_products():
             gram = matrix @ matrix.T
         embed = self._embed_index()
         none = jnp.zeros((self.probe.num_examples, 0), int)
@@ -218,11 +219,11 @@ class PairFactory(NamedTuple):
             left = none[0] if embed is None else update_in[embed]
             carry = carrier.from_example(update_in)
 
-            @jax.default_matmul_precision("highest")
+            @exact_products()
             def upper_at(positions: Array) -> Array:
                 return self._upper(carrier, hidden[positions], right)
 
-            @jax.default_matmul_precision("highest")
+            @exact_products()
             def factors_at(positions: Array, upper: Array) -> Factors:
                 core, lower = self._columns(
                     carrier, carry, pull, hidden, positions, left

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ldjax import memory
+from ldjax.equation.precision import exact_products
 from ldjax.equation.spaces import conform
 from ldjax.files.whole import whole_file
 from ldjax.ntk.layers.blocks import Blocks, Factors, Frame
@@ -70,7 +71,7 @@ class StoredBlocks(NamedTuple):
 
     @property
     def _gram(self) -> Array:
-        with jax.default_matmul_precision("highest"):
+        with exact_products():
             return self.matrix @ self.matrix.T
 
     def _map(self, fn: Callable[[Frame, Factors, Array], Any], values: Array) -> Any:
@@ -135,7 +136,7 @@ class StoredFactoredMap(FactoredMap):
     def mv(self, vector: Any) -> Any:
         """The image of `vector`, through the factors."""
         parts = jax.tree.leaves(conform(vector, self.in_struct))
-        with jax.default_matmul_precision("highest"):
+        with exact_products():
             images = [
                 sum(pair.mv(part) for pair, part in zip(row, parts, strict=True))
                 for row in self._stored

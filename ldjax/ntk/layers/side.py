@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ldjax.equation.precision import exact_products
 from ldjax.ntk.layers.taps import Example, Site, run
 
 
@@ -101,7 +102,7 @@ class Side(NamedTuple):
         self, example: Example
     ) -> tuple[Array, Callable[[Array], Signal], tuple[Array, ...]]:
         """The output, its transposed derivative and the rows that each layer reads."""
-        with jax.default_matmul_precision("highest"):
+        with exact_products():
             output, pull, inputs = jax.vjp(
                 lambda rows, plain: self._evaluate(rows, plain, example),
                 *self._zeros(),
@@ -121,7 +122,7 @@ class Side(NamedTuple):
         stacked = jax.tree.map(
             lambda r: jnp.zeros((self.num_examples, *r.shape), r.dtype), rows
         )
-        with jax.default_matmul_precision("highest"):
+        with exact_products():
             outputs, push, inputs = jax.linearize(
                 lambda rows, plain: batched(rows, plain, self.examples),
                 stacked,

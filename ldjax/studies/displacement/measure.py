@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from ldjax.equation import preconditioner
+from ldjax.equation import precision, preconditioner
 from ldjax.equation.log_probs import log_softmax
 from ldjax.equation.sequences import ApplyFn, LossFn, Sequences
 from ldjax.equation.step import StepState, make_step
@@ -151,7 +151,7 @@ def make_labels_fn(
         found = {}
         for side in SIDES:
             numbers = label_quantities(
-                log_softmax(apply_fn(state.params, probe[side])),
+                log_softmax(precision.watched(apply_fn)(state.params, probe[side])),
                 comparison.predicted[side],
                 comparison.measured[side],
                 comparison.floor[side],

@@ -11,6 +11,7 @@ import numpy as np
 from ldjax import losses
 from ldjax.data.batches import Example, to_sequences
 from ldjax.equation.decompose import StepDecomposition, decompose
+from ldjax.equation.precision import exact_products
 from ldjax.equation.sequences import Sequences
 from ldjax.finetune.start import Base
 from ldjax.linen import logits_fn
@@ -155,7 +156,7 @@ class _Views(NamedTuple):
         """First-order change of drawn logits, `[m, token]`, entry by entry of K."""
         K = empirical_ntk(self.probe_fn, self.update_fn, params, method="factored")
         entries = K.entries(self.drawn_tokens, jnp.arange(residual.shape[-1]))
-        with jax.default_matmul_precision("highest"):
+        with exact_products():
             change = jnp.einsum("omtulw,ulw->mt", entries, residual)
         return -self.learning_rate * change
 

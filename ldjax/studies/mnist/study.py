@@ -32,6 +32,7 @@ import optax
 from ldjax import command, linen, losses
 from ldjax.command.options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
 from ldjax.data import Images, as_sequences, load_digits, load_mnist
+from ldjax.equation import precision
 from ldjax.equation.log_probs import log_softmax
 from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import StepComparison, make_pending_step, make_step
@@ -310,7 +311,7 @@ def kernel(model: nn.Module, params: Any, images: Sequences) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=0)
 def log_probs(apply_fn: Any, params: Any, images: Sequences) -> jax.Array:
     """Log-probs of all labels, `[image, label]`, in nats."""
-    return log_softmax(apply_fn(params, images)[:, 0])
+    return log_softmax(precision.watched(apply_fn)(params, images)[:, 0])
 
 
 def test_log_probs(apply_fn: Any, params: Any, images: Images) -> np.ndarray:
@@ -348,7 +349,8 @@ def add_single_steps(
     watched = jax.tree.map(lambda leaf: leaf[first], probe)
     results.add(epoch, "one_step_prob", np.exp(log_probs(apply_fn, params, watched)))
     results.add(epoch, "update_prob", np.exp(log_probs(apply_fn, params, update)))
-    residual = jax.grad(losses.sft)(apply_fn(params, update), update)
+    logits = precision.watched(apply_fn)(params, update)
+    residual = jax.grad(losses.sft)(logits, update)
     results.add(epoch, "update_residual", residual[:, 0])
     for rate in (config.step_rate, config.step_rate / 2, config.step_rate / 4):
         comparison = one_step(rate, update, watched)

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from ldjax.equation.linear_map import jacobian
 from ldjax.equation.log_probs import sequence_log_probs, token_log_probs
+from ldjax.equation.precision import exact_products, watched
 from ldjax.equation.preconditioner import preconditioner
 from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import StepState
@@ -142,6 +143,7 @@ def make_evaluate(
       From parameters to `log_prob`, `adaptation_norm_published` and
       `residual_norm_published`, one number per probe.
     """
+    apply_fn = watched(apply_fn)
 
     @jax.jit
     def of_batch(params: Any, batch: Sequences) -> dict[str, Array]:
@@ -262,7 +264,7 @@ def _changes(
     def log_probs_fn(params: Any) -> Array:
         return jax.nn.log_softmax(probes.logits_fn(model)(params))
 
-    with jax.default_matmul_precision("highest"):
+    with exact_products():
         logits, pullback = jax.vjp(
             functools.partial(example.learned_logits, model), params
         )
@@ -388,7 +390,7 @@ def pushes(
     kernel = factored_kernel(model, params, P, probes, update)
     everything = jnp.arange(residual.shape[-1])
     entries = kernel.entries(labels, everything)[:, :, :, 0, 0]
-    with jax.default_matmul_precision("highest"):
+    with exact_products():
         _, pullback = jax.vjp(update.logits_fn(model), params)
         (direction,) = pullback(residual)
         if P is not None:

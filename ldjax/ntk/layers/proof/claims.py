@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ldjax.equation.precision import exact_products
 from ldjax.equation.spaces import struct_of
 
 # Not zero, so that every coefficient shows.
@@ -63,7 +64,7 @@ def ratios(claims: Sequence[Claim]) -> list[float | None]:
         arguments = [claim.arguments for claim in new.values()]
 
         def measure(arguments: Any) -> list[tuple[Array, Array, Array]]:
-            with jax.default_matmul_precision("highest"):
+            with exact_products():
                 return [
                     _measure(*sides(*drawn))
                     for sides, drawn in zip(functions, arguments, strict=True)

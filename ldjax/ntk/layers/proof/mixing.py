@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ldjax.equation.precision import exact_products
 from ldjax.linen import apply_module
 from ldjax.ntk.layers.products import Embed
 from ldjax.ntk.layers.proof.certificate import Traced
@@ -98,7 +99,7 @@ def _compare(
         return float(difference), float(size)
 
 
-@jax.default_matmul_precision("highest")
+@exact_products()
 def _difference(
     module: nn.Module, params: Any, examples: Example
 ) -> tuple[Array, Array]:
