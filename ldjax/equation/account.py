@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int
 from ldjax.equation import resolution
 from ldjax.equation.doors import Door
 from ldjax.equation.log_probs import log_softmax, token_log_probs
-from ldjax.equation.partition import merge, split
 from ldjax.equation.precision import watched
 from ldjax.equation.sequences import (
     ApplyFn,
@@ -29,6 +28,7 @@ from ldjax.equation.sequences import (
     like,
     sides_of,
 )
+from ldjax.equation.subset import merge, split
 from ldjax.equation.update_parts import PARTS, frozen_update
 
 #: Parts of a step that are no side of its update.

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldjax.equation.partition import merge, split
+from ldjax.equation.subset import merge, split
 from ldjax.equation.update_parts import frozen_update
 
 __all__ = ["preconditioner"]

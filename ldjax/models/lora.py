@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ldjax.equation.partition import split
+from ldjax.equation.subset import split
 from ldjax.files.whole import whole_folder
 from ldjax.models.decoder.config import TransformerConfig
 from ldjax.models.decoder.low_rank import LowRank, is_adapter

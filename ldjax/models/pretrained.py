@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ldjax.data.tokenizers import Tokenizer, load_tokenizer
-from ldjax.equation.partition import merge
+from ldjax.equation.subset import merge
 from ldjax.files.whole import whole_folder
 from ldjax.models.decoder.config import FloatName, TransformerConfig
 from ldjax.models.decoder.low_rank import LowRank

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from ldjax import memory
 from ldjax.equation.linear_map import DenseMap, LinearMap
 from ldjax.equation.sequences import LogitsFn
+from ldjax.equation.subset import Weights, leaf_paths, make_weights
 from ldjax.ntk.lazy import lazy_ntk
 from ldjax.ntk.methods import make_kernel
 from ldjax.ntk.plan import METHODS, Plan, plan
-from ldjax.ntk.subset import Weights, leaf_paths, make_weights
 
 if TYPE_CHECKING:  # Flax, which the other kernels do without
     from ldjax.ntk.layers import FactoredMap, StructuredMap

@@ -4,7 +4,7 @@ from typing import Any
 
 from ldjax.equation.linear_map import LinearMap, jacobian
 from ldjax.equation.sequences import LogitsFn
-from ldjax.ntk.subset import Weights
+from ldjax.equation.subset import Weights
 
 __all__ = ["lazy_ntk"]
 
@@ -31,7 +31,7 @@ def lazy_ntk(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from ldjax.ntk.subset import make_weights
+      >>> from ldjax.equation.subset import make_weights
       >>> at = jnp.array([1.0, 2.0])
       >>> lazy_ntk(jnp.sum, lambda x: x**2, at, make_weights(at)) @ jnp.ones(2)
       Array(6., dtype=...)

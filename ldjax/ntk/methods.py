@@ -5,9 +5,9 @@ from typing import Any, Literal
 from ldjax import memory
 from ldjax.equation.linear_map import LinearMap
 from ldjax.equation.sequences import LogitsFn
+from ldjax.equation.subset import Weights
 from ldjax.ntk.dense import dense_ntk
 from ldjax.ntk.lazy import lazy_ntk
-from ldjax.ntk.subset import Weights
 
 __all__ = ["Method", "make_kernel"]
 
@@ -40,7 +40,7 @@ def make_kernel(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from ldjax.ntk.subset import make_weights
+      >>> from ldjax.equation.subset import make_weights
       >>> at = jnp.ones(2)
       >>> make_kernel("lazy", jnp.sum, jnp.sum, at, make_weights(at)).dense()
       Array(2., dtype=...)

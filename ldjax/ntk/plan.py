@@ -8,10 +8,10 @@ import jax
 
 from ldjax.equation.sequences import LogitsFn
 from ldjax.equation.spaces import dtype_of, struct_of
+from ldjax.equation.subset import make_weights
 from ldjax.ntk.cost.estimate import cost_of
 from ldjax.ntk.cost.rates import machine_rates
 from ldjax.ntk.methods import Method, make_kernel
-from ldjax.ntk.subset import make_weights
 
 __all__ = ["METHODS", "Plan", "plan"]
 

@@ -16,7 +16,7 @@ from shell.scripts import ROOT, run_script
 from ldjax.cli import COMMANDS
 from ldjax.data.tokenizers import SpecialTokens, train_bpe
 from ldjax.data.world.world import make_world
-from ldjax.equation.partition import split
+from ldjax.equation.subset import split
 from ldjax.finetune import budget, settings, start
 from ldjax.models import (
     Pretrained,

@@ -20,7 +20,7 @@ from zoo.kernel_models import compiled
 import ldjax
 from ldjax import make_pending_step, make_step
 from ldjax.data.batches import Example, to_sequences
-from ldjax.equation.partition import merge, split
+from ldjax.equation.subset import merge, split
 from ldjax.models import LowRank, Transformer, is_adapter
 
 EXACT = 1e-12

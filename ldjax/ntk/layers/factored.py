@@ -24,6 +24,7 @@ from ldjax.equation.linear_map import LinearMap, jacobian, position_message
 from ldjax.equation.log_probs import log_softmax
 from ldjax.equation.precision import exact_products
 from ldjax.equation.sequences import LogitsFn
+from ldjax.equation.subset import Weights
 from ldjax.ntk.layers.blocks import (
     Blocks,
     Factors,
@@ -34,7 +35,6 @@ from ldjax.ntk.layers.blocks import (
 )
 from ldjax.ntk.layers.factors import find_head, make_factories
 from ldjax.ntk.layers.model_map import ModelMap
-from ldjax.ntk.subset import Weights
 
 __all__ = ["FactoredMap", "LinenFactoredMap"]
 

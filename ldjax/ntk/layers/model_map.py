@@ -8,9 +8,9 @@ import jax
 from ldjax import memory
 from ldjax.equation.linear_map import LinearMap
 from ldjax.equation.sequences import LogitsFn
+from ldjax.equation.subset import Weights
 from ldjax.ntk.layers.pairing import prove, require_linen
 from ldjax.ntk.lazy import lazy_ntk
-from ldjax.ntk.subset import Weights
 
 
 class ModelMap(LinearMap):

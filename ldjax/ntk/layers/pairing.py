@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ldjax.equation.subset import Weights, leaf_paths
 from ldjax.linen import LinenLogits
 from ldjax.ntk.layers.proof.certificate import Certified, HeadLayer, certify, trace
 from ldjax.ntk.layers.proof.mixing import refuse_mixing
 from ldjax.ntk.layers.side import Side, TappedLayer
 from ldjax.ntk.layers.taps import CallKey, Example, Site, examples_of
-from ldjax.ntk.subset import Weights, leaf_paths
 
 
 def require_linen(probe_fn: Any, update_fn: Any, *, method: str) -> None:

@@ -18,11 +18,11 @@ from jaxtyping import Array, Inexact
 from ldjax import memory
 from ldjax.equation.sequences import LogitsFn
 from ldjax.equation.spaces import dtype_of, size_of
+from ldjax.equation.subset import Weights
 from ldjax.ntk.layers.contract import Contraction, by_operator, pair_matrix
 from ldjax.ntk.layers.model_map import ModelMap
 from ldjax.ntk.layers.pairing import make_sides
 from ldjax.ntk.layers.side import Side
-from ldjax.ntk.subset import Weights
 
 __all__ = ["StructuredMap"]
 
@@ -55,7 +55,7 @@ class StructuredMap(ModelMap):
       >>> from ldjax import Sequences
       >>> from ldjax.linen import logits_fn
       >>> from ldjax.models import MLP
-      >>> from ldjax.ntk.subset import make_weights
+      >>> from ldjax.equation.subset import make_weights
       >>> images = jnp.ones((2, 28, 28))
       >>> batch = Sequences(images, jnp.zeros((2, 1), int), jnp.ones((2, 1), bool))
       >>> params = MLP((8,)).init(jax.random.key(0), images)["params"]

@@ -12,7 +12,7 @@ from witnesses.closeness import assert_close
 from zoo.decoders import CONFIGS, STYLES, make_decoder, random_params, random_tokens
 from zoo.kernel_models import compiled
 
-from ldjax.equation.partition import split
+from ldjax.equation.subset import split
 from ldjax.models import (
     LowRank,
     Pretrained,

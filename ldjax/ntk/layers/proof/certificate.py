@@ -31,13 +31,13 @@ import numpy as np
 from jaxtyping import Array
 
 from ldjax.equation.spaces import struct_of
+from ldjax.equation.subset import leaf_paths
 from ldjax.ntk.layers.products import Attend, Embed
 from ldjax.ntk.layers.proof.claims import Claim, is_one, ratios, whole_numbers
 from ldjax.ntk.layers.proof.flat import Flat, flatten
 from ldjax.ntk.layers.proof.pieces import cut
 from ldjax.ntk.layers.proof.terms import ROWS, Call, Path, Term, Terms, Walk
 from ldjax.ntk.layers.taps import Example, Site, find_sites, run
-from ldjax.ntk.subset import leaf_paths
 
 
 class HeadLayer(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ldjax.equation.partition import merge, split
+from ldjax.equation.subset import merge, split
 
 TREE = {"a": 1.0, "b": {"c": 2.0, "d": 3.0}, "e": {"f": {"g": 4.0}}}
 
@@ -132,7 +132,8 @@ def test_a_mask_that_chooses_nothing_is_refused(where):
 
 
 @pytest.mark.parametrize(
-    ("params", "name"), [([1.0, 2.0], "list"), (1.0, "float"), ((1.0,), "tuple")]
+    ("params", "name"),
+    [([1.0, 2.0], "list"), (1.0, "float"), ((1.0,), "tuple"), ({"a": [1.0]}, "list")],
 )
 def test_parameters_that_are_no_dicts_are_refused(params, name):
     with pytest.raises(TypeError, match=f"nested dicts of arrays, got {name}"):

@@ -1,4 +1,6 @@
-r"""Kernels of a part of the parameters, or of preconditioned ones.
+r"""Some of the parameters, and the others: what is trained, and what stays.
+
+A kernel of a part of the parameters, or of preconditioned ones, is
 
     K_w = J_probe diag(w) J_update^T
 
@@ -8,14 +10,98 @@ preconditioner. Frozen leaves are not differentiated at all.
 What becomes of its structure: docs/theory/kernel.md#preconditioned.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-__all__ = ["Weights", "leaf_paths", "make_weights"]
+__all__ = ["Weights", "leaf_paths", "make_weights", "merge", "split"]
+
+
+def split(params: Any, where: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take parameters apart.
+
+    Args:
+      params: Nested dicts of arrays.
+      where: As `where=` of `ldjax.empirical_ntk`: bools in the structure of `params`
+        (or a prefix of it), or a function from params to that.
+
+    Returns:
+      The chosen parameters and the rest, each with the branches that it has leaves in.
+
+    Raises:
+      TypeError: If `params` are not nested dicts.
+      ValueError: If `where` does not fit them, or chooses none.
+
+    Examples:
+      >>> split({"a": 1.0, "b": {"c": 2.0}}, {"a": False, "b": True})
+      ({'b': {'c': 2.0}}, {'a': 1.0})
+    """
+    mask = _chosen(params, where)
+    return _picked(params, mask, True), _picked(params, mask, False)
+
+
+def merge(chosen: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Put together what `split` took apart.
+
+    Args:
+      chosen: Nested dicts.
+      rest: Nested dicts with other leaves.
+
+    Returns:
+      All of them, with keys in sorted order, as JAX has them.
+
+    Raises:
+      ValueError: If both have a leaf of the same name.
+
+    Examples:
+      >>> merge({"b": {"c": 2.0}}, {"a": 1.0})
+      {'a': 1.0, 'b': {'c': 2.0}}
+    """
+    merged = {}
+    for name in sorted({*chosen, *rest}):
+        if name not in rest:
+            merged[name] = chosen[name]
+        elif name not in chosen:
+            merged[name] = rest[name]
+        elif isinstance(chosen[name], Mapping) and isinstance(rest[name], Mapping):
+            merged[name] = merge(chosen[name], rest[name])
+        else:
+            raise ValueError(f"Both have a parameter {name!r}.")
+    return merged
+
+
+def _chosen(params: Any, where: Any) -> Any:
+    """Whether each parameter is chosen, in the structure of all."""
+    mask = where(params) if callable(where) else where
+    try:
+        mask = jax.tree.map(bool, jax.tree.broadcast(mask, params))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "`where` must be bools in the structure of `params` (or a prefix of that), "
+            f"or a function that returns them: {error}"
+        ) from error
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError("`where` chooses no parameter.")
+    return mask
+
+
+def _picked(params: Any, mask: Any, value: bool) -> dict[str, Any]:
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"`params` must be nested dicts of arrays, got {type(params).__name__}."
+        )
+    picked = {}
+    for name, branch in params.items():
+        if mask[name] is value:
+            picked[name] = branch
+        elif not isinstance(mask[name], bool):
+            below = _picked(branch, mask[name], value)
+            if below:
+                picked[name] = below
+    return picked
 
 
 class Weights(NamedTuple):
@@ -98,16 +184,7 @@ def make_weights(
     leaves, treedef = jax.tree.flatten(params)
     chosen = (True,) * len(leaves)
     if where is not None:
-        mask = where(params) if callable(where) else where
-        try:
-            chosen = tuple(map(bool, jax.tree.leaves(jax.tree.broadcast(mask, params))))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                "`where` must be a pytree of bools shaped like `params` (or a prefix "
-                f"of that), or a function that returns one: {error}"
-            ) from error
-    if not any(chosen):
-        raise ValueError("`where` chooses no parameter: the kernel would be zero.")
+        chosen = tuple(jax.tree.leaves(_chosen(params, where)))
     return Weights(chosen, _factors(preconditioner, leaves, treedef))
 
 
