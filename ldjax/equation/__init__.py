@@ -2,13 +2,15 @@
 
     delta log pi  =  -learning_rate * A @ K @ G  +  O(learning_rate ** 2)
 
-Read it in this order: `log_probs` (what is read and scored, and `A`), `linear_map`,
-`decompose` (`A`, `K` and `G` of one step), `update_parts` (what the update of an
-optimizer is made of), `account` and `step` (a training step that tells all of it).
+Read it in this order: `sequences` (what is read and scored), `log_probs` (with `A`),
+`linear_map` and `jacobian`, `decompose` (`A`, `K` and `G` of one step), `update_parts`
+(what the update of an optimizer is made of), `account` and `step` (a training step that
+tells all of it).
 """
 
 from ldjax.equation.decompose import StepDecomposition, decompose
-from ldjax.equation.linear_map import DenseMap, FunctionMap, LinearMap, jacobian
+from ldjax.equation.jacobian import jacobian
+from ldjax.equation.linear_map import DenseMap, FunctionMap, LinearMap
 from ldjax.equation.log_probs import (
     adaptation_matrix,
     log_softmax,

@@ -12,8 +12,7 @@ uses a map in `jax.jit`. A map made inside `jit` holds tracers and must stay the
 """
 
 import abc
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,10 +20,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ldjax import memory
-from ldjax.equation.precision import exact_products, watched
+from ldjax.equation.precision import exact_products
 from ldjax.equation.spaces import (
     Struct,
     Vector,
+    add,
     basis_vector,
     conform,
     dtype_of,
@@ -32,12 +32,11 @@ from ldjax.equation.spaces import (
     same_space,
     scale,
     size_of,
-    struct_of,
     unravel,
     unravel_matrix,
 )
 
-__all__ = ["DenseMap", "FunctionMap", "LinearMap", "jacobian"]
+__all__ = ["DenseMap", "FunctionMap", "LinearMap"]
 
 # Names a position: an integer or a tuple; for a pytree of logits its keys come first,
 # as in `("chosen", 0, 3)`.
@@ -48,9 +47,9 @@ class LinearMap(abc.ABC):
     r"""A matrix known by what it does: `mv` and its transpose `rmv`.
 
     Every representation (lazy closures, a dense array, ...) keeps this contract:
-    `mv`, `rmv`, `.T`, `@`, scalar `*`, `.dense()`, `.block(m, l)`, `.trace()`,
-    `.frobenius_norm()`, `in_struct`, `out_struct`. The methods below that form
-    numbers apply the map to basis vectors, `batch_size` at a time, over the side
+    `mv`, `rmv`, `.T`, `@`, `+`, `-`, scalar `*`, `.dense()`, `.block(m, l)`,
+    `.trace()`, `.frobenius_norm()`, `in_struct`, `out_struct`. The methods below that
+    form numbers apply the map to basis vectors, `batch_size` at a time, over the side
     with fewer of them.
 
     Attributes:
@@ -58,12 +57,13 @@ class LinearMap(abc.ABC):
       out_struct: Pytree of `jax.ShapeDtypeStruct`: what `mv` returns.
 
     Examples:
+      >>> from ldjax import jacobian
       >>> square = jacobian(lambda x: x**2, jnp.array([1.0, 2.0]))
       >>> 0.5 * square @ jnp.array([1.0, 1.0])
       Array([1., 2.], dtype=...)
-      >>> (square @ square.T).dense()
-      Array([[ 4.,  0.],
-             [ 0., 16.]], dtype=...)
+      >>> (square @ square.T - 4 * square).dense()
+      Array([[-4.,  0.],
+             [ 0.,  0.]], dtype=...)
     """
 
     in_struct: Struct
@@ -116,6 +116,23 @@ class LinearMap(abc.ABC):
     def __rmul__(self, scalar: Any) -> "LinearMap":
         return self * scalar
 
+    def __add__(self, other: Any) -> "LinearMap":
+        """The sum of two maps between the same spaces, as of a kernel's groups."""
+        if not isinstance(other, LinearMap):
+            return NotImplemented
+        self._require_same_spaces(other)
+        return FunctionMap(
+            lambda vector: add(self.mv(vector), other.mv(vector)),
+            lambda covector: add(self.rmv(covector), other.rmv(covector)),
+            self.in_struct,
+            self.out_struct,
+        )
+
+    def __sub__(self, other: Any) -> "LinearMap":
+        if not isinstance(other, LinearMap):
+            return NotImplemented
+        return self + -other
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_struct} -> {self.out_struct})"
 
@@ -162,6 +179,7 @@ class LinearMap(abc.ABC):
           batch_size: How many basis vectors are applied at once.
 
         Examples:
+          >>> from ldjax import jacobian
           >>> K = jacobian(lambda x: jnp.outer(x, x), jnp.array([1.0, 2.0]))
           >>> (K @ K.T).block(0, 1)
           Array([[4., 0.],
@@ -200,6 +218,14 @@ class LinearMap(abc.ABC):
                 "A trace needs a map from a space to itself, but this one takes "
                 f"{self.in_struct} and returns {self.out_struct}. For a kernel, use "
                 "the same examples as probe and update."
+            )
+
+    def _require_same_spaces(self, other: "LinearMap") -> None:
+        spaces = (self.in_struct, self.out_struct), (other.in_struct, other.out_struct)
+        if not all(map(same_space, *spaces)):
+            raise ValueError(
+                f"Cannot add maps between different spaces: {self!r} and {other!r}. "
+                "For the kernels of two groups, take the same examples."
             )
 
     def _narrow_side(self) -> tuple[Callable[[Vector], Vector], Struct]:
@@ -303,6 +329,13 @@ class DenseMap(LinearMap):
             return NotImplemented
         return DenseMap(scale(scalar, self.matrix), self.in_struct, self.out_struct)
 
+    def __add__(self, other: Any) -> LinearMap:
+        """The sum, stored where both are."""
+        if not isinstance(other, DenseMap):
+            return super().__add__(other)
+        self._require_same_spaces(other)
+        return DenseMap(self.matrix + other.matrix, self.in_struct, self.out_struct)
+
     def trace(self, *, batch_size: int = 32) -> Inexact[Array, ""]:
         """Sum of the diagonal entries; input and output spaces must be the same."""
         del batch_size  # the entries are here
@@ -318,99 +351,6 @@ class DenseMap(LinearMap):
         """The matrix itself."""
         del batch_size
         return self.matrix
-
-
-def jacobian(fn: Callable[[Any], Any], at: Any) -> LinearMap:
-    r"""The Jacobian of `fn` at a point, as a lazy linear map.
-
-    .. math:: J = \partial f(\theta) / \partial\theta, \qquad
-              J v = \text{jvp}(v), \quad J^\top g = \text{vjp}(g)
-
-    `fn` runs once, at `"highest"` matmul precision (on GPU and TPU the default would
-    look like an error in a kernel); `mv` costs about one more forward pass, `rmv` one
-    backward pass.
-
-    Args:
-      fn: Function of one pytree, for example a `LogitsFn`: `params -> logits`.
-      at: Where to linearise; a pytree of floating-point arrays.
-
-    Returns:
-      A `LinearMap` from the space of `at` to the space of `fn(at)`.
-
-    Raises:
-      TypeError: If `at` has a leaf that is not floating point, if an output is not
-        at least float32, or, from `mv`, if `fn` uses a `jax.custom_vjp` function
-        without a forward derivative.
-      ValueError: From `rmv`, if `fn` contains a `while_loop`, which JAX cannot
-        differentiate backwards.
-
-    Examples:
-      >>> J = jacobian(jnp.sin, jnp.zeros(2))
-      >>> J @ jnp.array([1.0, 2.0])
-      Array([1., 2.], dtype=...)
-    """
-    _refuse_non_float(at, "`at` (the parameters)", fix=_INTEGER_FIX)
-    with _derivative_errors_explained():
-        value, jvp = jax.linearize(watched(fn), at)
-        vjp = jax.linear_transpose(jvp, at)
-
-    def mv(tangent: Vector) -> Vector:
-        with _derivative_errors_explained():
-            return jvp(tangent)
-
-    def rmv(cotangent: Vector) -> Vector:
-        with _derivative_errors_explained():
-            return vjp(cotangent)[0]
-
-    _refuse_non_float(value, "`fn(at)` (the logits)", fix=_NARROW_FIX, min_bits=32)
-    return FunctionMap(mv, rmv, struct_of(at), struct_of(value))
-
-
-_INTEGER_FIX = (
-    "Differentiate with respect to floating-point leaves only: close over the others "
-    "(`lambda floats: fn(merge(floats, integers))`)."
-)
-_NARROW_FIX = (
-    "Return float32 (`logits.astype(jnp.float32)`); the compute inside may stay "
-    "narrower."
-)
-_NO_JVP = (
-    "`fn` uses a `jax.custom_vjp` function, which has no forward derivative, so "
-    "`jacobian(fn, at) @ v` cannot be computed. Give that function a "
-    "`jax.custom_jvp` rule instead, or use it on the update side of a kernel only "
-    "(`jacobian(fn, at).T`)."
-)
-_NO_VJP = (
-    "`fn` contains a `while_loop` (or a `fori_loop` with a traced bound), which JAX "
-    "cannot differentiate backwards, so `jacobian(fn, at).T` cannot be applied. Use "
-    "`lax.scan`, or a `fori_loop` with static bounds, on the update side."
-)
-
-
-@contextlib.contextmanager
-def _derivative_errors_explained() -> Iterator[None]:
-    """Say what to do where JAX has no derivative in the direction asked for."""
-    try:
-        yield
-    except (TypeError, ValueError, NotImplementedError) as error:
-        if "custom_vjp" in str(error):
-            raise TypeError(_NO_JVP) from error
-        if "while_loop" in str(error):
-            raise ValueError(_NO_VJP) from error
-        raise
-
-
-def _refuse_non_float(tree: Any, what: str, *, fix: str, min_bits: int = 16) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = jnp.result_type(leaf)
-        narrow = jnp.issubdtype(dtype, jnp.floating) and (
-            jnp.finfo(dtype).bits < min_bits
-        )
-        if narrow or not jnp.issubdtype(dtype, jnp.floating):
-            name = jax.tree_util.keystr(path)
-            raise TypeError(
-                f"{what} has dtype {dtype}{f' at {name}' * bool(name)}. {fix}"
-            )
 
 
 def _is_scalar(value: Any) -> bool:

@@ -60,6 +60,11 @@ def scale(scalar: Any, vector: Vector) -> Vector:
     return jax.tree.map(lambda leaf: jnp.asarray(scalar, leaf.dtype) * leaf, vector)
 
 
+def add(left: Vector, right: Vector) -> Vector:
+    """The sum of two vectors of one space."""
+    return jax.tree.map(jnp.add, left, right)
+
+
 def size_of(struct: Struct) -> int:
     """The dimension of a space."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(struct))

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ldjax.equation.linear_map import LinearMap, jacobian
+from ldjax.equation.jacobian import jacobian
+from ldjax.equation.linear_map import LinearMap
 from ldjax.equation.sequences import LogitsFn
 from ldjax.equation.subset import Weights
 

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ldjax.equation.linear_map import LinearMap, jacobian
+from ldjax.equation.jacobian import jacobian
+from ldjax.equation.linear_map import LinearMap
 from ldjax.equation.log_probs import log_softmax
 
 __all__ = [

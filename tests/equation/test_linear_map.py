@@ -74,6 +74,12 @@ def _scaled(make, seed, into, out):
     return -(2.5 * linear_map), -2.5 * matrix
 
 
+def _summed(make, seed, into, out):
+    left, left_matrix = make(seed, into, out)
+    right, right_matrix = _dense(seed + 9, into, out)
+    return left + right - 0.5 * left, left_matrix / 2 + right_matrix
+
+
 def _transposed(make, seed, into, out):
     linear_map, matrix = make(seed, out, into)
     return linear_map.T, matrix.T
@@ -86,6 +92,8 @@ REPRESENTATIONS = {
     "product": _product,
     "scaled function": functools.partial(_scaled, _function),
     "scaled dense": functools.partial(_scaled, _dense),
+    "sum of functions": functools.partial(_summed, _function),
+    "sum of dense": functools.partial(_summed, _dense),
     "transposed dense": functools.partial(_transposed, _dense),
     "transposed jacobian": functools.partial(_transposed, _jacobian),
 }
@@ -276,6 +284,23 @@ def test_composition_of_different_spaces_is_refused_with_both():
     left, right = _dense(0, IN, OUT)[0], _dense(0, IN, OUT)[0]
     with pytest.raises(ValueError, match=r"`left` takes .*'x'.* `right` returns .*'a'"):
         left @ right
+
+
+def test_maps_between_different_spaces_do_not_add():
+    left, right = _dense(0, IN, OUT)[0], _dense(0, OUT, OUT)[0]
+    for other in (right, _function(0, OUT, OUT)[0]):
+        with pytest.raises(ValueError, match="Cannot add maps between different spac"):
+            left + other
+        with pytest.raises(ValueError, match="Cannot add maps between different spac"):
+            other - left
+    with pytest.raises(TypeError, match="unsupported operand"):
+        left + 1.0
+
+
+@pytest.mark.parametrize("make", [_function, _dense], ids=["function", "dense"])
+def test_a_sum_is_stored_where_both_are(make):
+    left, right = make(0, IN, OUT)[0], _dense(1, IN, OUT)[0]
+    assert isinstance(left + right, DenseMap) == isinstance(left, DenseMap)
 
 
 @pytest.mark.parametrize(

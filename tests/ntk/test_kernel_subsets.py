@@ -1,6 +1,7 @@
 """Parts of a kernel: groups of parameters, a filter, and a preconditioner."""
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from witnesses.closeness import assert_close
 from witnesses.references import flat, unflat
+from zoo.cases import apply_toy, sentences, toy_params
 from zoo.kernel_checks import RTOL, expected_dense, make_fn, make_kernel
 from zoo.kernel_models import compiled, drawn, make_model, positive
 
@@ -66,6 +68,18 @@ def test_layers_sum_to_the_kernel_and_each_is_its_own(name, method):
         if not set(own) <= set(model.silent):
             assert_close(by_layer[layer], expected[layer], rtol=1e-8)
     _assert_sums_to_the_kernel(by_layer, model)
+
+
+def test_groups_add_up_to_the_kernel_as_maps():
+    """Nothing dense: the sum of the groups' maps is a map like the kernel."""
+    params, batch = toy_params(), sentences(0, 2, 3)
+    fns = [functools.partial(apply_toy, sequences=batch)] * 2
+    groups = ntk.by_group(*fns, params, groups=_of_matrices, method="lazy")
+    total = functools.reduce(operator.add, groups.values())
+    kernel = ntk.empirical_ntk(*fns, params, method="lazy")
+    assert_close(total.dense(), kernel.dense(), rtol=RTOL)
+    rest = kernel - groups["matrix"]
+    assert_close(rest.dense(), groups["vector"].dense(), rtol=RTOL, scale=1.0)
 
 
 def _of_matrices(params):

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from ldjax import memory
-from ldjax.equation.linear_map import LinearMap, jacobian, position_message
+from ldjax.equation.jacobian import jacobian
+from ldjax.equation.linear_map import LinearMap, position_message
 from ldjax.equation.log_probs import log_softmax
 from ldjax.equation.precision import exact_products
 from ldjax.equation.sequences import LogitsFn

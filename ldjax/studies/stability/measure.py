@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from ldjax.equation.linear_map import jacobian
+from ldjax.equation.jacobian import jacobian
 from ldjax.equation.log_probs import sequence_log_probs, token_log_probs
 from ldjax.equation.precision import exact_products, watched
 from ldjax.equation.preconditioner import preconditioner
