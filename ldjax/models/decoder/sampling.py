@@ -143,7 +143,12 @@ def generate_greedy(
     """
     tokens, mask = _left_padded(model, prompts, max_new_tokens)
     generated, is_sound = _generate(
-        *(params, tokens, mask, None, _Draw(None, None, None), _eos(eos_id)),
+        params,
+        tokens,
+        mask,
+        None,
+        _Draw(None, None, None),
+        _eos(eos_id),
         model=model,
         max_new_tokens=max_new_tokens,
     )
@@ -222,7 +227,12 @@ def generate_sampled(
         rows = jnp.arange(len(prompts))
         key = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
     generated, is_sound = _generate(
-        *(params, tokens, mask, key, _Draw(temperature, top_k, top_p), _eos(eos_id)),
+        params,
+        tokens,
+        mask,
+        key,
+        _Draw(temperature, top_k, top_p),
+        _eos(eos_id),
         model=model,
         max_new_tokens=max_new_tokens,
     )
@@ -291,7 +301,9 @@ def _generate(
 
     def body(state: _State) -> _State:
         hidden, cache = apply(
-            *(state.token[:, None], state.cache, ~state.is_done[:, None]),
+            state.token[:, None],
+            state.cache,
+            ~state.is_done[:, None],
             method=model.extend,
         )
         return record(state._replace(cache=cache), *pick(hidden, state.step))
@@ -301,7 +313,8 @@ def _generate(
 
     batch, length = tokens.shape
     hidden, cache = apply(
-        *(tokens, mask),
+        tokens,
+        mask,
         cache_length=length + max_new_tokens - 1,  # the last token is never read
         method=model.prefill,
     )

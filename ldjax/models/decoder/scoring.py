@@ -162,8 +162,11 @@ def score_responses(
     # A response's last token is not read.
     check_length(model.config, len(prompt_ids) + max(map(len, responses)) - 1)
     scores = _score_after(
-        *(params, jnp.asarray(prompt), jnp.asarray(prompt_mask)),
-        *(jnp.asarray(targets), jnp.asarray(mask)),
+        params,
+        jnp.asarray(prompt),
+        jnp.asarray(prompt_mask),
+        jnp.asarray(targets),
+        jnp.asarray(mask),
         model=model,
     )
     return [row[keep] for row, keep in zip(np.asarray(scores), mask, strict=True)]
