@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from ldjax.equation import resolution
 from ldjax.equation.doors import Door
-from ldjax.equation.log_probs import log_softmax, token_log_probs
 from ldjax.equation.precision import watched
+from ldjax.equation.resolution import Observed
 from ldjax.equation.sequences import (
     ApplyFn,
     Batch,
@@ -33,9 +33,6 @@ from ldjax.equation.update_parts import PARTS, frozen_update
 
 #: Parts of a step that are no side of its update.
 REST = frozenset({*PARTS, "rounding"})
-
-#: Rounding noise is measured on this share of the probes, and on no fewer than so many.
-NOISE_SHARE, NOISE_ROWS = 8, 8
 
 # `optax.MultiSteps` has the two methods but is not of the type.
 Optimizer = optax.GradientTransformation | optax.MultiSteps
@@ -65,18 +62,6 @@ class StepState(NamedTuple):
     step: Int[Array, ""]
     loss: Float[Array, ""]
     noise: Any = None
-
-
-class Observed(NamedTuple):
-    """Watched log-probs, and what bounds their rounding.
-
-    Attributes:
-      log_probs: `[probe, pos]`, or with all labels a last axis more.
-      unit: Likewise; see `ldjax.equation.resolution.unit`.
-    """
-
-    log_probs: Any
-    unit: Any
 
 
 class Reasons(NamedTuple):
@@ -266,12 +251,14 @@ class Account(NamedTuple):
         """
 
         def measured() -> Array:
-            rows = jax.tree.map(_spread_rows, [*sides_of(probe).values()])
+            rows = resolution.spread_rows([*sides_of(probe).values()])
             found = zip(*map(jax.tree.leaves, observed), strict=True)
             noises = [
-                resolution.noise(_spread_rows(log_probs), other, _spread_rows(unit))
+                resolution.noise(log_probs, other, unit)
                 for (log_probs, unit), other in zip(
-                    found, self._watch_perturbed(state.params, rows), strict=True
+                    resolution.spread_rows([*found]),
+                    self._watch_perturbed(state.params, rows),
+                    strict=True,
                 )
             ]
             return jnp.max(jnp.stack(noises)).astype(jnp.float32)
@@ -294,17 +281,8 @@ class Account(NamedTuple):
         logits = self.watch_fn(params, chunk)
         full_vocab = self.full_vocab
         if full_vocab is None:
-            full_vocab = jnp.issubdtype(chunk.tokens.dtype, jnp.floating)
-        mask = chunk.mask
-        largest = jnp.abs(jax.lax.stop_gradient(logits)).max(-1)
-        if full_vocab:
-            log_probs = jnp.where(mask[..., None], log_softmax(logits), 0)
-            mask, largest = mask[..., None], largest[..., None]
-        else:
-            log_probs = token_log_probs(logits, chunk.targets, mask)
-        constant = jax.lax.stop_gradient(log_probs)
-        unit = resolution.unit(constant, jnp.where(mask, largest, 0))
-        return Observed(log_probs, unit)
+            full_vocab = bool(jnp.issubdtype(chunk.tokens.dtype, jnp.floating))
+        return resolution.observe(logits, chunk, full_vocab=full_vocab)
 
     def _over_probes(self, fn: Callable[[Sequences], Any], probe: Batch) -> Any:
         """`fn` on every side of the probe, `probe_batch_size` examples at a time."""
@@ -369,12 +347,6 @@ def _updated(
 
 def _directions(updates: Params, params: Params) -> Params:
     return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params)
-
-
-def _spread_rows(leaf: Array) -> Array:
-    """Some rows, evenly spread."""
-    count = leaf.shape[0]
-    return leaf[:: max(1, count // max(NOISE_ROWS, count // NOISE_SHARE))]
 
 
 def _by_example(

@@ -13,14 +13,27 @@ What the floor is: docs/theory/equation.md#floor.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-__all__ = ["compute_eps", "floor", "noise", "perturbed", "rounding_of_sum", "unit"]
+from ldjax.equation.log_probs import log_softmax, token_log_probs
+from ldjax.equation.sequences import Sequences
+
+__all__ = [
+    "Observed",
+    "compute_eps",
+    "floor",
+    "noise",
+    "observe",
+    "perturbed",
+    "rounding_of_sum",
+    "spread_rows",
+    "unit",
+]
 
 #: Floors in units of `unit` times one plus the noise. The error of a difference is that
 #: of two log-probs, each within about one of these (largest seen in a decoder: 0.3 to
@@ -30,6 +43,9 @@ UNITS = 4
 
 #: Updates between two measurements of the noise.
 NOISE_EVERY = 64
+
+#: It is measured on this share of the probes, and on no fewer than so many.
+NOISE_SHARE, NOISE_ROWS = 8, 8
 
 # What moves numbers, and rounds none.
 _MOVES = frozenset(
@@ -41,6 +57,51 @@ _MOVES = frozenset(
         *("clamp", "sort", "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge"),
     )
 )
+
+
+class Observed(NamedTuple):
+    """Watched log-probs, and what bounds their rounding.
+
+    Attributes:
+      log_probs: `[probe, pos]`, or with all labels a last axis more; in nats.
+      unit: Likewise, from the function of that name.
+
+    Examples:
+      >>> Observed(jnp.array([[-2.0]]), jnp.array([[1e-6]])).unit.shape
+      (1, 1)
+    """
+
+    log_probs: Any
+    unit: Any
+
+
+def observe(
+    logits: Float[Array, "batch pos vocab"],
+    sequences: Sequences,
+    *,
+    full_vocab: bool = False,
+) -> Observed:
+    """The log-probs of what is watched, zero where it is masked, and their units.
+
+    Args:
+      logits: Of the sequences; their derivatives pass to the log-probs alone.
+      sequences: What is watched.
+      full_vocab: Whether all labels are, and not only the targets.
+
+    Examples:
+      >>> answer = Sequences(*jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool))
+      >>> observe(jnp.zeros((1, 1, 4)), answer).log_probs
+      Array([[-1.386...]], dtype=...)
+    """
+    mask = sequences.mask
+    largest = jnp.abs(jax.lax.stop_gradient(logits)).max(-1)
+    if full_vocab:
+        log_probs = jnp.where(mask[..., None], log_softmax(logits), 0)
+        mask, largest = mask[..., None], largest[..., None]
+    else:
+        log_probs = token_log_probs(logits, sequences.targets, mask)
+    constant = jax.lax.stop_gradient(log_probs)
+    return Observed(log_probs, unit(constant, jnp.where(mask, largest, 0)))
 
 
 def unit(log_probs: Array, largest_logit: Array) -> Array:
@@ -90,6 +151,24 @@ def floor(units: Any, noise: Any) -> Any:
       Array([6.0e-06, 1.2e-05], dtype=...)
     """
     return UNITS * units * (1 + noise)
+
+
+def spread_rows(tree: Any) -> Any:
+    """Some rows, evenly spread, that speak for all where the noise is measured.
+
+    Args:
+      tree: A pytree of arrays with as many rows each.
+
+    Examples:
+      >>> spread_rows(jnp.arange(32))
+      Array([ 0,  4,  8, 12, 16, 20, 24, 28], dtype=...)
+    """
+
+    def some(leaf: Array) -> Array:
+        count = leaf.shape[0]
+        return leaf[:: max(1, count // max(NOISE_ROWS, count // NOISE_SHARE))]
+
+    return jax.tree.map(some, tree)
 
 
 def perturbed(params: Any, eps: float) -> Any:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ldjax.equation import resolution
-from ldjax.equation.account import Account, Observed, Optimizer, StepState
+from ldjax.equation.account import Account, Optimizer, StepState
+from ldjax.equation.resolution import Observed
 from ldjax.equation.sequences import ApplyFn, Batch, LossFn, Params, is_sequences
 
 __all__ = [

@@ -264,11 +264,8 @@ def make_floor_fn(
     """
     apply_fn = Door(watched(apply_fn))
 
-    def evaluate(params: Any, batch: Sequences) -> tuple[Array, Array]:
-        logits = apply_fn(params, batch)
-        log_probs = token_log_probs(logits, batch.targets, batch.mask)
-        largest = jnp.where(batch.mask, jnp.abs(logits).max(-1), 0)
-        return log_probs, resolution.unit(log_probs, largest)
+    def evaluate(params: Any, batch: Sequences) -> resolution.Observed:
+        return resolution.observe(apply_fn(params, batch), batch)
 
     @jax.jit
     def of_batch(params: Any, batch: Sequences) -> dict[str, Array]:
