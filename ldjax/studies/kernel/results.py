@@ -70,9 +70,10 @@ class Text(NamedTuple):
     @property
     def scored(self) -> Sequences:
         """Targets of the positions alone."""
-        _, targets, mask = self.sequences
-        return Sequences(
-            self.sequences.tokens, targets[:, self.positions], mask[:, self.positions]
+        whole = self.sequences
+        return whole._replace(
+            targets=whole.targets[:, self.positions],
+            mask=whole.mask[:, self.positions],
         )
 
 
@@ -138,8 +139,10 @@ class _Views(NamedTuple):
     def by_passes(self, params: Any) -> dict[str, jax.Array]:
         """With a backward and a forward-mode pass for each application of K."""
         terms = self.terms(params)
-        _, targets, mask = self.probe.scored
-        token_map = terms.token_map(targets, self.learning_rate, mask=mask)
+        scored = self.probe.scored
+        token_map = terms.token_map(
+            scored.targets, self.learning_rate, mask=scored.mask
+        )
         return self.moved(terms) | {
             "probs": jax.nn.softmax(self.probe_fn(params))[0],
             "residual": terms.residual,

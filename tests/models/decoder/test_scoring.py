@@ -65,7 +65,7 @@ def test_padding_side_and_amount_do_not_change_a_sequence_log_prob(scored):
     shifts = [0, 1, 4, 10]
     tokens, targets, mask, padding_mask = (
         jnp.concatenate([jnp.roll(x, shift, axis=1) for shift in shifts])
-        for x in (*plain, real)
+        for x in (plain.tokens, plain.targets, plain.mask, real)
     )
     logits = jax.jit(model.apply)({"params": params}, tokens, padding_mask)
     log_probs = sequence_log_probs(logits, targets, mask)
