@@ -1,7 +1,7 @@
 """The bridge from Flax Linen modules to pure functions of their parameters.
 
 The core of ldjax knows `params -> logits` only. Users of Flax NNX or plain JAX bring
-such a function themselves (`nnx.split` and `nnx.merge`; see the README).
+such a function themselves (`nnx.split` and `nnx.merge`; see docs/guides/own-model.md).
 """
 
 from collections.abc import Callable, Mapping

@@ -114,7 +114,8 @@ class Recorder:
 
         Args:
           path: Folder of the run, which is made.
-          apply_fn: `(params, sequences) -> logits`; for a model of NNX see the README.
+          apply_fn: `(params, sequences) -> logits`; for a model of NNX see
+            docs/guides/own-model.md.
           probes: What is watched. Their names begin with `train/` (prompts that are
             trained on) or `test/`; their types are any words, of which `chosen` and
             `rejected` are known to the page.

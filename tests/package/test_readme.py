@@ -1,59 +1,161 @@
-"""Every command of the README is one that its script understands, and runs.
+"""What the README and the documentation tell a reader to type and to open is there.
 
-In CI each is read by the script's own command line; `make test-exhaustive` runs them,
-at tiny size. (`make test` and `make lint` are what CI is, and the smoke of the scripts
-has tests of its own there.)
+That every command is understood is `test_commands`; here `make test-exhaustive` runs
+those of the README and of the guides, at tiny size. Every link opens, and so does every
+page that a docstring cites.
 """
 
 import gzip
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
-from shell.commands import understood
+from shell.commands import commands_in, is_program
 from shell.scripts import ROOT, run_script
 
 from ldjax.report import __main__ as report
 from ldjax.runs.folder import create_run
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    ((?:python|make) [^#\n]*?) *(?:#.*)?$", TEXT, re.MULTILINE)
-SCRIPTS = [c for c in COMMANDS if c.startswith("python experiments/")]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / "experiments").glob("*.md"),
+    *DOCS,
+]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in PAGES}
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
+
+#: Each once, with the first page that has it.
+COMMANDS = {c: name for name in reversed(TEXTS) for c in commands_in(TEXTS[name])}
+LONG = ("experiments/", "docs/results/")
+TO_RUN = [
+    command
+    for command, name in COMMANDS.items()
+    if is_program(command) and not name.startswith(LONG) and " -m " not in command
+]
 
 
 def test_commands_are_found():
-    assert len(SCRIPTS) >= 12
-    assert {"make demo", "make test", "make lint"} <= set(COMMANDS)
-    assert any(c.startswith("python -m ldjax.report ") for c in COMMANDS)
+    readme = commands_in(TEXTS["README.md"])
+    assert len(set(filter(is_program, readme))) >= 5
+    assert len(commands_in(TEXTS["experiments/README.md"])) >= 20
+    assert len(TO_RUN) >= 15
+    assert {"make install", "make test", "make lint", "make demo"} <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(ldjax(?:\.\w+)+)", TEXT))))
-def test_every_name_is_there(name):
-    module, _, attribute = name.rpartition(".")
-    found = importlib.import_module(module)
-    assert hasattr(found, attribute) or importlib.util.find_spec(name)
+def test_the_readme_is_short():
+    assert len(TEXTS["README.md"].splitlines()) <= 110
 
 
-@pytest.mark.parametrize("target", [c.split()[1] for c in COMMANDS if "make" in c])
-def test_the_makefile_has_what_is_named(target):
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_name_is_there(page):
+    if page == "CHANGELOG.md":  # knows names that were
+        return
+    for name in set(re.findall(r"`(ldjax(?:\.\w+)+)", TEXTS[page])):
+        module, _, attribute = name.rpartition(".")
+        found = importlib.import_module(module)
+        assert hasattr(found, attribute) or importlib.util.find_spec(name), name
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md"])
+def test_every_path_is_there(page):
+    text = TEXTS[page].partition("| was | is |")[0]
+    paths = re.findall(r"`((?:ldjax|tests|docs|experiments)/[\w./]*)`", text)
+    assert paths or page == "CHANGELOG.md"
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_what_has_moved_is_where_the_changelog_says():
+    rows = re.findall(r"^\| `.* \| (.*) \|$", TEXTS["CHANGELOG.md"], re.MULTILINE)
+    assert len(rows) > 20
+    for row in rows:
+        last = ""
+        for name in re.findall(r"`((?:ldjax)?\.[\w.]+)`", row):
+            last = name if name[0] == "l" else last.rpartition(".")[0] + name
+            assert importlib.util.find_spec(last), (row, last)
+
+
+def _anchors(path):
+    """The identifiers that headings of a page are given."""
+    return set(re.findall(r"^#.*\{ #([\w-]+) \}$", path.read_text("utf-8"), re.M))
+
+
+def missing_links(text, folder):
+    """Links of a Markdown text that open nothing; those to the web are not tried."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        place, _, anchor = target.partition("#")
+        if not place:  # of the page itself
+            if anchor not in re.findall(r"\{ #([\w-]+) \}", text):
+                yield target
+            continue
+        path = folder / place
+        generated = path.suffix == ".ipynb" and path.parent == ROOT / "docs/learn"
+        if generated:  # the build puts them there
+            path = ROOT / "experiments/notebooks" / path.name
+        if not path.is_file() or (anchor and anchor not in _anchors(path)):
+            yield target
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_link_opens(page):
+    assert list(missing_links(TEXTS[page], (ROOT / page).parent)) == []
+
+
+def test_a_link_that_opens_nothing_is_seen():
+    there, absent = (
+        "[a](start.md) [b](theory/kernel.md#head)",
+        ["no.md", "start.md#c", "#d"],
+    )
+    text = there + "".join(f"[e]({target})" for target in absent)
+    assert list(missing_links(text, ROOT / "docs")) == absent
+
+
+def missing_citations(text):
+    """Pages of the documentation, or headings of one, that are cited and not there."""
+    for page, anchor in re.findall(r"\b(docs/[\w/-]+\.md)(?:#([\w-]+))?", text):
+        path = ROOT / page
+        if not path.is_file() or (anchor and anchor not in _anchors(path)):
+            yield page, anchor
+
+
+def test_every_page_that_the_code_cites_opens():
+    sources = [p for d in ("ldjax", "experiments") for p in (ROOT / d).rglob("*.py")]
+    texts = {path: path.read_text("utf-8") for path in sources}
+    cited = {path for path, text in texts.items() if "docs/theory/" in text}
+    assert len(cited) >= 10
+    assert not [m for text in texts.values() for m in missing_citations(text)]
+    assert list(missing_citations("see docs/theory/kernel.md#nowhere"))
+
+
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text("utf-8"))
+    assert sorted(listed) == [p.relative_to(ROOT / "docs").as_posix() for p in DOCS]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_the_makefile_has_what_is_named(command):
     makefile = (ROOT / "Makefile").read_text()
-    assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    for target in [word for word in command.split()[1:] if not word.startswith("-")]:
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", SCRIPTS)
-def test_a_command_is_understood(capsys, command):
-    understood(command)
-    with pytest.raises(SystemExit, match="2"):  # so an option can be wrong
-        understood(f"{command.removesuffix(' --help')} --no-such-option 1")
-    capsys.readouterr()
+@pytest.mark.parametrize("page", TEXTS)
+def test_extras_that_are_named_are_there(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = re.findall(r"pip install .*?\[(\w+)\]", TEXTS[page])
+    assert set(extras) <= project["optional-dependencies"].keys()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "-m ldjax.report" in c])
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.startswith("ldjax report ")]
+)
 def test_a_page_is_written(tmp_path, monkeypatch, capsys, command):
-    args = shlex.split(command)[3:]
+    args = shlex.split(command)[2:]
     monkeypatch.chdir(tmp_path)
     for folder in args[: args.index("--out")]:
         run = create_run(Path(folder), {})
@@ -69,11 +171,12 @@ def cache(tmp_path_factory):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("command", SCRIPTS)
+@pytest.mark.parametrize("command", TO_RUN)
 def test_a_command_runs(tmp_path, cache, command):
-    _, script, *args = shlex.split(command)
-    (tmp_path / "words.txt").write_text("a plain text, and then another one. " * 400)
-    places = {"FILE...": str(tmp_path / "words.txt"), "DIR": str(MNIST)}
+    script, args = _script_of(command)
+    if script is None:
+        return
+    places = {"DIR": str(MNIST)}
     if "pairs.jsonl.gz" in args:
         places = {"DIR": "toy", "pairs.jsonl.gz": str(_pairs(tmp_path))}
     elif "DIR" in args and not MNIST.is_dir():
@@ -84,15 +187,27 @@ def test_a_command_runs(tmp_path, cache, command):
             args[args.index("--out") + 1] = str(tmp_path / "run")
         else:
             args += ["--out", str(tmp_path / "run")]
-        if "--smoke" not in args and not script.endswith("own_loop.py"):
+        if "--smoke" not in args and script != "own_loop":
             args.append("--smoke")
-    done = run_script(ROOT / script, *args, cwd=tmp_path, cache=cache)
+    script = ROOT / "experiments" / f"{script}.py"
+    done = run_script(script, *args, cwd=tmp_path, cache=cache)
     if "--preset" in args:  # a model of the hub, which is not to be had here
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         assert "EleutherAI/pythia-410m" in done.stderr
     else:
         assert done.returncode == 0, done.stderr
+
+
+def _script_of(command):
+    """The script that is a command, and its options; None if it has none."""
+    program, name, *args = shlex.split(command)
+    if program == "python":
+        return Path(name).stem, args
+    if name == "study":
+        name, *args = args
+    name = {"why": "displacement", "stability": "kernel_stability"}.get(name, name)
+    return (name if (ROOT / "experiments" / f"{name}.py").is_file() else None), args
 
 
 def _pairs(folder):
