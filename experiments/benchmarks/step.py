@@ -1,4 +1,4 @@
-"""What accounting for a step costs (design figure J).
+"""What accounting for a step costs.
 
 Claim: the immediate form of the instrumented step takes at most 1.10 times a plain step
 plus one forward-mode pass and one forward pass of the probes; the pending form at most

@@ -16,7 +16,7 @@ from zoo.cases import VOCAB, apply_toy, make_case, sentences, toy_params
 from ldjax import Sequences, empirical_ntk, jacobian, losses
 from ldjax.equation import decompose
 
-ACCEPTED = 1e-12  # issue 2, acceptance 3
+ACCEPTED = 1e-12
 RATE = 0.3
 
 every_case = pytest.mark.parametrize("name", ["lenet", "tanh_mlp", "toy", "pair"])

@@ -19,7 +19,7 @@ from ldjax.equation.sequences import is_sequences
 
 pytestmark = pytest.mark.slow
 
-ACCEPTED = 1e-12  # issue 5, acceptance 1 asks for 1e-10
+ACCEPTED = 1e-12
 RATE = 0.3
 
 both_cases = pytest.mark.parametrize("name", ["toy", "pair"])

@@ -35,8 +35,8 @@ _OURS = ("ldjax structured", "ldjax factored")
 _NT1, _NT2, _NT3 = (f"neural-tangents {i}" for i in (1, 2, 3))
 ONE_PAIR, ALL_PAIRS = "ldjax factored, one pair", "ldjax factored, all pairs"
 
-# Neural-tangents' third implementation is measured beside ours: the design's seconds
-# for it are of another machine, whose matrix product is 1.6 times faster.
+# Neural-tangents' third implementation is measured beside ours: seconds that are known
+# of it are another machine's, whose matrix product is 1.6 times faster.
 TARGETS: dict[str, tuple[Target, ...]] = {
     "A": (
         Target("seconds", 1 / 50, peer=_NT1),
