@@ -137,6 +137,12 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == [p.relative_to(ROOT / "docs").as_posix() for p in DOCS]
 
 
+def test_the_reference_names_modules_that_are_there():
+    named = re.findall(r"^::: ([\w.]+)$", "\n".join(TEXTS.values()), re.MULTILINE)
+    assert len(named) > 40
+    assert not [name for name in named if importlib.util.find_spec(name) is None]
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
 def test_the_makefile_has_what_is_named(command):
     makefile = (ROOT / "Makefile").read_text()
