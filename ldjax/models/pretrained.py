@@ -240,8 +240,8 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
     step = checkpoints.newest_step() or 0
     if step < num_steps:
         raise ValueError(
-            f"The training in {path} stopped at step {step} of {num_steps}; repeat its "
-            "command with `--resume`."
+            f"The training in {path} stopped at step {step} of {num_steps}; go on with "
+            "it by `resume=True`."
         )
     with _settings_of(path):
         config = TransformerConfig.of(settings["model"])
@@ -255,7 +255,7 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
     if progress.step < settings["num_steps"]:
         raise ValueError(
             f"The last checkpoint in {path} is damaged, of step {step}; that of step "
-            f"{progress.step} is not: repeat its command with `--resume`."
+            f"{progress.step} is not: go on from there by `resume=True`."
         )
     params = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, config.param_dtype), progress.state["params"]

@@ -54,7 +54,7 @@ def check_sinks(names: Sequence[str]) -> None:
     """Refuse sinks that cannot be used, before a run begins.
 
     Args:
-      names: Of `--log`.
+      names: The sinks.
 
     Raises:
       ValueError: If there is no such sink, or if its package is not installed.
@@ -63,15 +63,15 @@ def check_sinks(names: Sequence[str]) -> None:
       >>> check_sinks(["carrier_pigeon"])
       Traceback (most recent call last):
         ...
-      ValueError: --log: there is no carrier_pigeon, only tensorboard, wandb.
+      ValueError: `log`: there is no carrier_pigeon, only tensorboard, wandb.
     """
     for name in names:
         if name not in _PACKAGES:
-            raise ValueError(f"--log: there is no {name}, only {', '.join(_PACKAGES)}.")
+            raise ValueError(f"`log`: there is no {name}, only {', '.join(_PACKAGES)}.")
         package = _PACKAGES[name]
         if importlib.util.find_spec(package) is None:
             raise ValueError(
-                f"--log {name} needs the package {package}, which is not installed: "
+                f"`log={name}` needs the package {package}, which is not installed: "
                 f"pip install {package}"
             )
 
@@ -211,7 +211,7 @@ def _steps_in(path: Path) -> dict[str, int]:
             written |= dict.fromkeys(tags, event.step)
     except Exception as error:  # the package's own
         raise ValueError(
-            f"--log tensorboard: {path} is damaged ({error}). Delete the folder "
+            f"`log=tensorboard`: {path} is damaged ({error}). Delete the folder "
             f"{path.parent}: it is made anew from the table of the run."
         ) from error
     return written
@@ -261,7 +261,7 @@ class _WeightsAndBiases:
             )
         except wandb.Error as error:
             raise ValueError(
-                f"--log wandb: {error} With WANDB_MODE=offline it needs no connection."
+                f"`log=wandb`: {error} With WANDB_MODE=offline it needs no connection."
             ) from error
         # Its own count of steps only goes up; ours starts anew for each series.
         self._run.define_metric("step")

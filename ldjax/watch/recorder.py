@@ -146,12 +146,6 @@ class Recorder:
             max_length=max(sum(map(len, probe.example)) for probe in probes),
             batch_size=min(batch_size, len(probes)),  # the rest would be padding
         )
-        if (path / "config.json").is_file() and not (resume or overwrite):
-            raise FileExistsError(
-                f"{path} already holds a run; nothing was written. Choose another "
-                "`path`, or pass `resume=True` to go on with it or `overwrite=True` to "
-                "replace it."
-            )
         self._probes = list(probes)
         self._is_tracked = [set_of(probe.prompt_name) == TRAIN for probe in probes]
         self._tracked = [

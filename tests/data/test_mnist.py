@@ -237,7 +237,7 @@ def test_a_missing_file_names_all_its_names(folder, missing):
 
 
 def test_a_missing_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent is not a folder.*--mnist-dir"):
+    with pytest.raises(FileNotFoundError, match=r"absent is not a folder.*`mnist_dir`"):
         load_mnist(tmp_path / "absent")
 
 
@@ -269,7 +269,7 @@ def test_a_failed_download_says_what_to_pass_instead(failure, monkeypatch):
         raise failure
 
     monkeypatch.setattr(pooch, "retrieve", retrieve)
-    with pytest.raises(OSError, match=r"`--mnist-dir DIR` or `directory=`") as caught:
+    with pytest.raises(OSError, match=r"MNIST files: `mnist_dir`") as caught:
         load_mnist()
     assert f"{type(failure).__name__}: {failure}" in str(caught.value)
     assert "train-images-idx3-ubyte.gz" in str(caught.value)

@@ -48,5 +48,5 @@ def test_damaged_files_of_a_sink_are_named(tmp_path):
     sink.close()
     (file,) = (run.path / "tensorboard").iterdir()
     file.write_bytes(b"\x05" + bytes(11) + b"\xff" * 40)
-    with pytest.raises(ValueError, match=r"--log tensorboard: .* is damaged \([^\n]*$"):
+    with pytest.raises(ValueError, match=r"`log=tensorboard`: .* is damaged \([^\n]*$"):
         make_sink("tensorboard", run)

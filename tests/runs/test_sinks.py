@@ -192,7 +192,7 @@ def test_a_missing_package_is_one_message_before_the_run(name, monkeypatch, tmp_
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda of: None if of == package else find(of)
     )
-    with pytest.raises(ValueError, match=f"--log {name} needs .*pip install {package}"):
+    with pytest.raises(ValueError, match=f"`log={name}` needs .*pip install {package}"):
         check_sinks([name])
     with pytest.raises(ValueError, match="pip install"):
         make_sink(name, make_run(tmp_path))

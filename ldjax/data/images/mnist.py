@@ -25,7 +25,7 @@ _AGAIN = "Get the file again from its source."
 
 
 def load_mnist(
-    directory: str | PathLike[str] | None = None,
+    mnist_dir: str | PathLike[str] | None = None,
     *,
     seed: int = 0,
     num_train: int | None = None,
@@ -33,7 +33,7 @@ def load_mnist(
     """MNIST as LeCun, Cortes and Burges published it: 60,000 and 10,000 digits.
 
     Args:
-      directory: Folder with the four IDX files, plain or gzipped, named
+      mnist_dir: Folder with the four IDX files, plain or gzipped, named
         `train-images-idx3-ubyte`, `train-images.idx3-ubyte` or either with `.gz`, and
         so on; the plain file wins where both exist. `None` downloads 11 MB once into
         the user's cache folder and checks the md5 sums.
@@ -62,7 +62,7 @@ def load_mnist(
       array([7], dtype=int32)
     """
     paths = [
-        _download(name) if directory is None else _find(Path(directory), name)
+        _download(name) if mnist_dir is None else _find(Path(mnist_dir), name)
         for name in _MD5_OF_GZ
     ]
     train_pixels, train_labels = _read_pair(*paths[:2])
@@ -208,7 +208,7 @@ def _find(directory: Path, name: str) -> Path:
     if not directory.is_dir():
         raise FileNotFoundError(
             f"{directory} is not a folder. Pass the folder that holds the four MNIST "
-            "files (`--mnist-dir DIR` or `directory=`)."
+            "files: `mnist_dir`."
         )
     dotted = name.replace("-idx", ".idx")
     names = [name, dotted, f"{name}.gz", f"{dotted}.gz"]
@@ -218,7 +218,7 @@ def _find(directory: Path, name: str) -> Path:
             return directory / candidate
     raise FileNotFoundError(
         f"{directory} has none of {', '.join(names)}. Pass the folder that holds the "
-        "four MNIST files (`--mnist-dir DIR` or `directory=`)."
+        "four MNIST files: `mnist_dir`."
     )
 
 
@@ -236,8 +236,7 @@ def _download(name: str) -> Path:
     except (OSError, ValueError) as error:
         raise OSError(
             f"Cannot download {url} into {cache} ({type(error).__name__}: {error}). "
-            "Pass a folder that holds the four MNIST files (`--mnist-dir DIR` or "
-            "`directory=`)."
+            "Pass a folder that holds the four MNIST files: `mnist_dir`."
         ) from error
     return Path(file)
 

@@ -1,0 +1,49 @@
+"""The library answers in the words of Python; options are the command line's.
+
+`ldjax.command.frame.worded` turns `resume=True` into `--resume` where a program tells
+what the library refused.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "ldjax"
+
+#: What has a command line: the frame, the console command, and its programs.
+PROGRAMS = ("command", "cli", "report.__main__", "finetune", "studies")
+#: Options of programs that are not ours: git, the hub's and TensorBoard.
+FOREIGN = {"--porcelain", "--repo-type", "--revision", "--local-dir", "--logdir"}
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+
+
+def spoken(source):
+    """The options of ours that a module's strings name, its docstrings too."""
+    texts = (
+        node.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    return [name for text in texts for name in _OPTION.findall(text)]
+
+
+def test_the_library_does_not_speak_the_command_line():
+    for path in PACKAGE.rglob("*.py"):
+        place = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if not place.startswith(PROGRAMS):
+            assert set(spoken(path.read_text("utf-8"))) <= FOREIGN, place
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ('raise ValueError("pass `--overwrite`")', 1),
+        ('raise ValueError(f"{path}: --log {name} needs it")', 1),
+        ('def f():\n    """What `--log` names."""', 1),
+        ('"a -- b", "--", "a--b", "`resume=True`"', 0),
+    ],
+)
+def test_options_in_strings_are_seen(source, count):
+    assert len(spoken(source)) == count
