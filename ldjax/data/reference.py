@@ -6,6 +6,7 @@ before it and kept with the pairs (`Sequences.reference`), on disk where asked.
 """
 
 import hashlib
+import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,8 @@ def add_reference(
       cache: Folder to keep the numbers in. A file's name is a hash of everything the
         numbers depend on (the compiled computation, the parameters, the sequences, the
         version of JAX and the kind of device), so what is found is what would be
-        computed. A file that is damaged is written anew, with a warning.
+        computed. A file ends with the SHA-256 of what is before; one that is damaged
+        is written anew, with a warning.
 
     Returns:
       The pairs with their `reference`.
@@ -93,7 +95,7 @@ def add_reference(
         program = score_fn.lower(params, batches[0]).as_text()
         platform = f"{jax.__version__} {jax.default_backend()}"
         path = cache / f"reference-{fingerprint((params, rows), program, platform)}.npy"
-        found = _found(path, num_rows)
+        found = _found(path)
         if found is None:
             found = compute()
             _keep(path, found)
@@ -106,27 +108,30 @@ def add_reference(
     return jax.tree.map(scored, pairs, is_leaf=is_sequences)
 
 
-def _found(path: Path, num_rows: int) -> np.ndarray | None:
+def _found(path: Path) -> np.ndarray | None:
     """The numbers of a file; None where there is none, or a damaged one."""
     if not path.is_file():
         return None
     try:
-        found = np.load(path)
-        if found.shape != (num_rows,) or found.dtype.kind != "f":
-            raise ValueError("it does not hold a number for every row")
-    except (OSError, ValueError, EOFError, TypeError) as error:
+        content = path.read_bytes()
+        numbers = content[: -hashlib.sha256().digest_size]
+        if numbers + hashlib.sha256(numbers).digest() != content:
+            raise ValueError("its checksum is that of other numbers")
+    except (OSError, ValueError) as error:
         _log.warning("%s is damaged (%s): computed anew.", path, error)
         return None
-    return found
+    return np.load(io.BytesIO(numbers))
 
 
 def _keep(path: Path, numbers: np.ndarray) -> None:
     """Write the numbers; they are as good where there is no room to keep them."""
+    file = io.BytesIO()
+    np.save(file, numbers)
+    content = file.getvalue()
     try:
         with whole_file(path, is_shared=True) as partial:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                np.save(file, numbers)
+            partial.write_bytes(content + hashlib.sha256(content).digest())
     except OSError as error:
         _log.warning("%s The log-probs are not kept.", error)
 

@@ -1,5 +1,6 @@
 """Reference log-probs: right, kept, and never those of something else."""
 
+import hashlib
 import re
 
 import jax.numpy as jnp
@@ -27,28 +28,28 @@ def test_the_reference_of_a_row_is_its_log_prob(batch_size):
         np.testing.assert_allclose(found[side].reference, expected, rtol=1e-12)
 
 
+def _forge(path, numbers):
+    """Other numbers, under their own checksum."""
+    np.save(path, numbers)
+    path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
+
+
 def test_what_is_kept_is_read_again(tmp_path):
     arguments = (apply_toy, toy_params(), make_pairs())
     first = add_reference(*arguments, batch_size=2, cache=tmp_path)
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2
     for path in files:  # what is found there is taken, so it was not computed again
-        np.save(path, np.load(path) - 1)
+        _forge(path, np.load(path) - 1)
     again = add_reference(*arguments, batch_size=2, cache=tmp_path)
     for side in first:
         np.testing.assert_array_equal(again[side].reference, first[side].reference - 1)
 
 
-def _wrong_rows(path):
-    np.save(path, np.zeros(4))
-
-
-def _text(path):
-    np.save(path, np.array(["text"] * 5))
-
-
-def _pickled(path):
-    np.save(path, np.array([{}] * 5), allow_pickle=True)
+def _flip_a_bit_of_a_number(path):
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1  # before the checksum of 32 bytes
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +59,8 @@ def _pickled(path):
         lambda path: path.write_bytes(path.read_bytes()[:-9]),
         lambda path: path.write_bytes(path.read_bytes()[:9]),
         lambda path: path.write_bytes(b"something else"),
-        _wrong_rows,
-        _text,
-        _pickled,
+        _flip_a_bit_of_a_number,
+        lambda path: np.save(path, np.load(path) - 1),  # as versions before kept them
     ],
 )
 def test_a_damaged_file_is_computed_anew_and_said(tmp_path, damage, caplog):
