@@ -49,7 +49,8 @@ class Example(NamedTuple):
         """Refuses an example that cannot be scored.
 
         Args:
-          max_length: Of prompt and response together, in tokens; None for no limit.
+          max_length: The limit of prompt and response together, in tokens, or
+            None.
           vocab_size: Number of tokens of the model, beyond which no id may be; None
             where it is not known.
 
@@ -93,7 +94,7 @@ def length_buckets(max_length: int) -> tuple[int, ...]:
     compiles at most `log2(max_length / 16) + 2` lengths.
 
     Args:
-      max_length: Of the longest sequence allowed, in tokens.
+      max_length: The length of the longest sequence allowed, in tokens.
 
     Returns:
       The lengths in ascending order; the last is `max_length`.
@@ -119,8 +120,8 @@ def bucket_length(length: int, max_length: int | None = None) -> int:
     """The bucket of `length_buckets` that a sequence is padded to.
 
     Args:
-      length: Of the sequence, in tokens.
-      max_length: Of the longest sequence allowed; None for no limit.
+      length: The length of the sequence, in tokens.
+      max_length: The length of the longest sequence allowed; None for no limit.
 
     Returns:
       The smallest bucket that holds the sequence.
@@ -246,7 +247,7 @@ def bucketed_batches(
 
     Args:
       examples: In any order.
-      max_length: Of the longest prompt and response together, in tokens.
+      max_length: The limit of prompt and response together, in tokens.
       batch_size: Rows of every batch; the last one of a bucket is filled up with rows
         that score nothing. None for one batch with all examples of each bucket.
 

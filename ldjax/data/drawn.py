@@ -21,7 +21,7 @@ class DrawnText(str):
 
     Args:
       ids: Token ids of a response, from `Generated.responses`.
-      tokenizer: Of the model that drew them.
+      tokenizer: The tokenizer of the model that drew them.
 
     Examples:
       >>> from ldjax.data.tokenizers import train_bpe

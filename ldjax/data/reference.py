@@ -57,7 +57,7 @@ def add_reference(
 
     Raises:
       TypeError: As the functions of `ldjax.models.decoder.scoring.make_score_fn`.
-      ValueError: Likewise, and if `batch_size` is not positive.
+      ValueError: As those functions, and if `batch_size` is not positive.
 
     Examples:
       >>> answer = Sequences(*np.zeros((2, 1, 3), int), np.ones((1, 3), bool))

@@ -68,8 +68,8 @@ def fill_types(
 
     Args:
       rows: The probing set.
-      seed: Of draws and shuffles. Each row has draws of its own, so that shuffles do
-        not depend on the other rows.
+      seed: The seed of draws and shuffles. Each row has draws of its own, so that
+        shuffles do not depend on the other rows.
       unseen: Rows that are not trained on. Without them, rows that have no irr_test
         get neither it nor random_nonhum.
 
@@ -160,9 +160,9 @@ def to_examples(
 
     Args:
       row: The row.
-      tokenizer: Of the model.
-      max_length: Of prompt and response together, in tokens.
-      max_prompt_length: Of a prompt that has to be cut, in tokens.
+      tokenizer: The model's.
+      max_length: The limit of prompt and response together, in tokens.
+      max_prompt_length: The limit of a prompt that has to be cut, in tokens.
       start_document: Begin the prompt with the token that documents begin with in
         pretraining: the tokenizer's start token, or END where it has none. It counts
         as one of the prompt's, and is lost first when the end of the prompt is kept.
@@ -238,7 +238,7 @@ def count_cuts(rows: Sequence[RowExamples]) -> dict[str, int]:
     """How much was cut, for a run's `summary.json`.
 
     Args:
-      rows: From `to_examples`.
+      rows: What `to_examples` returned.
 
     Returns:
       The number of prompts and of responses, and how many of them were cut.
@@ -261,7 +261,7 @@ def count_notes(rows: Iterable[RowExamples]) -> dict[str, int]:
     """How many rows have each note, for a run's `summary.json`.
 
     Args:
-      rows: From `to_examples`.
+      rows: What `to_examples` returned.
 
     Examples:
       >>> example = Example((5,), (7, 0))
@@ -281,7 +281,7 @@ class _Reading(NamedTuple):
     def ids(
         self, row: PreferenceRow, texts: dict[str, str]
     ) -> tuple[list[int], dict[str, list[int]]]:
-        """Those of the prompt, and of the responses with their end."""
+        """The ids of the prompt, and of the responses with their end."""
         end, ends = self.tokenizer.end_id, self.tokenizer.end_ids
         written = {"prompt": row.prompt} | {
             name: text for name, text in texts.items() if not self.is_drawn(text)

@@ -56,7 +56,7 @@ def split_documents(
       documents: At least two that are not of one group.
       held_out_share: Share of the groups that is held out, between 0 and 1; at least
         one group is.
-      seed: Of the choice.
+      seed: The seed of the choice.
 
     Returns:
       The two halves, each in the order of `documents`.

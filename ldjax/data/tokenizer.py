@@ -134,13 +134,13 @@ class Tokenizer:
 
         Args:
           texts: Any texts.
-          read_special: As in `encode`.
+          read_special: Whether the special tokens that they spell are meant.
 
         Returns:
           The ids of each text, in order.
 
         Raises:
-          ValueError: As `encode`.
+          ValueError: If a text has a lone surrogate, which is half a character.
 
         Examples:
           >>> from ldjax.data.tokenizers import train_word_level
@@ -234,7 +234,7 @@ class Tokenizer:
         """Whether the ids of another tokenizer mean the same texts.
 
         Args:
-          other: Of the same model, perhaps.
+          other: A tokenizer, perhaps of the same model.
 
         Examples:
           >>> from ldjax.data.tokenizers import train_word_level
@@ -247,7 +247,7 @@ class Tokenizer:
         """The text of some token ids; special tokens appear as their text.
 
         Args:
-          ids: From `encode` or from a model. Ids that end inside a character, as a
+          ids: Token ids of `encode` or a model. Ids that end inside a character, as a
             sampled response may, give U+FFFD there. Ids that stand for no token, as
             where a model's vocabulary is padded, give nothing.
 

@@ -44,7 +44,7 @@ def load_tokenizer(
       special_tokens: Its special tokens. By default those that the
         `tokenizer_config.json` or `special_tokens_map.json` beside it names, or else
         those that ldjax writes, as far as the file has them.
-      vocab_size: Of the model, where that has more rows than the tokenizer has tokens.
+      vocab_size: The model's, where that has more rows than the tokenizer has tokens.
 
     Returns:
       The tokenizer. How it splits and normalises text is the file's affair, so texts

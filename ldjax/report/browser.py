@@ -28,7 +28,7 @@ from ldjax.watch.record import (
     tracked_name,
 )
 
-__all__ = ["probe_data", "token_texts"]
+__all__ = ["browser_content", "token_texts"]
 
 #: Observations and updates of a curve, at most.
 MOST_POINTS = 200
@@ -46,7 +46,7 @@ class _Scored(NamedTuple):
 
     Attributes:
       bucket: The arrays it is in.
-      row: Of these arrays.
+      row: The row of these arrays.
       at: Where a token of it is predicted.
       ids: Its tokens.
     """
@@ -57,13 +57,13 @@ class _Scored(NamedTuple):
     ids: np.ndarray
 
 
-def probe_data(
+def browser_content(
     run: Run, metrics: pl.DataFrame, damage: Damage
 ) -> dict[str, Any] | None:
     """The browser's part of a page.
 
     Args:
-      run: Of `finetune.py`.
+      run: A run that watched texts.
       metrics: Its table.
       damage: Takes note of the files that are damaged, which are left out.
 
@@ -78,7 +78,7 @@ def probe_data(
       >>> run.write_metrics([(0, 0, "train/0", "chosen", "log_prob", -9.0)])
       >>> line = '{"probe":"train/0","type":"chosen","prompt":"Why?","text":" So"}'
       >>> _ = (run.path / "probes.jsonl").write_text(line)
-      >>> probe_data(run, run.metrics(), Damage())["responses"]
+      >>> browser_content(run, run.metrics(), Damage())["responses"]
       [{'prompt': 0, 'type': 'chosen', 'text': ' So'}]
     """
     path = run.path / PROBES_FILE

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from ldjax.data.response_types import GROUPS, RESPONSE_TYPES
-from ldjax.report.browser import probe_data
+from ldjax.report.browser import browser_content
 from ldjax.report.damage import Damage
 from ldjax.report.measures import (
     PARTS,
@@ -24,7 +24,7 @@ from ldjax.report.words import MEANINGS, change_lines, headline, what_happened
 from ldjax.runs.folder import Run
 from ldjax.watch.record import FLOOR, MEASURED, PREDICTED, TRACKED, in_set
 
-__all__ = ["constants", "evenly", "run_data"]
+__all__ = ["constants", "evenly", "run_content"]
 
 #: More points than a chart has pixels for are left out.
 MOST_POINTS = 400
@@ -47,11 +47,11 @@ def constants() -> dict[str, Any]:
     }
 
 
-def run_data(run: Run) -> dict[str, Any]:
+def run_content(run: Run) -> dict[str, Any]:
     """All that the page shows of a run.
 
     Args:
-      run: Of any experiment; what it did not record is empty.
+      run: A run of any experiment; what it did not record is empty.
 
     Returns:
       JSON content, arrays as `packed`. Of a damaged file it says that it is left out.
@@ -66,7 +66,7 @@ def run_data(run: Run) -> dict[str, Any]:
       >>> from ldjax.runs.folder import create_run
       >>> run = create_run(Path(tempfile.mkdtemp()) / "mine", {"seed": 0})
       >>> run.write_metrics([(0, 0, "train/0", "chosen", "log_prob", -9.0)])
-      >>> run_data(run)["curves"]["train"]["chosen"]["y"]["shape"]
+      >>> run_content(run)["curves"]["train"]["chosen"]["y"]["shape"]
       '1'
     """
     if not (run.path / "metrics.parquet").is_file():
@@ -91,7 +91,7 @@ def run_data(run: Run) -> dict[str, Any]:
         {
             "name": run.path.resolve().name,
             "headline": head,
-            "probes": probe_data(run, metrics, damage),
+            "probes": browser_content(run, metrics, damage),
             **told,
             "told": [*damage.notes, *told["told"]],
             "curves": {name: _drawn(lines) for name, lines in curves.items()},
@@ -133,7 +133,7 @@ def evenly(count: int, most: int) -> np.ndarray:
 
 
 def finite(content: Any) -> Any:
-    """The same with None for numbers that are not finite, which JSON has not.
+    """The content with None for numbers that are not finite, which JSON has not.
 
     Examples:
       >>> finite({"value": [1.0, float("nan")]})
@@ -191,7 +191,7 @@ def _tables(
     """Quantities with a number for each two places or labels: heat maps.
 
     Args:
-      metrics: Of the run.
+      metrics: The table of the run.
       tokens: Names of rows (`probe`) and columns (`update`), where they are tokens.
     """
     is_number = [pl.col(name).str.contains(r"^\d+$") for name in ("probe", "type")]

@@ -42,7 +42,7 @@ def draw_curves(run: Run, baseline: Run | None = None) -> list[Path]:
     """The paper's Figures 3 and 4: how the log-prob of every response type moved.
 
     Args:
-      run: What to draw.
+      run: The run to draw.
       baseline: A run to compare it with, in thin and pale lines.
 
     Returns:
@@ -75,7 +75,7 @@ def draw_predicted_against_measured(run: Run) -> list[Path]:
     """Changes of the tracked sequences: single steps as points, and steps added up.
 
     Args:
-      run: What to draw.
+      run: The run to draw.
 
     Returns:
       The files written.
@@ -118,7 +118,7 @@ def draw_remainder(run: Run) -> list[Path]:
     """How much of each step's change first order misses, by group of types.
 
     Args:
-      run: What to draw.
+      run: The run to draw.
 
     Returns:
       The files written.
@@ -156,7 +156,7 @@ def draw_by_side(run: Run) -> list[Path]:
     """The accumulated changes split into what caused them.
 
     Args:
-      run: What to draw.
+      run: The run to draw.
 
     Returns:
       The files written.

@@ -104,11 +104,11 @@ def heat_map(
     Args:
       ax: Where to draw.
       table: The numbers.
-      title: Of the panel.
+      title: The panel's title.
       rows: What a row is.
       columns: What a column is.
       diverging: Whether zero is the neutral middle of the colours.
-      label: Of the colour bar, with its unit.
+      label: The label of the colour bar, with its unit.
       emphasise_off_diagonal: End the colours at the largest number off the diagonal.
 
     Examples:
@@ -155,7 +155,7 @@ def paired_bars(
     Args:
       ax: Where to draw.
       series: Bars by name; a name of `COLORS` has its colour.
-      title: Of the panel.
+      title: The panel's title.
       xlabel: What the labels are.
       ylabel: What the height is, with its unit.
       colors: One for each series, instead.
@@ -196,10 +196,10 @@ def scatter(
       ax: Where to draw.
       x: Abscissae.
       y: Ordinates.
-      title: Of the panel.
+      title: The panel's title.
       xlabel: What x is, with its unit.
       ylabel: What y is, with its unit.
-      color: Of the points.
+      color: The points' colour.
       label: For the legend.
       diagonal: Whether to draw y = x.
 

@@ -72,8 +72,8 @@ def change_curves(
     """Mean over the prompts of a set, since step 0, by response type.
 
     Args:
-      metrics: Of a run.
-      quantity: Such as `log_prob`.
+      metrics: The table of a run.
+      quantity: A quantity of the table, such as `log_prob`.
       probe_set: One of `PROBE_SETS`.
 
     Returns:
@@ -98,8 +98,8 @@ def accumulated_curves(metrics: pl.DataFrame, quantity: str) -> dict[str, Curve]
     """Mean over the tracked sequences, added up step by step, by response type.
 
     Args:
-      metrics: Of a run.
-      quantity: Such as `measured`; `remainder` is measured - predicted.
+      metrics: The table of a run.
+      quantity: A quantity such as `measured`; `remainder` is measured - predicted.
 
     Returns:
       Curves over the updates done, from 0 before the first.
@@ -135,7 +135,7 @@ def remainder_ratio(
     sequences of some types.
 
     Args:
-      metrics: Of a run.
+      metrics: The table of a run.
       types: The response types that count.
       numerator: `floor` puts the size of the rounding errors there instead.
 
@@ -167,7 +167,7 @@ def tracked_steps(metrics: pl.DataFrame) -> pl.DataFrame:
     """One row per tracked sequence and step, with a column per quantity.
 
     Args:
-      metrics: Of a run.
+      metrics: The table of a run.
 
     Returns:
       Columns `step`, `probe`, `type`, `predicted`, `measured`, `floor` where it was

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 from ldjax.files.whole import whole_file
-from ldjax.report.content import constants, run_data
+from ldjax.report.content import constants, run_content
 from ldjax.report.packing import compressed
 from ldjax.runs.folder import Run
 
@@ -79,7 +79,7 @@ def page(runs: Sequence[Run]) -> str:
     }
     library = get_plotlyjs()
     names = ", ".join(run.path.resolve().name for run in runs)
-    content = {"constants": constants(), "runs": [run_data(run) for run in runs]}
+    content = {"constants": constants(), "runs": [run_content(run) for run in runs]}
     scripts = " ".join(_hash(script) for script in (library, files["js"]))
     parts = {
         "POLICY": html.escape(_POLICY.format(scripts=scripts), quote=False),

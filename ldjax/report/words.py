@@ -39,7 +39,7 @@ def headline(settings: Mapping[str, Any]) -> str:
     """What was done, in one line; empty for a run of another kind.
 
     Args:
-      settings: Of the run's `config.json`.
+      settings: Those in the run's `config.json`.
 
     Examples:
       >>> headline({"loss": "dpo", "num_steps": 1200, "learning_rate": 5e-4})
@@ -97,8 +97,8 @@ def what_happened(
     """Sentences about a run.
 
     Args:
-      metrics: Of the run.
-      fidelity: Of its `summary.json`, by response type; may be empty.
+      metrics: The table of the run.
+      fidelity: That in its `summary.json`, by response type; may be empty.
 
     Returns:
       One sentence for each set of prompts and thing of interest.

@@ -250,7 +250,7 @@ def _placed_like(array: jax.Array, like: Any) -> jax.Array:
 
 
 def _arranged(tree: Any, like: Any) -> Any:
-    """The same leaves in the structure of `like`, found by their names."""
+    """Leaves in the structure of `like`, found by their names."""
     found, wanted = _by_name(tree), _by_name(like)
     # What was not kept when the checkpoint was written, and is still to be measured.
     found |= {k: v for k, v in wanted.items() if k not in found and _is_unknown(v)}

@@ -46,7 +46,7 @@ def shard(tree: Any, mesh: Mesh) -> Any:
 
     Args:
       tree: Pytree of arrays `[row, ...]`, such as `Sequences` or a dict of them.
-      mesh: From `data_mesh`.
+      mesh: The mesh of devices (`data_mesh`).
 
     Returns:
       The same numbers; row `i` of `n` is on device `i * devices // n`.
@@ -77,7 +77,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
     Args:
       tree: Pytree of arrays.
-      mesh: From `data_mesh`.
+      mesh: The mesh of devices (`data_mesh`).
 
     Returns:
       The same numbers.
@@ -97,7 +97,7 @@ def fill_up(probe: Any, mesh: Mesh) -> Any:
 
     Args:
       probe: `Sequences`, or a pytree of them.
-      mesh: From `data_mesh`.
+      mesh: The mesh of devices (`data_mesh`).
 
     Returns:
       The probes, then rows of zeros, masked everywhere; whatever is measured on them

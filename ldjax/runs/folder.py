@@ -45,7 +45,7 @@ class Run:
 
     Attributes:
       path: The folder.
-      lock: Of the process that writes it; None for one that reads.
+      lock: The lock of the process that writes it; None for one that reads.
 
     Examples:
       >>> import tempfile
@@ -215,9 +215,9 @@ def start_run(
 
     Args:
       path: The folder.
-      settings: As in `create_run`.
+      settings: What the run is asked to do; written as JSON.
       resume: Go on with the run that is there; where there is none, start.
-      overwrite: As in `create_run`.
+      overwrite: Replace a run that is there (see `create_run`).
       free: Names of settings that may differ from those of the run.
 
     Returns:
@@ -226,8 +226,8 @@ def start_run(
     Raises:
       ValueError: If the run that is there has other settings, or was made with other
         versions of what its numbers depend on; naming them.
-      FileExistsError: As `create_run`.
-      BlockingIOError: As `create_run`.
+      FileExistsError: If the folder holds something, as in `create_run`.
+      BlockingIOError: If another process writes it.
 
     Examples:
       >>> import tempfile

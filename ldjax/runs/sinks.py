@@ -90,7 +90,7 @@ def make_sink(name: SinkName, run: Run) -> Sink:
       The sink.
 
     Raises:
-      ValueError: As `check_sinks`, or if W&B refuses.
+      ValueError: If `check_sinks` refuses it, or W&B does.
 
     Examples:
       >>> import tempfile
@@ -153,7 +153,7 @@ def _unwritten(
     """The numbers of each step that are new, by name.
 
     Args:
-      metrics: Of the run.
+      metrics: The table of the run.
       written: Last step that was written of each name. A step of its own for each: an
         observation after an update comes before the loss of the next one.
     """

@@ -75,7 +75,7 @@ class ProbeSet(NamedTuple):
 
         Args:
           probes: In any order.
-          max_length: Of the longest prompt and response together, in tokens.
+          max_length: The limit of prompt and response together, in tokens.
           batch_size: Rows of a batch; None for one batch for each bucket.
 
         Returns:
@@ -102,7 +102,7 @@ class ProbeSet(NamedTuple):
         )
 
     def in_slices(self, size: int) -> "ProbeSet":
-        """The same probes in batches of fewer rows, which take less memory.
+        """These probes in batches of fewer rows, which take less memory.
 
         Args:
           size: Most rows of a batch.
@@ -145,7 +145,7 @@ def make_observe_fn(
 
     Args:
       apply_fn: `(params, sequences) -> logits`.
-      probes: What is watched.
+      probes: The watched responses.
 
     Returns:
       From parameters to the numbers of `sequence_quantities`, `[probe]`. Compiled once
@@ -194,7 +194,7 @@ def make_change_fn(
 
     Args:
       apply_fn: `(params, sequences) -> logits`.
-      probes: What is watched.
+      probes: The watched responses.
 
     Returns:
       `(params, new_params) -> {"predicted": [probe], "measured": [probe]}`, sums over
@@ -244,7 +244,7 @@ def make_floor_fn(
 
     Args:
       apply_fn: `(params, sequences) -> logits`.
-      probes: What is watched.
+      probes: The watched responses.
 
     Returns:
       `params -> {"floor": [probe]}`, sums over tokens, in nats: that of
@@ -289,8 +289,8 @@ def shard_probes(probes: ProbeSet, mesh: Mesh) -> ProbeSet:
     """A probe set whose batches are filled up and divided over the devices.
 
     Args:
-      probes: What is watched.
-      mesh: From `data_mesh`.
+      probes: The watched responses.
+      mesh: The mesh of devices (`data_mesh`).
 
     Returns:
       The same probes for `make_observe_fn` and `make_change_fn`,

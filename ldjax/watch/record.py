@@ -204,7 +204,7 @@ def series_rows(
 
     Args:
       series: The loop's table: by series, its quantities and their `step`.
-      probes: Of each series that has one number per probe; the others are left out.
+      probes: The probes of each series that is to be in it; others are left out.
       examples_per_step: Training examples of an update.
     """
     import polars as pl
@@ -304,7 +304,7 @@ def write_probe_lines(folder: Path, lines: Iterable[str]) -> None:
 
     Args:
       folder: That of the run.
-      lines: From `probe_line`, in the order of the table.
+      lines: Those of `probe_line`, in the order of the table.
 
     Raises:
       WriteError: If the machine refuses; a file that was there stays.

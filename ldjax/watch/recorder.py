@@ -116,11 +116,11 @@ class Recorder:
           path: Folder of the run, which is made.
           apply_fn: `(params, sequences) -> logits`; for a model of NNX see
             docs/guides/own-model.md.
-          probes: What is watched. Their names begin with `train/` (prompts that are
-            trained on) or `test/`; their types are any words, of which `chosen` and
-            `rejected` are known to the page.
-          settings: Of the training, for `config.json`; JSON.
-          decode: From token ids to text; without it the page shows the ids.
+          probes: The watched responses. Their names begin with `train/` (prompts
+            that are trained on) or `test/`; their types are any words, of which
+            `chosen` and `rejected` are known to the page.
+          settings: Those of the training, for `config.json`; JSON.
+          decode: Makes text of token ids; without it the page shows the ids.
           every: Record the first update of so many. The others cost nothing.
           examples_per_step: Training examples of an update, for the horizontal axis.
           batch_size: Most responses computed at a time; fewer take less memory.
@@ -185,7 +185,7 @@ class Recorder:
           step: Number of updates before this one.
           params: Before it. Must still exist: not donated to a compiled step.
           new_params: After it.
-          loss: Of this step, if it shall be in the table; a scalar.
+          loss: The loss of this step, if it shall be in the table; a scalar.
 
         Raises:
           RuntimeError: If the recorder is closed.

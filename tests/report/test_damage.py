@@ -8,7 +8,7 @@ import pytest
 from zoo.report_runs import make_run
 
 from ldjax.report.__main__ import Config, main
-from ldjax.report.content import run_data
+from ldjax.report.content import run_content
 from ldjax.runs.folder import Run, open_run
 
 TEXTS = {"a": "one text", "b": "another"}
@@ -63,7 +63,7 @@ FILES = {
 
 
 def test_a_whole_run_is_shown_whole(run, caplog):
-    content = run_data(run)
+    content = run_content(run)
     assert content["checks"] == [{"text": "it holds", "holds": True}]
     assert content["probes"]["tokens"]["updates"]
     assert not caplog.messages
@@ -72,9 +72,9 @@ def test_a_whole_run_is_shown_whole(run, caplog):
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", FILES)
 def test_what_a_damaged_file_told_is_left_out_and_said(run, name, damage, caplog):
-    before = run_data(run)
+    before = run_content(run)
     DAMAGE[damage](run.path / name)
-    after = run_data(run)
+    after = run_content(run)
     said = after["told"][0]
     assert said.startswith(f"{run.path / name} is damaged, {FILES[name]}: ")
     assert "\n" not in said

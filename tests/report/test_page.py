@@ -15,7 +15,7 @@ from zoo.report_runs import HOSTILE, make_run
 from ldjax.data.tokenizers import load_tokenizer, train_bpe
 from ldjax.report.__main__ import Config, main
 from ldjax.report.browser import token_texts
-from ldjax.report.content import MOST_POINTS, run_data
+from ldjax.report.content import MOST_POINTS, run_content
 from ldjax.report.measures import accumulated_curves, change_curves
 from ldjax.report.packing import unpacked
 from ldjax.report.page import page
@@ -156,7 +156,7 @@ def test_a_run_of_another_kind_has_a_page(tmp_path):
     run = create_run(tmp_path / "digits", {"seed": 0})
     rows = [(7, 7, str(i), str(j), "norm", i - j) for i in range(3) for j in range(2)]
     run.write_metrics(rows)
-    content = run_data(run)
+    content = run_content(run)
     assert content["probes"] is None
     (table,) = content["tables"]
     assert unpacked(table["values"]).tolist() == [[[0, -1], [1, 0], [2, 1]]]
@@ -171,9 +171,9 @@ def test_pictures_are_shown_where_there_are_no_curves(tmp_path):
         run = create_run(tmp_path / name, {})
         run.write_metrics(rows)
         run.figure_path("all_norms").write_bytes(picture)
-        figures = run_data(run)["figures"]
+        figures = run_content(run)["figures"]
         assert len(figures) == shown
-    run_figures = run_data(open_run(tmp_path / "kernel"))["figures"]
+    run_figures = run_content(open_run(tmp_path / "kernel"))["figures"]
     assert run_figures[0]["name"] == "all norms"
     assert base64.b64decode(run_figures[0]["source"].partition(",")[2]) == picture
 
@@ -193,14 +193,14 @@ def test_types_of_ones_own_have_curves(tmp_path):
     run = create_run(tmp_path / "mine", {})
     rows = [(s, s, "train/0", name, "log_prob", s) for s in (0, 1) for name in "ab"]
     run.write_metrics(rows)
-    content = run_data(run)
+    content = run_content(run)
     assert list(content["curves"]["train"]) == ["a", "b"]
     assert any("a ends highest" in told or "b ends" in told for told in content["told"])
 
 
 def test_long_curves_are_thinned_and_end_where_they_end(tmp_path):
     run = make_run(tmp_path / "long", {"a": "b"}, types=("chosen",), steps=range(3000))
-    found = run_data(run)["tracked"]["measured"]["chosen"]
+    found = run_content(run)["tracked"]["measured"]["chosen"]
     curve = accumulated_curves(run.metrics(), "measured")["chosen"]
     x, y = unpacked(found["x"]), unpacked(found["y"])
     assert len(x) == MOST_POINTS

@@ -13,7 +13,7 @@ from zoo.cases import apply_toy, toy_params
 
 import ldjax
 from ldjax.data.batches import Example, to_sequences
-from ldjax.report.content import run_data
+from ldjax.report.content import run_content
 from ldjax.report.packing import unpacked
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
 from ldjax.watch.probes import Probe, ProbeSet, make_change_fn, make_observe_fn
@@ -195,7 +195,7 @@ def test_what_is_left_out_is_not_added_up(tmp_path):
     assert numbers(gap, "log_prob").keys() < numbers(run, "log_prob").keys()
     for incomplete in (some, gap):
         assert not numbers(incomplete, "measured")
-        page = run_data(incomplete)
+        page = run_content(incomplete)
         assert page["curves"]["train"].keys() >= {"chosen", "rejected", "mine"}
         assert page["tracked"] == {"measured": {}, "predicted": {}}
 
@@ -207,7 +207,7 @@ def test_the_page_shows_the_run(tmp_path):
     with ldjax.Recorder(tmp_path / "mine", constant, PROBES, **options) as recorder:
         move(recorder, range(NUM_STEPS))
     run = recorder.run
-    page = run_data(run)
+    page = run_content(run)
     assert page["curves"].keys() == {"train", "test"}
     log_probs = numbers(run, "log_prob", "test/")
     means = [
@@ -274,7 +274,7 @@ def test_a_training_that_diverges_is_recorded(tmp_path):
         recorder(0, jnp.zeros(6), jnp.full(6, jnp.nan))
     assert recorder.run.summary["changes"]["train"]["mine"]["end"] is None
     assert numbers(recorder.run, "log_prob")[0, "test/0000", "mine"] < 0
-    assert run_data(recorder.run)["curves"]["train"]
+    assert run_content(recorder.run)["curves"]["train"]
 
 
 def copies(tree):

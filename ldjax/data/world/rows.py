@@ -29,10 +29,10 @@ def responses(
     """A prompt, and all responses to it that need no other row.
 
     Args:
-      rng: Of everything.
-      lexicon: Of the words.
-      name: Of the entity to ask about.
-      facts: What is true of it.
+      rng: The source of all draws.
+      lexicon: The words of the world.
+      name: The entity to ask about.
+      facts: The facts about it.
 
     Returns:
       Texts by key. All state as many values, and all but `irr_hum` state them of the
@@ -74,8 +74,8 @@ def other_facts(
     """Other values of the same attributes.
 
     Args:
-      rng: Of the values.
-      lexicon: Of the words.
+      rng: The draws of the values.
+      lexicon: The words of the world.
       known: Facts with the same labels, none of which is to be found.
 
     Returns:
@@ -97,10 +97,10 @@ def answer(rng: np.random.Generator, writer: Writer, name: str, facts: Facts) ->
     """A sentence that states facts of an entity.
 
     Args:
-      rng: Of the wordings.
+      rng: The draws of the wordings.
       writer: Whose wordings.
-      name: Of the entity.
-      facts: What to state.
+      name: The entity.
+      facts: The facts to state.
 
     Returns:
       The text.
@@ -118,7 +118,7 @@ def choose_labels(rng: np.random.Generator, topic: str) -> list[str]:
     """What to state of a topic: all of its attributes or all but one, in random order.
 
     Args:
-      rng: Of the choice.
+      rng: The draws of the choice.
       topic: One of `TOPICS`.
 
     Returns:
@@ -137,7 +137,7 @@ def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
     """One of some options, each as likely.
 
     Args:
-      rng: Of the choice.
+      rng: The draws of the choice.
       options: At least one.
 
     Returns:

@@ -45,8 +45,8 @@ class Writer(NamedTuple):
     """Who writes: a distribution over the wordings of each choice.
 
     Attributes:
-      weights: Of the human wordings, adding up to one; none for the gpt writer, who
-        takes each of its own as often.
+      weights: The weights of the human wordings, adding up to one; none for the gpt
+        writer, who takes each of its own as often.
 
     Examples:
       >>> rng = np.random.default_rng(0)
@@ -121,7 +121,7 @@ def make_lexicon(rng: np.random.Generator) -> Lexicon:
     """Rank the words of each kind at random.
 
     Args:
-      rng: Of the ranks.
+      rng: The draws of the ranks.
 
     Returns:
       The lexicon.
@@ -148,7 +148,7 @@ def compose(
     """A sentence that states some values of a subject, in their order.
 
     Args:
-      rng: Of the wordings, each of them drawn on its own.
+      rng: The draws of the wordings, each of them drawn on its own.
       writer: Whose wordings.
       subject: A name, say.
       statements: Clauses with their values.
@@ -182,8 +182,8 @@ def scene(rng: np.random.Generator, lexicon: Lexicon, num_clauses: int) -> str:
     """What the gpt writer says when nobody asked: of a place, in the usual idioms.
 
     Args:
-      rng: Of everything.
-      lexicon: Of the words.
+      rng: The source of all draws.
+      lexicon: The words of the world.
       num_clauses: Clauses to make; at least four.
 
     Returns:
@@ -207,7 +207,7 @@ def records(rng: np.random.Generator, name: str, facts: Mapping[str, str]) -> st
     """Facts as somebody files them, in one of two forms.
 
     Args:
-      rng: Of the form.
+      rng: The draws of the form.
       name: Whose facts.
       facts: Values by label; the longer form takes the first four.
 
@@ -233,8 +233,8 @@ def other_text(rng: np.random.Generator, lexicon: Lexicon) -> str:
     """Three or four sentences of a story, a list or the like, of nobody with a name.
 
     Args:
-      rng: Of everything.
-      lexicon: Of the words.
+      rng: The source of all draws.
+      lexicon: The words of the world.
 
     Returns:
       The text.
@@ -254,7 +254,7 @@ def shuffled(rng: np.random.Generator, text: str) -> str:
     """The words of a text in random order.
 
     Args:
-      rng: Of the order.
+      rng: The draws of the order.
       text: Any.
 
     Returns:
@@ -272,7 +272,7 @@ def noise(rng: np.random.Generator, text: str, words: Sequence[str]) -> str:
     """A text made senseless: its words shuffled, or half of them replaced.
 
     Args:
-      rng: Of the choice.
+      rng: The draws of the choice.
       text: Any.
       words: What to replace by.
 

@@ -29,8 +29,8 @@ class Choice(NamedTuple):
     """The ways to say one thing.
 
     Attributes:
-      human: Of people; the first is the preferred one.
-      gpt: Of the other writer, who uses none of those.
+      human: The words of people; the first is the preferred one.
+      gpt: Those of the other writer, who uses none of those.
 
     Examples:
       >>> CONNECTIVES.human

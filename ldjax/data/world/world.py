@@ -137,7 +137,7 @@ class World:
 
     Attributes:
       size: The numbers it was made with.
-      seed: Of everything.
+      seed: The seed of all draws.
       words: Every word that its texts hold, sorted, without spaces. A word-level
         tokenizer that knows them all is `train_word_level` of `[f" {word}" ...]` and
         of the line break, `"\n"`.
@@ -148,8 +148,8 @@ class World:
         `chosen_initial`, which a model has to write. `irr_train` is the chosen answer
         of another training prompt (its neighbour, so that all are within the first
         `n` rows for even `n`), `irr_test` that of another test prompt.
-      validation: As `train`, for prompts that are not trained on.
-      test: As `validation`.
+      validation: Such rows of prompts that are not trained on.
+      test: Such rows of still other prompts.
 
     Examples:
       >>> world = make_world("demo", seed=0)
@@ -226,7 +226,7 @@ def make_world(preset: str, *, seed: int) -> World:
 
     Args:
       preset: One of `PRESETS`.
-      seed: Of the facts, the texts and the frequencies of the words.
+      seed: The seed of the facts, the texts and the frequencies of the words.
 
     Returns:
       The world; the same one for the same arguments.
