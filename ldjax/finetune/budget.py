@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ldjax import linen
+from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.equation.log_probs import token_log_probs
 from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import make_step
@@ -38,8 +39,8 @@ MOST_PROBES = 96
 _COPIES = 100
 
 # The process holds up to so many times what is planned, most likely memory that was
-# freed and not given back: 1.5 and 1.7 were measured (experiments/benchmarks/model.py).
-_SLACK = 1.7
+# freed and not given back: 1.4 and 1.6 by what experiments/benchmarks/model.py found.
+_SLACK = 1.6
 
 # What a process holds besides: the libraries, and what their compiler leaves behind,
 # which grows with the program. A model of nothing and two blocks had 1.1 GB; one of 30
@@ -111,7 +112,9 @@ def plan_memory(
         return make_plan(config, base, probes, max_length, num_tracked)
 
     # If not even one at a time fits, that is said before all others are tried.
-    most, least = plan(MOST_PROBES), None
+    watched = config.probe_prompts * len(RESPONSE_TYPES)
+    most_probes = MOST_PROBES if config.observe_all else min(MOST_PROBES, watched)
+    most, least = plan(most_probes), None
     if most.total > limit and (least := plan(1)).total > limit:
         raise MemoryError(
             f"the run does not fit: {least}; there are {human_bytes(limit)} to use. "
