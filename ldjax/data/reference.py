@@ -19,9 +19,9 @@ import numpy as np
 from ldjax.data.batches import check_count
 from ldjax.equation.doors import Door
 from ldjax.equation.log_probs import sequence_log_probs
-from ldjax.equation.precision import watched
 from ldjax.equation.sequences import Sequences, check_sequences, is_sequences
 from ldjax.files.whole import whole_file
+from ldjax.precision import watched
 
 __all__ = ["add_reference", "fingerprint"]
 

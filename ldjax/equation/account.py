@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int
 
 from ldjax.equation import resolution
 from ldjax.equation.doors import Door
-from ldjax.equation.precision import watched
 from ldjax.equation.resolution import Observed
 from ldjax.equation.sequences import (
     ApplyFn,
@@ -30,6 +29,7 @@ from ldjax.equation.sequences import (
 )
 from ldjax.equation.subset import merge, split
 from ldjax.equation.update_parts import PARTS, frozen_update
+from ldjax.precision import watched
 
 #: Parts of a step that are no side of its update.
 REST = frozenset({*PARTS, "rounding"})

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ldjax.equation.jacobian import jacobian
 from ldjax.equation.linear_map import LinearMap
 from ldjax.equation.log_probs import log_softmax
-from ldjax.equation.precision import watched
+from ldjax.precision import watched
 
 __all__ = ["StepDecomposition", "decompose"]
 

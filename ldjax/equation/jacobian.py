@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ldjax.equation.linear_map import FunctionMap, LinearMap
-from ldjax.equation.precision import watched
 from ldjax.equation.spaces import Vector, struct_of
+from ldjax.precision import watched
 
 __all__ = ["jacobian"]
 

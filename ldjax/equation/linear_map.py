@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ldjax import memory
-from ldjax.equation.precision import exact_products
 from ldjax.equation.spaces import (
     Struct,
     Vector,
@@ -35,6 +34,7 @@ from ldjax.equation.spaces import (
     unravel,
     unravel_matrix,
 )
+from ldjax.precision import exact_products
 
 __all__ = ["DenseMap", "FunctionMap", "LinearMap"]
 

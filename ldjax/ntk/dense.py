@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from ldjax.equation.linear_map import DenseMap
-from ldjax.equation.precision import exact_products
 from ldjax.equation.sequences import LogitsFn
 from ldjax.equation.spaces import size_of
 from ldjax.ntk.neural_tangents import load_neural_tangents
+from ldjax.precision import exact_products
 
 __all__ = ["dense_ntk"]
 

@@ -29,8 +29,8 @@ from jaxtyping import Array, Bool, Float
 
 from ldjax.equation.account import REST
 from ldjax.equation.log_probs import sequence_log_probs
-from ldjax.equation.precision import watched
 from ldjax.equation.sequences import ApplyFn, Sequences, check_sequences
+from ldjax.precision import watched
 
 __all__ = ["PairProducts", "pair_products", "split_by_origin"]
 

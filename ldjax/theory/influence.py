@@ -16,8 +16,8 @@ from jaxtyping import Array
 
 from ldjax import losses
 from ldjax.equation.log_probs import sequence_log_probs
-from ldjax.equation.precision import exact_products, watched
 from ldjax.equation.sequences import ApplyFn, Sequences
+from ldjax.precision import exact_products, watched
 
 __all__ = ["make_influence_fn", "make_step_fn"]
 

@@ -18,8 +18,8 @@ from ldjax.data.batches import Example, bucketed_batches
 from ldjax.equation import resolution
 from ldjax.equation.doors import Door, check_params
 from ldjax.equation.log_probs import token_log_probs
-from ldjax.equation.precision import watched
 from ldjax.equation.sequences import ApplyFn, Sequences, check_sequences
+from ldjax.precision import watched
 from ldjax.runs.devices import fill_up, shard
 from ldjax.theory.quantities import sequence_quantities, token_quantities
 

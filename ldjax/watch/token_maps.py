@@ -15,9 +15,9 @@ import numpy as np
 
 from ldjax.equation import preconditioner
 from ldjax.equation.log_probs import token_log_probs
-from ldjax.equation.precision import exact_products, watched
 from ldjax.equation.sequences import ApplyFn, LossFn, is_sequences
 from ldjax.files.whole import whole_file
+from ldjax.precision import exact_products, watched
 from ldjax.runs.loop import Observer
 from ldjax.watch.probes import ProbeSet
 

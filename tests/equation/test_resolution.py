@@ -52,7 +52,7 @@ class Case:
         def log_probs(params):
             params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
             logits = self.exact_fn(params, self.batch)
-            return ldjax.token_log_probs(logits, *self.batch[1:])
+            return ldjax.token_log_probs(logits, *self.batch[1:3])
 
         exact = log_probs(state.params) - log_probs(self.params)
         return np.abs(comparison.measured - exact), np.asarray(comparison.floor)

@@ -1,6 +1,7 @@
 """The losses and their residuals: hand values, closed form, autodiff, loops."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +207,7 @@ def test_hand_computed_ends(dtype):
     assert_close(found, np.asarray(-8 * rest, dtype), rtol=rtol)
 
 
-def _pair(seed, num=3):
+def _pair(seed, num=3) -> Any:
     """Logits and a pair with reference log-probs, all drawn."""
     rng = np.random.default_rng(seed)
     lengths = {"chosen": 4, "rejected": 5}

@@ -1,5 +1,7 @@
 """Losses of tokens with advantages: hand values, closed-form residuals, one step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from ldjax import Sequences, losses, make_step
 HERE = losses.reinforce, losses.grpo(0.2)
 
 
-def drawn(seed, num=4, length=5):
+def drawn(seed, num=4, length=5) -> Any:
     """Logits, and samples whose probability ratios lie on both sides of the clip."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(num, length, VOCAB))

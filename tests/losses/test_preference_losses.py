@@ -125,7 +125,7 @@ class Pairs:
         self.h = self.ratios[0] - self.ratios[1]
 
 
-def drawn(seed, num=3):
+def drawn(seed, num=3) -> Any:
     """Logits, a batch of pairs, and what the witnesses know of each pair."""
     rng = np.random.default_rng(seed)
     shapes = dict(zip(SIDES, (4, 5), strict=True))

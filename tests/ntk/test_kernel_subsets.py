@@ -73,10 +73,10 @@ def test_layers_sum_to_the_kernel_and_each_is_its_own(name, method):
 def test_groups_add_up_to_the_kernel_as_maps():
     """Nothing dense: the sum of the groups' maps is a map like the kernel."""
     params, batch = toy_params(), sentences(0, 2, 3)
-    fns = [functools.partial(apply_toy, sequences=batch)] * 2
-    groups = ntk.by_group(*fns, params, groups=_of_matrices, method="lazy")
+    fn = functools.partial(apply_toy, sequences=batch)
+    groups = ntk.by_group(fn, fn, params, groups=_of_matrices, method="lazy")
     total = functools.reduce(operator.add, groups.values())
-    kernel = ntk.empirical_ntk(*fns, params, method="lazy")
+    kernel = ntk.empirical_ntk(fn, fn, params, method="lazy")
     assert_close(total.dense(), kernel.dense(), rtol=RTOL)
     rest = kernel - groups["matrix"]
     assert_close(rest.dense(), groups["vector"].dense(), rtol=RTOL, scale=1.0)

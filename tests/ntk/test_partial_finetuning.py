@@ -532,7 +532,7 @@ def test_the_pending_form_watches_by_the_same_function():
         assert_close(found, now, rtol=EXACT, scale=1.0)
     assert_close(state.now.params, states[-1].params, rtol=EXACT)
     old, new = (
-        ldjax.token_log_probs(apply_toy(s.params, case.probe), *case.probe[1:])
+        ldjax.token_log_probs(apply_toy(s.params, case.probe), *case.probe[1:3])
         for s in states[-2:]
     )
     assert_close(expected[-1].measured, new - old, rtol=EXACT, scale=1.0)

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "ldjax"
 LAYERS = (
     "progress",
     "memory",
+    "precision",
     "files",
     "command",
     "programs",

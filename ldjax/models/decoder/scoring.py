@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from ldjax.data.batches import Example, bucket_length, bucketed_batches
 from ldjax.equation.doors import Door, check_ids
 from ldjax.equation.log_probs import token_log_probs
-from ldjax.equation.precision import watched
 from ldjax.equation.sequences import Sequences
 from ldjax.models.decoder.transformer import Cache, Transformer, check_length
+from ldjax.precision import watched
 
 __all__ = ["make_score_fn", "score_examples", "score_responses"]
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ldjax.equation.precision import exact_products
 from ldjax.ntk.cost.estimate import Cost, estimate
+from ldjax.precision import exact_products
 
 __all__ = ["Rates", "machine_rates"]
 

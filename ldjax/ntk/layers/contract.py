@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ldjax import memory
-from ldjax.equation.precision import exact_products
 from ldjax.equation.spaces import basis_vector, size_of
 from ldjax.ntk.layers.products import Embed
 from ldjax.ntk.layers.share import (
@@ -26,6 +25,7 @@ from ldjax.ntk.layers.share import (
     spread_cost,
 )
 from ldjax.ntk.layers.side import Side, Signal, TappedLayer
+from ldjax.precision import exact_products
 
 Contraction = Literal["auto", "operator", "gram", "instantiated"]
 

@@ -23,7 +23,6 @@ from ldjax import memory
 from ldjax.equation.jacobian import jacobian
 from ldjax.equation.linear_map import LinearMap, position_message
 from ldjax.equation.log_probs import log_softmax
-from ldjax.equation.precision import exact_products
 from ldjax.equation.sequences import LogitsFn
 from ldjax.equation.subset import Weights
 from ldjax.ntk.layers.blocks import (
@@ -36,6 +35,7 @@ from ldjax.ntk.layers.blocks import (
 )
 from ldjax.ntk.layers.factors import find_head, make_factories
 from ldjax.ntk.layers.model_map import ModelMap
+from ldjax.precision import exact_products
 
 __all__ = ["FactoredMap", "LinenFactoredMap"]
 

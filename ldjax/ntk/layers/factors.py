@@ -21,7 +21,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ldjax import memory
-from ldjax.equation.precision import exact_products
 from ldjax.equation.subset import Weights, leaf_paths
 from ldjax.linen import LinenLogits
 from ldjax.ntk.layers.blocks import Factors, Frame
@@ -34,6 +33,7 @@ from ldjax.ntk.layers.contract import (
 from ldjax.ntk.layers.pairing import Proofs, make_sides
 from ldjax.ntk.layers.proof.certificate import HeadLayer
 from ldjax.ntk.layers.side import Side, Signal
+from ldjax.precision import exact_products
 
 
 class HeadWeights(NamedTuple):

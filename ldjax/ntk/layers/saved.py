@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Array
 
 from ldjax import memory
-from ldjax.equation.precision import exact_products
 from ldjax.equation.spaces import conform
 from ldjax.files.whole import whole_file
 from ldjax.ntk.layers.blocks import Blocks, Factors, Frame
 from ldjax.ntk.layers.factored import FactoredMap
+from ldjax.precision import exact_products
 
 __all__ = ["StoredFactoredMap", "load_kernel", "save_kernel"]
 

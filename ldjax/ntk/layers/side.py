@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ldjax.equation.precision import exact_products
 from ldjax.ntk.layers.taps import Example, Site, run
+from ldjax.precision import exact_products
 
 
 class TappedLayer(NamedTuple):

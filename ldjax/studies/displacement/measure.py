@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from ldjax.equation import precision, preconditioner
+from ldjax import precision
+from ldjax.equation import preconditioner
 from ldjax.equation.log_probs import log_softmax
 from ldjax.equation.sequences import ApplyFn, LossFn, Sequences
 from ldjax.equation.step import StepState, make_step

@@ -29,10 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldjax import command, linen, losses
+from ldjax import command, linen, losses, precision
 from ldjax.command.options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
 from ldjax.data import Images, as_sequences, load_digits, load_mnist
-from ldjax.equation import precision
 from ldjax.equation.log_probs import log_softmax
 from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import StepComparison, make_pending_step, make_step

@@ -13,12 +13,12 @@ from jaxtyping import Array
 
 from ldjax.equation.jacobian import jacobian
 from ldjax.equation.log_probs import sequence_log_probs, token_log_probs
-from ldjax.equation.precision import exact_products, watched
 from ldjax.equation.preconditioner import preconditioner
 from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import StepState
 from ldjax.ntk.empirical import empirical_ntk
 from ldjax.ntk.layers import FactoredMap
+from ldjax.precision import exact_products, watched
 from ldjax.studies.scored import Scored, UpdateExample
 from ldjax.theory.proxies import (
     adaptation_norm,

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ldjax.equation.precision import exact_products
 from ldjax.equation.spaces import struct_of
+from ldjax.precision import exact_products
 
 # Not zero, so that every coefficient shows.
 _LARGEST = 15

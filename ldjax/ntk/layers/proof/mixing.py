@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ldjax.equation.precision import exact_products
 from ldjax.linen import apply_module
 from ldjax.ntk.layers.products import Embed
 from ldjax.ntk.layers.proof.certificate import Traced
 from ldjax.ntk.layers.taps import Example
+from ldjax.precision import exact_products
 
 # Two honest computations differ by rounding, an example that sees others by its own
 # size: far above the former in any format, and below the latter. In 16 bits, where a
