@@ -14,23 +14,22 @@ import numpy as np
 import psutil
 
 from experiments.benchmarks.ntk.cases import Case
-from experiments.benchmarks.ntk.nt3 import StructuredDerivatives
 from experiments.benchmarks.ntk.peers import NT3, TORCH, Method
-from experiments.benchmarks.ntk.process import PeakResident, Process
-from experiments.benchmarks.ntk.torch_func import TorchKernel
+from experiments.benchmarks.ntk.process import First, Remote, Timed
 from ldjax import memory
 from ldjax.models import Transformer
 from ldjax.ntk import plan
 
 __all__ = [
-    "Compiled",
     "DoesNotFitError",
     "Row",
+    "compiled",
     "matmul_rate",
     "measure",
     "num_repeats",
 ]
 
+_HERE = "experiments.benchmarks.ntk"
 # Above this a run is slow, and has fewer repeats.
 _SLOW_SECONDS = 5.0
 # A faster one runs once untimed before: what others left in the caches, and threads
@@ -81,8 +80,8 @@ class Row:
 class Runner(Protocol):
     """A method that is ready to run."""
 
-    def first(self) -> tuple[np.ndarray, float, int]:
-        """The result to compare, the seconds of a run, the highest resident bytes."""
+    def first(self) -> First:
+        """The first run, with its result and the memory of the process."""
         ...
 
     def seconds(self) -> float:
@@ -126,19 +125,22 @@ def measure(
         rows.append(row := Row(case.name, method.name, method.output))
         try:
             if method == TORCH:
-                runner: Runner = _Torch(case, row, limit)
+                runner: Runner = _torch(case, limit)
             elif method == NT3:
                 runner = _old_jax(case, row, nt3_python)
             elif seed is None:
-                runner = Compiled(case, method, row, limit, optimize=False)
+                runner = compiled(case, method, row, limit, optimize=False)
             else:
-                runner = _Elsewhere(case, row, limit, seed)
-            results[method.name], seconds, row.resident_bytes = runner.first()
+                runner = _elsewhere(case, row, limit, seed)
+            first = runner.first()
         except Exception as error:  # the others go on; it is reported
             failed = not isinstance(error, DoesNotFitError | ModuleNotFoundError)
             row.note = f"failed: {error!r}"[:200] if failed else str(error)
             continue
-        runners.append((row, runner, seconds))
+        results[method.name], row.resident_bytes = first.result, first.peak
+        if method == TORCH:
+            row.bytes = first.peak - first.start
+        runners.append((row, runner, first.seconds))
     _time_in_turns(runners, repeats, when_idle=seed is not None)
     for _, runner, _ in runners:
         runner.close()
@@ -183,121 +185,73 @@ def num_repeats(first: float, repeats: int) -> int:
     return int(repeats * _SLOW_SECONDS / first)
 
 
-class Compiled:
-    """A method in JAX."""
+def compiled(
+    case: Case,
+    method: Method,
+    row: Row,
+    limit: memory.Bytes,
+    *,
+    optimize: bool = True,
+) -> Timed:
+    """A method in JAX, in this process; what is known of it is noted in its row.
 
-    def __init__(
-        self,
-        case: Case,
-        method: Method,
-        row: Row,
-        limit: memory.Bytes,
-        *,
-        optimize: bool = True,
-    ):
-        assert method.fn is not None
-        start = time.perf_counter()
-        jitted = jax.jit(method.fn)  # traced once, for the plan and to be compiled
-        row.planned_bytes = planned_bytes(case, jitted)
-        if row.planned_bytes > _PLAN_ERROR * limit:
-            raise DoesNotFitError(row.planned_bytes)
-        lowered = jitted.lower(case.params, *case.inputs)
-        options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-        self._compiled = lowered.compile(compiler_options=None if optimize else options)
-        row.compile_seconds = time.perf_counter() - start
-        row.bytes = compiled_bytes(self._compiled)
-        if row.bytes > limit:
-            raise DoesNotFitError(row.bytes)
-        self._case, self._method = case, method
-
-    def first(self) -> tuple[np.ndarray, float, int]:
-        """The result to compare, the seconds of a run, the highest resident bytes."""
-        with PeakResident() as resident:
-            result, seconds = self._run()
-        return self._method.as_array(result), seconds, resident.peak
-
-    def seconds(self) -> float:
-        """The seconds of one more run."""
-        return self._run()[1]
-
-    def close(self) -> None:
-        """Free the compiled code."""
-        del self._compiled
-
-    def _run(self) -> tuple[Any, float]:
-        start = time.perf_counter()
-        result = self._compiled(self._case.params, *self._case.inputs)
-        jax.block_until_ready(result)
-        return result, time.perf_counter() - start
+    Raises:
+      DoesNotFitError: It needs more than the limit.
+    """
+    assert method.fn is not None
+    start = time.perf_counter()
+    jitted = jax.jit(method.fn)  # traced once, for the plan and to be compiled
+    row.planned_bytes = planned_bytes(case, jitted)
+    if row.planned_bytes > _PLAN_ERROR * limit:
+        raise DoesNotFitError(row.planned_bytes)
+    lowered = jitted.lower(case.params, *case.inputs)
+    options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+    program = lowered.compile(compiler_options=None if optimize else options)
+    row.compile_seconds = time.perf_counter() - start
+    row.bytes = compiled_bytes(program)
+    if row.bytes > limit:
+        raise DoesNotFitError(row.bytes)
+    run = lambda: jax.block_until_ready(program(case.params, *case.inputs))
+    return Timed(run, method.as_array)
 
 
-class _Elsewhere:
-    """A method in JAX, in a process that `Compiled` does not share."""
-
-    def __init__(self, case: Case, row: Row, limit: memory.Bytes, seed: int):
-        self._process = Process("experiments.benchmarks.ntk.worker")
-        question = ("compile", case.name, seed, row, limit)
-        compiled, error = self._process.ask(question)
-        for field in dataclasses.fields(row):
-            setattr(row, field.name, getattr(compiled, field.name))
-        if error is not None:
-            self.close()
-            raise error
-
-    def first(self) -> tuple[np.ndarray, float, int]:
-        """The result to compare, the seconds of a run, the highest resident bytes."""
-        return self._process.ask(("first",))
-
-    def seconds(self) -> float:
-        """The seconds of one more run."""
-        return self._process.ask(("again",))
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.close()
+def _elsewhere(case: Case, row: Row, limit: memory.Bytes, seed: int) -> Remote:
+    """The same in a process of its own."""
+    kernel = Remote(f"{_HERE}.worker", case.name, seed, row, limit)
+    noted, error = kernel.told
+    for field in dataclasses.fields(row):
+        setattr(row, field.name, getattr(noted, field.name))
+    if error is not None:
+        kernel.close()
+        raise error
+    return kernel
 
 
-class _Torch:
+def _torch(case: Case, limit: memory.Bytes) -> Remote:
     """The same kernel in torch's process."""
-
-    def __init__(self, case: Case, row: Row, limit: memory.Bytes):
-        if importlib.util.find_spec("torch") is None:
-            raise ModuleNotFoundError("torch is not installed")
-        needed = _torch_bytes(case)
-        if needed > limit:
-            raise DoesNotFitError(needed)
-        static = {}
-        if isinstance(case.module, Transformer):
-            config = case.module.config
-            static = {
-                "num_layers": config.num_layers,
-                "num_heads": config.num_heads,
-                "epsilon": config.norm_epsilon,
-                "positions": case.positions,
-            }
-        self._row = row
-        self._kernel = TorchKernel(case.name, *_as_numpy(case), static)
-
-    def first(self) -> tuple[np.ndarray, float, int]:
-        """The result to compare, the seconds of a run, the highest resident bytes."""
-        matrix, self._row.bytes, seconds, peak = self._kernel.first()
-        return matrix, seconds, peak
-
-    def seconds(self) -> float:
-        """The seconds of one more run."""
-        return self._kernel.seconds()
-
-    def close(self) -> None:
-        """End the process."""
-        self._kernel.close()
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError("torch is not installed")
+    needed = _torch_bytes(case)
+    if needed > limit:
+        raise DoesNotFitError(needed)
+    static = {}
+    if isinstance(case.module, Transformer):
+        config = case.module.config
+        static = {
+            "num_layers": config.num_layers,
+            "num_heads": config.num_heads,
+            "epsilon": config.norm_epsilon,
+            "positions": case.positions,
+        }
+    return Remote(f"{_HERE}.torch_func", case.name, *_as_numpy(case), static)
 
 
-def _old_jax(case: Case, row: Row, python: Path | None) -> StructuredDerivatives:
+def _old_jax(case: Case, row: Row, python: Path | None) -> Remote:
     """Neural-tangents' third implementation in its own Python."""
     if python is None:
         raise ModuleNotFoundError("--nt3-python is not given")
-    kernel = StructuredDerivatives(python, case.name, *_as_numpy(case))
-    row.compile_seconds = kernel.compile_seconds
+    kernel = Remote(f"{_HERE}.nt3", case.name, *_as_numpy(case), python=python)
+    row.compile_seconds = kernel.told
     return kernel
 
 

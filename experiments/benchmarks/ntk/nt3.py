@@ -14,96 +14,54 @@ psutil`.
 import os
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.ntk.process import PeakResident, Process, serve
+from experiments.benchmarks.ntk.process import Timed, serve_kernel
 
-__all__ = ["NETWORKS", "StructuredDerivatives"]
-
-_HERE = "experiments.benchmarks.ntk.nt3"
+__all__ = ["NETWORKS", "prepare"]
 
 Params = dict[str, Any]
 
 
-class StructuredDerivatives:
-    """A kernel in the other process.
+def prepare(network: str, params: Params, inputs: Any) -> tuple[Timed, float]:
+    """The kernel of a network as a matrix, and the seconds of its compilation.
 
     Args:
-      python: Its interpreter.
       network: A name of `NETWORKS`.
       params: Parameters by their path, as ours are.
       inputs: Of the probe side and of the update side.
     """
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # it looks for a GPU, and says so
+    import jax
+    import jax.numpy as jnp
 
-    def __init__(
-        self,
-        python: Path,
-        network: str,
-        params: dict[str, np.ndarray],
-        inputs: tuple[np.ndarray, np.ndarray],
-    ):
-        self._process = Process(_HERE, python)
-        question = (network, params, inputs)
-        self.compile_seconds = self._process.ask(question)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import neural_tangents as nt
 
-    def first(self) -> tuple[np.ndarray, float, int]:
-        """The kernel as a matrix, the seconds of a run, the highest resident bytes."""
-        return self._process.ask("first")
-
-    def seconds(self) -> float:
-        """The seconds of one more run."""
-        return self._process.ask("again")
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.close()
+    jax.config.update("jax_default_matmul_precision", "highest")
+    kernel = nt.empirical_ntk_fn(
+        NETWORKS[network],
+        trace_axes=(),
+        diagonal_axes=(),
+        vmap_axes=0,
+        implementation=nt.NtkImplementation.STRUCTURED_DERIVATIVES,
+    )
+    probe, update = (jnp.asarray(x) for x in inputs)
+    arguments = probe, update, jax.tree_map(jnp.asarray, params)
+    start = time.perf_counter()
+    compiled = jax.jit(kernel).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    return Timed(lambda: compiled(*arguments).block_until_ready(), _as_matrix), seconds
 
 
-class Worker:
-    """The other process: computes the kernel whenever it is asked to."""
-
-    def __call__(self, question: Any) -> Any:
-        """What `StructuredDerivatives` is told."""
-        if isinstance(question, tuple):
-            return self._compile(*question)
-        with PeakResident() as resident:
-            start = time.perf_counter()
-            result = self._compiled(*self._arguments)
-            result.block_until_ready()
-            seconds = time.perf_counter() - start
-        if question == "first":
-            # [probe, update, outputs, outputs] -> [outputs, outputs] of the two sides
-            num_probe, num_update, num_outputs, _ = result.shape
-            shape = (num_probe * num_outputs, num_update * num_outputs)
-            matrix = np.asarray(result).transpose(0, 2, 1, 3).reshape(shape)
-            return matrix, seconds, resident.peak
-        return seconds
-
-    def _compile(self, network: str, params: Params, inputs: Any) -> float:
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # it looks for a GPU, and says so
-        import jax
-        import jax.numpy as jnp
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import neural_tangents as nt
-
-        jax.config.update("jax_default_matmul_precision", "highest")
-        kernel = nt.empirical_ntk_fn(
-            NETWORKS[network],
-            trace_axes=(),
-            diagonal_axes=(),
-            vmap_axes=0,
-            implementation=nt.NtkImplementation.STRUCTURED_DERIVATIVES,
-        )
-        probe, update = (jnp.asarray(x) for x in inputs)
-        self._arguments = probe, update, jax.tree_map(jnp.asarray, params)
-        start = time.perf_counter()
-        self._compiled = jax.jit(kernel).lower(*self._arguments).compile()
-        return time.perf_counter() - start
+def _as_matrix(blocks: Any) -> np.ndarray:
+    """`[probe, update, outputs, outputs]` as `[outputs, outputs]` of the two sides."""
+    num_probe, num_update, num_outputs, _ = blocks.shape
+    shape = (num_probe * num_outputs, num_update * num_outputs)
+    return np.asarray(blocks).transpose(0, 2, 1, 3).reshape(shape)
 
 
 def fully_connected(params: Params, x: Any) -> Any:
@@ -166,4 +124,4 @@ NETWORKS = {
 
 
 if __name__ == "__main__":
-    serve(Worker())
+    serve_kernel(prepare)

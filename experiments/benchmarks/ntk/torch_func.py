@@ -7,25 +7,24 @@ parameter, as torch's own tutorial has it.
 # torch is optional (`pip install torch`), and absent where the types are checked.
 # pyright: reportMissingImports=false
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import psutil
 
-from experiments.benchmarks.ntk.process import PeakResident, Process, serve
+from experiments.benchmarks.ntk.process import Timed, serve_kernel
 
-__all__ = ["NETWORKS", "TorchKernel"]
-
-_HERE = "experiments.benchmarks.ntk.torch_func"
+__all__ = ["NETWORKS", "prepare"]
 
 Params = dict[str, Any]
 Network = Callable[..., Any]
 
 
-class TorchKernel:
-    """A kernel in the other process.
+def prepare(
+    network: str, params: Params, inputs: Any, static: dict[str, Any]
+) -> tuple[Timed, None]:
+    """The kernel of a network as a matrix.
 
     Args:
       network: A name of `NETWORKS`.
@@ -33,59 +32,17 @@ class TorchKernel:
       inputs: Of the probe side and of the update side.
       static: What the network is told besides.
     """
+    import torch
 
-    def __init__(
-        self,
-        network: str,
-        params: dict[str, np.ndarray],
-        inputs: tuple[np.ndarray, np.ndarray],
-        static: dict[str, Any],
-    ):
-        self._process = Process(_HERE)
-        self._process.ask((network, params, inputs, static))
-
-    def first(self) -> tuple[np.ndarray, int, float, int]:
-        """Run once: the kernel as a matrix, growth in memory, seconds, and peak."""
-        return self._process.ask("first")
-
-    def seconds(self) -> float:
-        """Run once more, and say how long it took."""
-        return self._process.ask("again")
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.close()
-
-
-class Worker:
-    """The other process: computes the kernel whenever it is asked to."""
-
-    def __call__(self, question: Any) -> Any:
-        """What `TorchKernel` is told."""
-        if isinstance(question, tuple):
-            return self._prepare(*question)
-        with PeakResident() as resident:
-            start = time.perf_counter()
-            matrix = self._kernel(*self._arguments)
-            seconds = time.perf_counter() - start
-        if question == "first":
-            growth = resident.peak - resident.start
-            return matrix.numpy(), growth, seconds, resident.peak
-        return seconds
-
-    def _prepare(
-        self, network: str, params: Params, inputs: Any, static: dict[str, Any]
-    ) -> None:
-        import torch
-
-        torch.set_num_threads(len(psutil.Process().cpu_affinity()))
-        tensors = {name: _tensor(value) for name, value in params.items()}
-        self._arguments = (tensors, *(torch.tensor(x) for x in inputs))
-        self._kernel = kernel_fn(lambda p, x: NETWORKS[network](p, x, **static))
-        # What torch loads when it is first used is not the kernel's memory.
-        kernel_fn(lambda params, x: x @ params["w"])(
-            {"w": torch.eye(2)}, *torch.ones(2, 1, 2)
-        )
+    torch.set_num_threads(len(psutil.Process().cpu_affinity()))
+    tensors = {name: _tensor(value) for name, value in params.items()}
+    arguments = (tensors, *(torch.tensor(x) for x in inputs))
+    kernel = kernel_fn(lambda p, x: NETWORKS[network](p, x, **static))
+    # What torch loads when it is first used is not the kernel's memory.
+    kernel_fn(lambda params, x: x @ params["w"])(
+        {"w": torch.eye(2)}, *torch.ones(2, 1, 2)
+    )
+    return Timed(lambda: kernel(*arguments)), None
 
 
 def kernel_fn(network: Network) -> Callable[..., Any]:
@@ -205,4 +162,4 @@ NETWORKS: dict[str, Network] = {
 
 
 if __name__ == "__main__":
-    serve(Worker())
+    serve_kernel(prepare)
