@@ -14,21 +14,22 @@ excluded. Exits with status 1 where the ratio falls short.
 import functools
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import tyro
 from jaxtyping import Array
 
+from experiments.benchmarks.frame import Options, Page
 from experiments.benchmarks.timing import interleaved_medians
 from ldjax import command
 from ldjax.models import PRESETS, Transformer, preset
 from ldjax.models.decoder.sampling import generate_greedy
+from ldjax.theory.claims import Claim
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Options):
     """What is timed."""
 
     preset: str = "1M"
@@ -47,10 +48,6 @@ class Config:
     """The claim."""
     seed: int = 0
     """Of the parameters and the prompts."""
-    out: Path | None = None
-    """Folder for the table, as `decoding.md`; printed only if not given."""
-    smoke: bool = False
-    """A tiny run that checks the tokens but not the claim."""
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_new", "segment"))
@@ -107,7 +104,8 @@ def main(config: Config) -> int:
     seconds = interleaved_medians(functions, 1 if config.smoke else config.repeats)
     ratio = seconds["recomputed"] / seconds["KV cache"]
     num_tokens = config.batch_size * num_new
-    lines = [
+    page = Page("decoding", config)
+    page.say(
         f"Preset {config.preset}, {config.batch_size} prompts of "
         f"{config.prompt_length} tokens, {num_new} new tokens each; {num_equal} of "
         f"{config.batch_size} rows with the same tokens.",
@@ -119,15 +117,9 @@ def main(config: Config) -> int:
             f"| {value / seconds['KV cache']:.1f} |"
             for name, value in seconds.items()
         ),
-    ]
-    print("\n".join(lines))
-    if config.out is not None:
-        config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / "decoding.md").write_text("\n".join(lines) + "\n")
-    if config.smoke or ratio >= config.least_ratio:
-        return 0
-    print(f"The ratio is {ratio:.1f}, claimed {config.least_ratio}.", file=sys.stderr)
-    return 1
+    )
+    text = f"the cache is {ratio:.1f} times faster (at least {config.least_ratio})"
+    return page.end([Claim(text, ratio >= config.least_ratio)])
 
 
 if __name__ == "__main__":

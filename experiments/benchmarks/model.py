@@ -13,8 +13,6 @@ change by one step is below a tenth.
 import contextlib
 import dataclasses
 import json
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ import psutil
 import tyro
 
 import ldjax
+from experiments.benchmarks.frame import Options, Page, highest_memory, in_process
 from ldjax import command
 from ldjax.data.batches import Example, to_sequences
 from ldjax.data.reference import add_reference
@@ -38,15 +37,19 @@ from ldjax.losses import make_loss
 from ldjax.memory import human_bytes
 from ldjax.models import Pretrained, Transformer, gpt2_config, load, save
 from ldjax.ntk.cost import peak_bytes
+from ldjax.theory.claims import Claim
 
+_HERE = "experiments.benchmarks.model"
+GPT2 = {"vocab_size": 50257, "num_layers": 12, "width": 768, "num_heads": 12}
+SMALL = {"vocab_size": 512, "num_layers": 2, "width": 32, "num_heads": 2}
 #: Of the parameters' bytes.
 MOST_TO_LOAD = 1.5
 LARGEST_REMAINDER = 0.1
 LARGEST_GAP = 1e-3
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Options):
     """Memory and time of loading and finetuning a model of real size."""
 
     model: str = ""
@@ -74,13 +77,13 @@ def main(config: Config) -> int:
         print(json.dumps(measure(config)))
         return 0
     with folder_of(config) as source:
-        found = {part: in_process(config, source, part) for part in _PARTS}
+        found = {
+            part: in_process(_HERE, config, model=source, part=part) for part in _PARTS
+        }
     claims = [*loading(found["load"])]
     for loss in ("sft", "dpo"):
         claims += stepping(loss, found[loss], config)
-    for text, holds in claims:
-        print(f"{'holds' if holds else 'FAILS'}: {text}")
-    return 0 if all(holds for _, holds in claims) else 1
+    return Page("model", config).end(claims)
 
 
 _PARTS = ("load", "sft", "dpo")
@@ -95,39 +98,19 @@ def folder_of(config: Config) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "gpt2"
         # Also in a process of its own: what it leaves behind is not measured.
-        code = f"from {_HERE} import draw; draw({str(folder)!r})"
+        sizes = SMALL if config.smoke else GPT2
+        code = f"from {_HERE} import draw; draw({str(folder)!r}, {sizes!r})"
         subprocess.run([sys.executable, "-c", code], check=True)
         yield str(folder)
 
 
-_HERE = "experiments.benchmarks.model"
-
-
-def draw(folder: str) -> None:
-    """Write a model of GPT-2's shapes."""
-    config = gpt2_config(
-        vocab_size=50257, num_layers=12, width=768, num_heads=12, max_positions=1024
-    )
+def draw(folder: str, sizes: dict[str, Any] = GPT2) -> None:
+    """Write a model, of GPT-2's shapes if no others are given."""
+    config = gpt2_config(max_positions=1024, **sizes)
     model = Transformer(config)
     tokens = jnp.zeros((1, 1), jnp.int32)
     params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
     save(Path(folder), Pretrained(model, params, config, None))
-
-
-def in_process(config: Config, source: str, part: str) -> dict[str, Any]:
-    """What one part measures, in a process of its own."""
-    settings = dataclasses.asdict(config) | {"model": source, "part": part}
-    arguments = [
-        word
-        for name, value in settings.items()
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", _HERE, *arguments], check=False, stdout=subprocess.PIPE
-    )
-    if done.returncode:
-        sys.exit(f"model: {part} failed, see above")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_load(config: Config) -> dict[str, Any]:
@@ -200,22 +183,11 @@ def texts(config: Config, base: Any, count: int, rng: np.random.Generator) -> An
     return to_sequences(examples, max_length=2 * half)
 
 
-def highest_memory() -> int:
-    """The most bytes this process has held."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not `ru_maxrss`, which a process inherits from the one that started it.
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        assert found is not None
-        return 1024 * int(found[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def loading(found: dict[str, Any]) -> list[tuple[str, bool]]:
+def loading(found: dict[str, Any]) -> list[Claim]:
     """What is said of loading."""
     ratio = found["peak"] / found["parameters"]
     return [
-        (
+        Claim(
             f"loading {human_bytes(found['parameters'])} of parameters takes "
             f"{human_bytes(found['peak'])}, {ratio:.2f} times as much (at most "
             f"{MOST_TO_LOAD}), and {found['seconds']:.1f} s",
@@ -224,12 +196,10 @@ def loading(found: dict[str, Any]) -> list[tuple[str, bool]]:
     ]
 
 
-def stepping(
-    loss: str, found: dict[str, Any], config: Config
-) -> list[tuple[str, bool]]:
+def stepping(loss: str, found: dict[str, Any], config: Config) -> list[Claim]:
     """What is said of the steps of one loss."""
     return [
-        (
+        Claim(
             f"{loss}: {found['seconds']:.1f} s a step of {config.batch_size} rows with "
             f"{config.probes} probes predicted, split and measured "
             f"({found['compile_and_first']:.0f} s the first), process of "
@@ -238,9 +208,10 @@ def stepping(
             f"nats first order leaves {found['remainder']:.1%}",
             found["remainder"] < LARGEST_REMAINDER,
         ),
-        (
+        Claim(
             f"{loss}: the parts sum to the prediction: {found['gap']:.1e} of it",
             found["gap"] < LARGEST_GAP,
+            "identity",
         ),
     ]
 

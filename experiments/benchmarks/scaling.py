@@ -16,14 +16,15 @@ import numpy as np
 import tyro
 
 import ldjax
+from experiments.benchmarks.frame import Options, Page
 from experiments.benchmarks.timing import interleaved_medians
 from ldjax import command
 from ldjax.memory import human_bytes
 from ldjax.models import Transformer, gpt2_config
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Options):
     """Memory and time of the factored kernel as its sizes double."""
 
     repeats: int = 3
@@ -37,6 +38,12 @@ class Size(NamedTuple):
     num_layers: int = 4
     num_positions: int = 16
     limit: float | None = None
+
+    def tiny(self) -> "Size":
+        """For a smoke: a vocabulary and layers that compile in seconds."""
+        return self._replace(
+            vocab_size=self.vocab_size // 128, num_layers=self.num_layers // 4
+        )
 
 
 SIZES = {
@@ -53,25 +60,29 @@ SIZES = {
 @command.experiment
 def main(config: Config) -> int:
     """Print the table."""
-    compiled = {name: make(size) for name, size in SIZES.items()}
+    sizes = {
+        name: size.tiny() if config.smoke else size for name, size in SIZES.items()
+    }
+    compiled = {name: make(size) for name, size in sizes.items()}
     calls = {
         name: lambda program=program, params=params: program(params)
         for name, (program, params) in compiled.items()
     }
-    seconds = interleaved_medians(calls, config.repeats)
+    seconds = interleaved_medians(calls, 1 if config.smoke else config.repeats)
     base = next(iter(seconds.values()))
-    print("| | time | of the base | memory | of the base |")
-    print("|---|---:|---:|---:|---:|")
+    page = Page("scaling", config)
+    page.say("| | time | of the base | memory | of the base |")
+    page.say("|---|---:|---:|---:|---:|")
     first = None
     for name, (program, _) in compiled.items():
         memory = program.memory_analysis()
         used = memory.temp_size_in_bytes + memory.output_size_in_bytes
         first = first or used
-        print(
+        page.say(
             f"| {name} | {seconds[name]:.2f} s | {seconds[name] / base:.2f} | "
             f"{human_bytes(used)} | {used / first:.2f} |"
         )
-    return 0
+    return page.end()
 
 
 def make(size: Size) -> tuple[Any, Any]:

@@ -10,33 +10,28 @@ methods. A loop's body counts once, as in XLA's own analysis.
 """
 
 import dataclasses
-import os
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import tyro
-
-from ldjax import command
-
-# Read by JAX when it is imported.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 
 import ldjax
+from experiments.benchmarks.frame import Options, Page
+from ldjax import command
 from ldjax.memory import human_bytes
 from ldjax.models import Transformer, gpt2_config
 from ldjax.runs.devices import data_mesh, replicate, shard
+from ldjax.theory.claims import Claim
 from ldjax.theory.quantities import sequence_quantities, token_quantities
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Options):
     """FLOPs and memory of one of 1, 2, 4, 8 devices."""
 
     bound: float = 1.25
@@ -64,22 +59,34 @@ class Cost(NamedTuple):
 @command.experiment
 def main(config: Config) -> int:
     """Print the table; the exit status."""
-    heads = " | ".join(map(str, DEVICES))
-    print(f"| devices | {heads} |")
-    print("|---|" + "---:|" * len(DEVICES))
-    holds = True
-    for name, case in make_cases().items():
+    jax.config.update("jax_num_cpu_devices", DEVICES[-1])
+    page, claims = Page("sharding", config), []
+    page.say(f"| devices | {' | '.join(map(str, DEVICES))} |")
+    page.say("|---|" + "---:|" * len(DEVICES))
+    cases = make_cases()
+    for name in list(cases)[-1:] if config.smoke else cases:
+        case = cases[name]
         costs = [cost(case, num) for num in DEVICES]
         cells = [
             f"{one.flops / 1e6:.0f} MFLOP, {human_bytes(one.num_bytes)}"
             for one in costs
         ]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-        for num, one, before in zip(DEVICES[1:], costs[1:], costs, strict=False):
-            holds &= one.flops * num <= config.bound * costs[0].flops
-            holds &= one.num_bytes < before.num_bytes
-    print("holds" if holds else "FAILS: the work or the memory of a device")
-    return 0 if holds else 1
+        page.say(f"| {name} | {' | '.join(cells)} |")
+        share = max(
+            one.flops * num / costs[0].flops
+            for num, one in zip(DEVICES, costs, strict=True)
+        )
+        falls = all(b.num_bytes < a.num_bytes for a, b in itertools.pairwise(costs))
+        claims += [
+            Claim(
+                f"{name}: a device has {share:.2f} of an even share of the work (at "
+                f"most {config.bound})",
+                share <= config.bound,
+                "identity",
+            ),
+            Claim(f"{name}: its memory falls with every doubling", falls, "identity"),
+        ]
+    return page.end(claims)
 
 
 def cost(case: Case, num_devices: int) -> Cost:

@@ -20,13 +20,15 @@ import optax
 import tyro
 
 import ldjax
+from experiments.benchmarks.frame import Options, Page
 from experiments.benchmarks.timing import interleaved_medians
 from ldjax import command
 from ldjax.models import LeNet
+from ldjax.theory.claims import Claim
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Options):
     """Cost of the instrumented step relative to what it cannot do without."""
 
     batch_size: int = 128
@@ -40,20 +42,27 @@ class Config:
 @command.experiment
 def main(config: Config) -> int:
     """Print the table; the exit status."""
+    if config.smoke:
+        config = dataclasses.replace(config, batch_size=10, repeats=1)
+    page, claims = Page("step", config), []
     # A step is about three forward passes of the update; an observation (forward-mode
     # pass and forward pass) about three of the probes.
     sizes = {"0.2 x": config.batch_size // 5, "5 x": 5 * config.batch_size}
-    print("| probes cost | form | ms | yardstick, ms | ratio | bound |")
-    print("|---|---|---|---|---|---|")
-    holds = True
+    page.say("| probes cost | form | ms | yardstick, ms | ratio | bound |")
+    page.say("|---|---|---|---|---|---|")
     for name, num_probes in sizes.items():
         for form, ms, yardstick, bound in measure(config, num_probes):
             ratio = ms / yardstick
-            print(f"| {name} the step | {form} | {ms:.2f} | {yardstick:.2f} | ", end="")
-            print(f"{ratio:.3f} | {bound if bound else '-'} |", flush=True)
-            holds = holds and (bound is None or ratio <= bound)
-    print("holds" if holds else "FAILS: a ratio is above its bound")
-    return 0 if holds else 1
+            page.say(
+                f"| {name} the step | {form} | {ms:.2f} | {yardstick:.2f} | "
+                f"{ratio:.3f} | {bound if bound else '-'} |"
+            )
+            if bound is not None:
+                text = (
+                    f"{form}, probes of {name} the step: {ratio:.3f} of its yardstick"
+                )
+                claims.append(Claim(f"{text} (at most {bound})", ratio <= bound))
+    return page.end(claims)
 
 
 def measure(
@@ -117,4 +126,4 @@ def random_images(count: int) -> ldjax.Sequences:
 
 
 if __name__ == "__main__":
-    command.run(main, tyro.cli(Config))
+    command.run(main, tyro.cli(Config, description=__doc__))

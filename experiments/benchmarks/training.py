@@ -30,11 +30,13 @@ import numpy as np
 import optax
 import tyro
 
+from experiments.benchmarks.frame import Options, Page
 from experiments.benchmarks.timing import interleaved_medians
 from ldjax import Sequences, command
 from ldjax.linen import apply_fn
 from ldjax.models import Transformer, TransformerConfig, gpt2_config
 from ldjax.runs.loop import make_train_step, mean_token_loss
+from ldjax.theory.claims import Claim
 
 # Number of layers, width and number of heads.
 SIZES = {"0.4M": (4, 64, 4), "4M": (4, 256, 8)}
@@ -42,7 +44,7 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Options):
     """What is timed."""
 
     batch_size: int = 16
@@ -57,12 +59,8 @@ class Config:
     """The claim: our tokens per second over torch's."""
     seed: int = 0
     """Of the parameters and the batch."""
-    out: Path | None = None
-    """Folder for the table, as `training.md`; printed only if not given."""
     profile: Path | None = None
     """Folder for a trace of one of our updates at the smaller size."""
-    smoke: bool = False
-    """A tiny run that compares the losses but does not check the claim."""
 
 
 def our_update(
@@ -247,7 +245,8 @@ def main(config: Config) -> int:
     names = list(SIZES)[: 1 if config.smoke else None]
     load = os.getloadavg()[0]
     results = {name: time_size(config, name) for name in names}
-    lines = [
+    page = Page("training", config)
+    page.say(
         f"GPT-2 style, float32, AdamW, {config.batch_size} rows of {config.context} "
         f"tokens, vocabulary of {config.vocab_size}; medians of {num_repeats(config)} "
         f"interleaved updates; {num_cores()} cores, load {load:.1f} before the start.",
@@ -255,20 +254,14 @@ def main(config: Config) -> int:
         "| parameters | ldjax [tokens/s] | torch eager [tokens/s] | ratio |",
         "|---:|---:|---:|---:|",
         *(row for _, row in results.values()),
-    ]
-    print("\n".join(lines))
-    if config.out is not None:
-        config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / "training.md").write_text("\n".join(lines) + "\n")
+    )
     all_speeds = [speeds for speeds, _ in results.values()]
     if not all("torch" in speeds for speeds in all_speeds):
         print("torch is not installed: nothing to compare with.", file=sys.stderr)
-        return 0
+        return page.end()
     worst = min(speeds["ldjax"] / speeds["torch"] for speeds in all_speeds)
-    if config.smoke or worst >= config.least_ratio:
-        return 0
-    print(f"The ratio is {worst:.2f}, claimed {config.least_ratio}.", file=sys.stderr)
-    return 1
+    text = f"{worst:.2f} of torch's tokens per second (at least {config.least_ratio})"
+    return page.end([Claim(text, worst >= config.least_ratio)])
 
 
 if __name__ == "__main__":
