@@ -78,7 +78,7 @@ from ldjax.data import load_digits
 from ldjax.models import LeNet
 from ldjax.report.figures import figure, paired_bars
 from ldjax.studies.look import kernel_methods
-from ldjax.studies.mnist import study as mnist
+from ldjax.studies.mnist import measure as mnist
 
 digits = load_digits()
 update = mnist.take(digits, np.array([0]))

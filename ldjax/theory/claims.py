@@ -54,6 +54,10 @@ class Claim:
             word = self.verdict if self.kind == "finding" else f"{word}, {self.verdict}"
         return f"{word}: {self.text}"
 
+    def about(self, name: str) -> "Claim":
+        """The same claim, where it is made of several things, by the name of one."""
+        return dataclasses.replace(self, text=f"{name}: {self.text}")
+
     def record(self) -> dict[str, Any]:
         """The claim as `summary.json` has it."""
         verdict = {} if self.verdict is None else {"verdict": self.verdict}

@@ -1,5 +1,6 @@
 """What scripts do to texts: what a model drew, and what spells its special tokens."""
 
+import dataclasses
 import functools
 import json
 from typing import Any
@@ -19,7 +20,7 @@ from ldjax.finetune.rows import add_initial, make_probes, training_rows
 from ldjax.finetune.start import Base
 from ldjax.models.decoder.sampling import generate_sampled
 from ldjax.studies import policies
-from ldjax.studies.kernel import study as kernel
+from ldjax.studies.kernel import texts as kernel
 from ldjax.studies.phenomena.on_policy import make_arms
 
 ROWS = [PreferenceRow(f"a {'b' * i}", {"chosen": " a"}, f"a:{i}") for i in range(1, 7)]
@@ -131,7 +132,7 @@ def test_texts_that_spell_special_tokens_are_noted_by_the_kernel():
         "note: special token '<|padding|>' of --update-text taken as text",
     ]
     read = kernel.make_text(
-        kernel.dataclasses.replace(config, special_tokens="read"), "update", base
+        dataclasses.replace(config, special_tokens="read"), "update", base
     )
     assert base.tokenizer.padding_id in read.example.response_ids
 

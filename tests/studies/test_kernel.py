@@ -7,7 +7,7 @@ import pytest
 from shell.scripts import run_script
 
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
-from ldjax.studies.kernel import results
+from ldjax.studies.kernel import measure, results, texts
 from ldjax.studies.kernel import study as kernel
 from ldjax.theory.claims import failures, stored
 
@@ -17,14 +17,14 @@ PROBE, UPDATE = "why , bana dorby sells", "why , bana dorby hawks glass"
 
 @pytest.fixture(scope="module")
 def base():
-    return kernel.random_model(0)
+    return texts.random_model(0)
 
 
 @pytest.mark.exhaustive  # a notebook runs the same in CI
 def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path):
     out = tmp_path / "run"
-    texts = ("--probe-text", PROBE, "--update-text", UPDATE)
-    result = run_script("kernel.py", "--smoke", *texts, "--out", out)
+    words = ("--probe-text", PROBE, "--update-text", UPDATE)
+    result = run_script("kernel.py", "--smoke", *words, "--out", out)
     assert result.returncode == 0, result.stderr
     run = open_run(out)
     assert run.config["settings"]["update_text"] == UPDATE
@@ -56,7 +56,7 @@ def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path):
         )
     assert values("group_trace_share").sum() == pytest.approx(1, rel=1e-4)
 
-    again = run_script("kernel.py", "--smoke", *texts, "--out", out)
+    again = run_script("kernel.py", "--smoke", *words, "--out", out)
     assert again.returncode == 1
     assert "already holds a run" in again.stderr
 
@@ -91,14 +91,14 @@ def test_a_mistake_is_one_clear_line(tmp_path, settings, message):
 
 def test_a_text_that_just_fits_is_taken(base):
     config = kernel.Config(smoke=True, update_text=" why" * 31)
-    assert kernel.make_text(config, "update", base).sequences.tokens.shape == (1, 32)
+    assert texts.make_text(config, "update", base).sequences.tokens.shape == (1, 32)
 
 
 def test_the_text_alone_is_scored(base):
     config = kernel.Config(
         smoke=True, probe_prompt=" question :", probe_text="why , bana"
     )
-    text = kernel.make_text(config, "probe", base)
+    text = texts.make_text(config, "probe", base)
     targets = text.scored.targets[0].tolist()
     assert base.tokenizer.decode(targets) == " why , bana<|endoftext|>"
     assert text.positions.tolist() == [2, 3, 4, 5]  # END, question, :, why, ...
@@ -141,9 +141,9 @@ def analysed(seed=0):
         "token_map": token_map,
         "drawn": drawn,
     }
-    pairs = results.agreements(passes, blocks, groups)
-    pairs |= results.written_out(K[1, 0], blocks, 1, 0)
-    return results.Analysis(
+    pairs = measure.agreements(passes, blocks, groups)
+    pairs |= measure.written_out(K[1, 0], blocks, 1, 0)
+    return measure.Analysis(
         5, blocks, {}, change, np.full((3, 5), 0.2), token_map, {}, pairs
     )
 
@@ -166,6 +166,6 @@ def test_what_is_pushed_is_ranked_by_probability(base):
     change[0, 5:9] = [2.0, 0.5, -0.1, -9.0]  # the first and last are never said
     probs[0, 6:8] = [0.5, 0.4]
     analysis = analysed()._replace(change=change, probs=probs)
-    pushed = kernel.pushed(analysis, 0, 1, base.tokenizer)
+    pushed = results.pushed(analysis, 0, 1, base.tokenizer)
     assert [entry["change"] for entry in pushed["up"]] == [0.5]
     assert [entry["change"] for entry in pushed["down"]] == [-0.1]

@@ -15,7 +15,7 @@ from ldjax.data.batches import Example
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
 from ldjax.studies import scored
-from ldjax.studies.stability import measure, results, study
+from ldjax.studies.stability import measure, results, study, training
 from ldjax.watch.probes import Probe
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def test_a_mistake_is_one_clear_line(tmp_path, args, part):
 
 
 def test_the_moments_have_both_ends_and_grow_apart():
-    moments = study.moments
+    moments = training.moments
     assert moments(300, 4) == [0, 33, 133, 300]
     assert moments(2, 8) == [0, 1, 2]
 

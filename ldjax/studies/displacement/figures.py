@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ldjax.report.figures import COLORS, figure
 from ldjax.runs.folder import Run
+from ldjax.studies.displacement.results import Account
+from ldjax.studies.displacement.settings import RATES, RateName
 from ldjax.watch.record import part
 
-__all__ = ["draw_criterion", "draw_labels", "draw_why"]
+__all__ = ["draw_figures"]
+
+Accounts = Mapping[RateName, Account]
 
 _ORIGINS = {
     part("own chosen"): ("its own pair, chosen side", COLORS["chosen"]),
@@ -25,7 +28,17 @@ _ORIGINS = {
 _CONTEXTS = {"chosen": COLORS["chosen"], "rejected": COLORS["rejected"]}
 
 
-def draw_why(run: Run, accounts: Mapping[Any, Any], rates: Mapping[Any, str]) -> Path:
+def draw_figures(run: Run, accounts: Accounts) -> list[Path]:
+    """Draw every figure of a run; the files.
+
+    Args:
+      run: Where they go.
+      accounts: What was measured in each training, by its rate.
+    """
+    return [draw(run, accounts) for draw in (draw_why, draw_criterion, draw_labels)]
+
+
+def draw_why(run: Run, accounts: Accounts) -> Path:
     """What moved the chosen answers, added up over the updates."""
     path = run.figure_path("why")
     with figure(
@@ -46,7 +59,7 @@ def draw_why(run: Run, accounts: Mapping[Any, Any], rates: Mapping[Any, str]) ->
             ax.plot(x, measured, color="black", linewidth=2, label="measured")
             ax.axhline(0, color="black", linewidth=0.5)
             ax.set(
-                title=f"{rates[name]}: {measured[-1]:+.3g} nats",
+                title=f"{RATES[name]}: {measured[-1]:+.3g} nats",
                 xlabel="updates",
                 ylabel="change of log-prob, nats",
             )
@@ -54,9 +67,7 @@ def draw_why(run: Run, accounts: Mapping[Any, Any], rates: Mapping[Any, str]) ->
     return path
 
 
-def draw_criterion(
-    run: Run, accounts: Mapping[Any, Any], rates: Mapping[Any, str]
-) -> Path:
+def draw_criterion(run: Run, accounts: Accounts) -> Path:
     """Whether each pair would lower its own chosen answer, over time."""
     path = run.figure_path("criterion")
     with figure(
@@ -72,16 +83,14 @@ def draw_criterion(
             ax.plot(steps["step"], ratio, color=COLORS["rejected"], alpha=0.5)
             ax.axhline(1, color="black", linewidth=0.8)
             ax.set(
-                title=rates[name],
+                title=RATES[name],
                 xlabel="updates",
                 ylabel=r"$\langle g^+, g^-\rangle_P \;/\; \|g^+\|_P^2$",
             )
     return path
 
 
-def draw_labels(
-    run: Run, accounts: Mapping[Any, Any], rates: Mapping[Any, str]
-) -> Path:
+def draw_labels(run: Run, accounts: Accounts) -> Path:
     """Which labels rise, where the mass goes, and which theory knows."""
     path = run.figure_path("labels")
     quantities = {
@@ -115,7 +124,7 @@ def draw_labels(
                             label=f"{side}: {words}",
                         )
                 ax.set(xlabel="updates")
-            axes[0, column].set(title=rates[name], ylabel="%", ylim=(0, 100))
+            axes[0, column].set(title=RATES[name], ylabel="%", ylim=(0, 100))
             axes[1, column].set(ylabel="% of signs right", ylim=(0, 100))
         axes[0, 0].legend(fontsize=7)
         axes[1, 0].legend(fontsize=7)

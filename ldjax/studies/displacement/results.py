@@ -1,33 +1,30 @@
 """From what `displacement.py` measured to its numbers, identities and claims."""
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 
 from ldjax.equation.resolution import rounding_of_sum
 from ldjax.finetune.results import gap_of_parts
 from ldjax.runs.checkpoints import Table
+from ldjax.studies.displacement.measure import SIDES
+from ldjax.studies.displacement.settings import RATES, RateName
 from ldjax.theory.claims import Claim
 from ldjax.theory.fidelity import legible, r_squared
-from ldjax.watch.record import is_part
+from ldjax.watch.probes import Probe
+from ldjax.watch.record import is_part, series_rows
 
 __all__ = [
-    "RATES",
     "Account",
-    "RateName",
     "check_claims",
     "check_identities",
     "explained",
-    "print_why",
+    "long_table",
+    "why",
 ]
 
-RateName = Literal["slow", "plain", "small"]
-RATES: Mapping[RateName, str] = {
-    "slow": "small rate",
-    "plain": "plain gradient descent",
-    "small": "training rate",
-}
 #: Of the changes of single updates at the small rate.
 LEAST_R_SQUARED = 0.95
 #: They push the chosen side up exactly as hard as the rejected one down, always.
@@ -81,6 +78,7 @@ def explained(account: Account) -> dict[str, Any]:
     total = np.sum(list(parts.values()), axis=0)
     remainder = steps["measured"] - steps["predicted"]
     falls, alone = _own_sides_lower(steps), Alone.of(account.table)
+    labels = account.table["labels"]
     return {
         "change": float(account.change.mean()),
         "parts": {k[5:]: float(v.sum(0).mean()) for k, v in parts.items()}
@@ -101,7 +99,49 @@ def explained(account: Account) -> dict[str, Any]:
             "said_otherwise": int((alone.own != alone.said).sum()),
             "fell": int(alone.fell.sum()),
         },
+        "labels": {
+            side: {
+                f"labels:{name}": float(values.mean())
+                for name, values in _of_side(labels, side).items()
+            }
+            for side in SIDES
+        },
     }
+
+
+def _of_side(labels: Mapping[str, np.ndarray], side: str) -> dict[str, np.ndarray]:
+    """Means over the labels of the contexts of a side, by name."""
+    return {
+        name.partition(":")[2]: values
+        for name, values in labels.items()
+        if name.startswith(side) and not name.endswith(":rises")
+    }
+
+
+def long_table(
+    name: RateName, account: Account, watched: Mapping[str, Sequence[Probe]]
+) -> pl.DataFrame:
+    """A training's part of `metrics.parquet`; a probe is `RATE/PROMPT`.
+
+    Args:
+      name: Of the rate.
+      account: What was measured.
+      watched: The responses of the watched pairs, by side.
+    """
+    steps, labels, alone = (account.table[k] for k in ("train", "labels", "alone"))
+    of_sides = {
+        side: {f"labels:{k}": v for k, v in _of_side(labels, side).items()}
+        | {"step": labels["step"]}
+        for side in SIDES
+    }
+    of_alone = {k if k == "step" else f"alone:{k}": v for k, v in alone.items()}
+    frame = series_rows(
+        {"chosen:steps": steps, "alone": of_alone, **of_sides},
+        dict.fromkeys(("chosen:steps", "alone"), watched["chosen"]) | dict(watched),
+        examples_per_step=account.batch_size,
+    )
+    named = pl.concat_str(pl.lit(f"{name}/"), "probe").alias("probe")
+    return frame.with_columns(named)
 
 
 def check_identities(name: RateName, account: Account) -> list[Claim]:
@@ -157,37 +197,32 @@ def _own_sides_lower(steps: Mapping[str, np.ndarray]) -> np.ndarray:
     return steps["product:cross"] > steps["product:chosen"]
 
 
-def print_why(rate: str, numbers: dict[str, Any]) -> None:
-    """The answer, in numbers."""
+def why(rate: str, numbers: dict[str, Any]) -> str:
+    """The answer, in numbers and words."""
     share, alone = (
         numbers[name]
         for name in ("share_whose_own_sides_lower_it", "steps_on_a_pair_alone")
     )
-    print(
-        f"\n{rate.capitalize()}: the chosen answer moved by {numbers['change']:+.3g} "
-        "nats (mean over the watched pairs):"
-    )
-    for origin, change in numbers["parts"].items():
-        print(f"  {origin:14} {change:+9.3f}")
-    print(
+    lines = [
+        "",
+        f"{rate.capitalize()}: the chosen answer moved by {numbers['change']:+.3g} "
+        "nats (mean over the watched pairs):",
+        *(f"  {name:14} {change:+9.3f}" for name, change in numbers["parts"].items()),
         f"The parts explain R2 = {legible(numbers['r_squared'])} of single updates, "
-        f"{legible(numbers['r_squared_accumulated'])} accumulated."
-    )
-    print(
+        f"{legible(numbers['r_squared_accumulated'])} accumulated.",
         "A pair's own two sides, as the batch's step scaled them, lower its chosen "
         f"answer in {share['start']:.0%} of the pairs at the start, {share['end']:.0%} "
-        f"at the end, {share['all']:.1%} over all updates."
-    )
-    print(
+        f"at the end, {share['all']:.1%} over all updates.",
         f"Of {alone['taken']} steps on a pair alone its own sides lower it in "
         f"{alone['own_sides_lower_it']} (said of {alone['said_to_fall']}, wrongly "
         f"either way of {alone['said_otherwise']}); with momentum and remainder it "
-        f"fell in {alone['fell']}."
-    )
-    for side, labels in numbers["labels"].items():
-        print(
-            f"In the context of the {side} answer {labels['labels:rising']:.0%} of the "
-            f"labels rise, y* gets {labels['labels:to_greedy']:.0%} of the mass that "
-            f"moves; signs right: {labels['labels:exact']:.1%} by the exact first "
-            f"order, {labels['labels:multiple']:.1%} if K were k I."
-        )
+        f"fell in {alone['fell']}.",
+    ]
+    lines += [
+        f"In the context of the {side} answer {labels['labels:rising']:.0%} of the "
+        f"labels rise, y* gets {labels['labels:to_greedy']:.0%} of the mass that "
+        f"moves; signs right: {labels['labels:exact']:.1%} by the exact first "
+        f"order, {labels['labels:multiple']:.1%} if K were k I."
+        for side, labels in numbers["labels"].items()
+    ]
+    return "\n".join(lines)

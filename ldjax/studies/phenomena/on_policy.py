@@ -94,8 +94,16 @@ class Trained(NamedTuple):
     margin: float
 
 
-def measure(start: Start, config: Config, scorer: Scorer = by_judge) -> Outcome:
+def by_length(study: Study, row: PreferenceRow, text: str) -> float:
+    """A longer response is more."""
+    del study, row
+    return len(text)
+
+
+def measure(start: Start, config: Config) -> Outcome:
     """The three arms of a seed."""
+    # The judge finds all samples of a model that has learned nothing malformed.
+    scorer = by_length if config.smoke else by_judge
     reference, recipe = start.after(config.sft_epochs), RECIPES["small", "dpo"]
     train, key = start.study.data.train, jax.random.key(start.seed)
     # Every prompt in turn, so that sample `i` of prompt `p` is at `i * len(train) + p`.

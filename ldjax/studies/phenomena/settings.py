@@ -2,9 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any, ClassVar
 
-from ldjax.command.options import COUNT, POSITIVE, SEED, wrong_numbers
+from ldjax.command.options import COUNT, POSITIVE, SEED, flag
 from ldjax.data.world.world import PRESETS as WORLDS
+from ldjax.studies.study import Settings
 
 __all__ = ["NAMES", "Config"]
 
@@ -13,7 +15,7 @@ NAMES = ("hallucination", "fingerprint", "repeater", "longer_sft", "on_policy")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """The paper's phenomena of finetuning, measured through the exact kernel."""
 
     out: Path = Path("runs/phenomena")
@@ -52,29 +54,30 @@ class Config:
     """Prompts of the heat map."""
     cache: Path = Path("runs/cache")
     """Where base models and compiled functions are kept."""
-    overwrite: bool = False
-    """Replace a run that is already in `--out`."""
-    smoke: bool = False
-    """The whole path at tiny size: checks identities and files, not the claims."""
 
-    def resolved(self) -> "Config":
-        """At the size of a smoke test if it is one."""
-        if not self.smoke:
-            return self
-        return dataclasses.replace(
-            self,
-            seeds=self.seeds[:1],
-            probe_prompts=2,
-            sft_epochs=1,
-            sft_lengths=(1, 2),
-            dpo_epochs=0.5,
-            long_dpo_epochs=0.5,
-            checkpoints=2,
-            samples=2,
-            kernel_prompts=2,
-            kernel_tokens=1,
-            heat_prompts=2,
-        )
+    ranges: ClassVar = {
+        "dpo_epochs": POSITIVE,
+        "long_dpo_epochs": POSITIVE,
+        "sft_epochs": COUNT,
+        "probe_prompts": COUNT,
+        "seeds": SEED,
+    }
+
+    def tiny(self) -> dict[str, Any]:
+        """One seed, few prompts, short trainings."""
+        return {
+            "seeds": self.seeds[:1],
+            "probe_prompts": 2,
+            "sft_epochs": 1,
+            "sft_lengths": (1, 2),
+            "dpo_epochs": 0.5,
+            "long_dpo_epochs": 0.5,
+            "checkpoints": 2,
+            "samples": 2,
+            "kernel_prompts": 2,
+            "kernel_tokens": 1,
+            "heat_prompts": 2,
+        }
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -88,12 +91,10 @@ class Config:
         lengths = self.sft_lengths if "longer_sft" in self.chosen else ()
         return max((self.sft_epochs, *lengths))
 
-    def check(self) -> None:
-        """Refuse what cannot run, before anything is written."""
+    def problems(self) -> dict[str, bool]:
+        """What may be wrong besides a number."""
         unknown = [name for name in self.only.split(",") if name not in (*NAMES, "")]
-        counts = ("checkpoints", "kernel_tokens")
-        of_prompts = ("kernel_prompts", "heat_prompts")
-        problems = {
+        return {
             f"--only has {', '.join(unknown)}: choose of {', '.join(NAMES)}": (
                 bool(unknown)
             ),
@@ -110,24 +111,14 @@ class Config:
                 or list(self.sft_lengths) != sorted(set(self.sft_lengths))
             ),
             "--samples must be at least 2": self.samples < 2,
+            **{
+                f"{flag(name)} must be at least 1": getattr(self, name) < 1
+                for name in ("checkpoints", "kernel_tokens")
+            },
+            **{
+                f"{flag(name)} must be at least 2 and at most --probe-prompts": (
+                    not 2 <= getattr(self, name) <= self.probe_prompts
+                )
+                for name in ("kernel_prompts", "heat_prompts")
+            },
         }
-        problems |= {
-            f"{_option(name)} must be at least 1": getattr(self, name) < 1
-            for name in counts
-        }
-        problems |= {
-            f"{_option(name)} must be at least 2 and at most --probe-prompts": (
-                not 2 <= getattr(self, name) <= self.probe_prompts
-            )
-            for name in of_prompts
-        }
-        wrong = [problem for problem, applies in problems.items() if applies]
-        ranges = dict.fromkeys(("dpo_epochs", "long_dpo_epochs"), POSITIVE)
-        ranges |= dict.fromkeys(("sft_epochs", "probe_prompts"), COUNT)
-        wrong += wrong_numbers(self, ranges | {"seeds": SEED})
-        if wrong:
-            raise ValueError("; ".join(wrong))
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import polars as pl
 
+from ldjax.finetune.settings import Config as StageConfig
+from ldjax.finetune.setup import Setup
 from ldjax.runs.checkpoints import Table
 from ldjax.studies.mnist.results import rank_correlations
 from ldjax.theory.claims import Claim
@@ -14,11 +17,12 @@ from ldjax.theory.proxies import (
     published_sign_delta,
 )
 from ldjax.watch.probes import Probe
-from ldjax.watch.record import TRAIN, set_of
+from ldjax.watch.record import TRAIN, probe_name, series_rows, set_of
 
 __all__ = [
     "check_identities",
     "kernels_of",
+    "long_table",
     "study",
     "tightness",
     "verdicts",
@@ -156,15 +160,15 @@ def verdicts(studies: Mapping[str, Any]) -> list[Claim]:
     return found
 
 
-def tightness(studies: Mapping[str, Any]) -> list[str]:
+def tightness(studies: Mapping[str, Any]) -> str:
     """How far below the squared norm LBK stays, in words."""
-    return [
+    return "\n".join(
         f"{stage}, {kernel}: LBK of the {name.removeprefix('lbk:')} change over rate² "
         f"|{kernel}|²: median {ratio['median']:.1e}, largest {ratio['largest']:.1e}"
         for stage, numbers in studies.items()
         for kernel, of_kernel in numbers["kernels"].items()
         for name, ratio in of_kernel["tightness"].items()
-    ]
+    )
 
 
 def _verdict(text: str, value: float, bound: float) -> Claim:
@@ -248,3 +252,19 @@ def _published(
         found["sign_delta"].append(published_sign_delta(*arrays).tolist())
         found["lbk_accumulated"].append([float(accumulated_influence(lbk))])
     return found
+
+
+def long_table(stage: StageConfig, setup: Setup, table: Table) -> pl.DataFrame:
+    """A stage's part of `metrics.parquet`; probes are called `STAGE/SET/PROMPT`."""
+    of_series = {
+        "kernel": setup.tracked.probes,
+        "evaluated": setup.observed.probes,
+    }
+    named = {
+        series: tuple(
+            probe._replace(prompt_name=probe_name(stage.loss, probe.prompt_name))
+            for probe in probes
+        )
+        for series, probes in of_series.items()
+    }
+    return series_rows(table, named, examples_per_step=stage.batch_size)

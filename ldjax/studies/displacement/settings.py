@@ -1,0 +1,98 @@
+"""The settings of the account of a falling chosen answer."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ldjax.finetune.settings import Config as FinetuneConfig
+from ldjax.studies.study import Settings
+
+__all__ = ["RATES", "Config", "RateName"]
+
+RateName = Literal["slow", "plain", "small"]
+RATES: Mapping[RateName, str] = {
+    "slow": "small rate",
+    "plain": "plain gradient descent",
+    "small": "training rate",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Settings):
+    """Why did the chosen answer fall?"""
+
+    out: Path = Path("runs/displacement")
+    """Run folder to write."""
+    loss: str = "dpo"
+    """A loss of pairs (see `finetune.py --help`)."""
+    coefficients: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of the loss, by name, instead of its defaults."""
+    data: str = "toy"
+    """`toy`, or a file of JSON lines (see `finetune.py`)."""
+    blank: Literal["bad", "keep"] = "bad"
+    """What a blank chosen or rejected response is."""
+    world: str = "demo"
+    """Preset of the toy world: demo, small or paper."""
+    model: str = ""
+    """What to start from: the size of a base model, a folder or an id on the hub (see
+    `finetune.py`); by default toy for the toy world, 0.4M for a file."""
+    rates: tuple[RateName, ...] = ("slow", "plain", "small")
+    """Recipes of `finetune.py` to train by: plain gradient descent at a small rate and
+    at one that moves answers by nats, and Adam at the training rate."""
+    init: Path | None = None
+    """Run folder of `finetune.py` to start from; by default the base model (pretrained
+    if the cache has none) is finetuned on the chosen answers first."""
+    sft_epochs: float = 0.0
+    """Passes of that over the training prompts, instead of the recipe's, if not 0."""
+    epochs: float = 0.0
+    """Passes over the pairs, instead of the recipe's, if not 0."""
+    tracked: int = 8
+    """Pairs that are accounted for at every update."""
+    observations: int = 10
+    """Updates, in equal intervals, of which every label is measured, and beside which a
+    step is taken on each watched pair alone."""
+    max_length: int = 512
+    """Of prompt and response together, in tokens."""
+    max_prompt_length: int = 0
+    """Of a prompt that has to be cut, in tokens (see `finetune.py`)."""
+    cache: Path = Path("runs/cache")
+    """Where base models and compiled functions are kept."""
+    seed: int = 0
+    """Of the world, the base model, the choice of pairs and the order of data."""
+    smoke: bool = False
+    """The whole path at tiny size: checks identities and files, not R2."""
+
+    def tiny(self) -> dict[str, Any]:
+        """One rate, looked at twice."""
+        return {"rates": ("small",), "observations": 2}
+
+    def problems(self) -> dict[str, bool]:
+        """What may be wrong besides a number."""
+        return {
+            "--rates must name at least one": not self.rates,
+            "--observations must be at least 1": self.observations < 1,
+        }
+
+    def stage(self, recipe: RateName, loss: str) -> FinetuneConfig:
+        """The settings of a training as `finetune.py` has them."""
+        is_sft = loss == "sft"
+        stage = FinetuneConfig(
+            loss=loss,
+            coefficients={} if is_sft else self.coefficients,
+            recipe=recipe,
+            epochs=self.sft_epochs if is_sft else self.epochs,
+            data=self.data,
+            blank=self.blank,
+            world=self.world,
+            model=self.model,
+            init=self.init,
+            tracked=self.tracked,
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
+            cache=self.cache,
+            seed=self.seed,
+            smoke=self.smoke,
+        ).resolved()
+        stage.check()
+        return stage
