@@ -27,7 +27,6 @@ from ldjax.finetune.start import Base, load_base
 from ldjax.models import PRESETS as MODELS
 from ldjax.models.decoder.sampling import generate_greedy, generate_sampled
 from ldjax.runs.loop import Observer, every, make_batch_fn, make_train_step, train
-from ldjax.studies.statistics import Interval, jackknife
 from ldjax.watch.probes import ProbeSet, make_observe_fn
 
 __all__ = [
@@ -38,13 +37,11 @@ __all__ = [
     "distinct_n",
     "judged",
     "make_study",
-    "mean_rate",
     "pairs",
     "responses",
     "sft_rows",
     "train_policy",
     "verdict_rates",
-    "win_rate",
 ]
 
 #: From best to worst.
@@ -273,32 +270,3 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
         return len(set(grams)) / len(grams) if grams else 1.0
 
     return float(np.mean([share(text) for text in texts]))
-
-
-def win_rate(ours: Sequence[Verdict], theirs: Sequence[Verdict]) -> Interval:
-    """How often the judge prefers the first of two responses to the same prompt.
-
-    A better verdict wins; an equal one counts half.
-
-    Args:
-      ours: Verdicts of one policy's responses.
-      theirs: Of the other's, to the same prompts.
-
-    Returns:
-      The rate and its 95 % interval over prompts, these two policies being what they
-      are. Where all verdicts compare alike it has no length, and says nothing.
-    """
-    rank = {verdict: place for place, verdict in enumerate(VERDICTS)}
-    gap = np.array([rank[b] - rank[a] for a, b in zip(ours, theirs, strict=True)])
-    return mean_rate((np.sign(gap) + 1) / 2)
-
-
-def mean_rate(rates: Sequence[float] | np.ndarray) -> Interval:
-    """A mean of rates (or of wins) that were drawn alike, and its 95 % interval."""
-    rates = np.asarray(rates)
-    return jackknife(
-        lambda places: rates[places].mean(),
-        np.zeros(len(rates)),
-        limits=(0.0, 1.0),
-        groups=len(rates),
-    )

@@ -1,4 +1,4 @@
-"""95 % intervals of statistics of a sample, by the jackknife.
+"""Statistics of a sample: 95 % intervals by the jackknife, ranks, win rates.
 
 A rank correlation, a minimum or a mean over pairs is no plain mean, and the resamples
 of a bootstrap are a bad copy of the sample for it: they contain a unit twice (a pair of
@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import rankdata, t
 
-__all__ = ["Interval", "jackknife"]
+__all__ = ["Interval", "jackknife", "mean_rate", "rank_correlations", "win_rate"]
 
 
 class Interval(NamedTuple):
@@ -85,3 +85,55 @@ def jackknife(
         freedom += count - 1
     reach = t.ppf(0.975, freedom) * np.sqrt(variance)
     return Interval(value, *np.clip([value - reach, value + reach], *limits))
+
+
+def mean_rate(rates: Sequence[float] | np.ndarray) -> Interval:
+    """A mean of rates (or of wins) that were drawn alike, and its 95 % interval.
+
+    Examples:
+      >>> [round(float(end), 2) for end in mean_rate([0.4, 0.5, 0.6])]
+      [0.5, 0.25, 0.75]
+    """
+    rates = np.asarray(rates)
+    return jackknife(
+        lambda places: rates[places].mean(),
+        np.zeros(len(rates)),
+        limits=(0.0, 1.0),
+        groups=len(rates),
+    )
+
+
+def win_rate(
+    ours: Sequence[str], theirs: Sequence[str], best_first: Sequence[str]
+) -> Interval:
+    """How often the first of two verdicts on the same thing is the better one.
+
+    An equal one counts half.
+
+    Args:
+      ours: Verdicts on the responses of one policy.
+      theirs: Verdicts on the other's, to the same prompts.
+      best_first: All verdicts, from the best to the worst.
+
+    Returns:
+      The rate and its 95 % interval over prompts, these two policies being what they
+      are. Where all verdicts compare alike it has no length, and says nothing.
+
+    Examples:
+      >>> float(win_rate(["good", "bad"], ["bad", "bad"], ["good", "bad"]).value)
+      0.75
+    """
+    rank = {verdict: place for place, verdict in enumerate(best_first)}
+    gap = np.array([rank[b] - rank[a] for a, b in zip(ours, theirs, strict=True)])
+    return mean_rate((np.sign(gap) + 1) / 2)
+
+
+def rank_correlations(*series: np.ndarray) -> np.ndarray:
+    """Spearman's correlation between every two of several lists of numbers.
+
+    Examples:
+      >>> rank_correlations(np.array([1.0, 2.0, 9.0]), np.array([3.0, 2.0, 1.0]))
+      array([[ 1., -1.],
+             [-1.,  1.]])
+    """
+    return np.corrcoef(rankdata(np.stack(series), axis=1))

@@ -11,9 +11,10 @@ from shell.scripts import run_script
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.world.judge import Verdict
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
-from ldjax.studies import policies
 from ldjax.studies.mitigation import results
 from ldjax.studies.mitigation import study as mitigation
+from ldjax.studies.policies import VERDICTS, verdict_rates
+from ldjax.studies.statistics import mean_rate, win_rate
 from ldjax.theory.curves import Curves
 
 
@@ -55,7 +56,7 @@ def test_a_better_verdict_wins_and_an_equal_one_counts_half():
 def test_the_interval_of_a_win_rate_is_students_over_prompts():
     ours: Any = ["correct"] * 60 + ["wrong"] * 40
     theirs: Any = ["wrong"] * 60 + ["correct"] * 40
-    rate, low, high = policies.win_rate(ours, theirs)
+    rate, low, high = win_rate(ours, theirs, VERDICTS)
     assert rate == 0.6
     error = np.sqrt(0.6 * 0.4 / 99)
     reach = t.ppf(0.975, 99) * error
@@ -75,7 +76,7 @@ def test_the_interval_over_seeds_covers_where_seeds_differ():
         won = (rng.random((3, 200)) < true[:, None]).astype(float)
         wins = [{"sampled": {"a": {"rate": each.mean(), "ties": 0.0}}} for each in won]
         over_seeds = results.over_seeds(wins)["sampled"]["a"]
-        _, low, high = policies.mean_rate(won.ravel())
+        _, low, high = mean_rate(won.ravel())
         covered += [
             over_seeds["low"] <= 0.6 <= over_seeds["high"],
             low <= 0.6 <= high,
@@ -90,7 +91,7 @@ def test_of_one_seed_the_interval_is_over_its_prompts():
 
 
 def test_rates_are_shares_of_all_responses():
-    rates = policies.verdict_rates(["correct", "wrong", "wrong", "malformed"])
+    rates = verdict_rates(["correct", "wrong", "wrong", "malformed"])
     assert rates == {
         "correct": 0.25,
         "wrong": 0.5,
@@ -158,11 +159,13 @@ def test_a_signature_that_is_not_applicable_does_not_hold(verdicts, word):
 
 
 def test_wins_and_losses_of_two_policies_add_up_to_one():
-    win_rate = policies.win_rate
     ours: list[Verdict] = ["correct", "wrong", "wrong"]
     theirs: list[Verdict] = ["wrong", "wrong", "malformed"]
-    assert win_rate(ours, theirs)[0] == pytest.approx(5 / 6)
-    assert win_rate(ours, theirs)[0] + win_rate(theirs, ours)[0] == pytest.approx(1)
+    won, lost = (
+        win_rate(*pair, VERDICTS).value for pair in ((ours, theirs), (theirs, ours))
+    )
+    assert won == pytest.approx(5 / 6)
+    assert won + lost == pytest.approx(1)
 
 
 @pytest.mark.exhaustive  # a notebook runs the same in CI

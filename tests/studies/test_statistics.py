@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t
 
 from ldjax.studies.mnist import results
-from ldjax.studies.statistics import jackknife
+from ldjax.studies.statistics import jackknife, rank_correlations
 
 CLASSES = 10
 
@@ -74,14 +74,14 @@ def test_the_interval_of_a_rank_correlation_covers(per_class):
     table = rng.normal(size=(CLASSES, CLASSES))
     cells = table + 0.4 * rng.normal(size=table.shape)
     labels = np.repeat(np.arange(CLASSES), per_class)
-    truth = results.rank_correlations(cells[off], table[off])[0, 1]
+    truth = rank_correlations(cells[off], table[off])[0, 1]
 
     def draw(rng):
         images = cells[labels] + 0.6 * rng.normal(size=(len(labels), CLASSES))
 
         def correlation(places):
             means = results.by_class(images[places], labels[places])
-            return results.rank_correlations(means[off], table[off])[0, 1]
+            return rank_correlations(means[off], table[off])[0, 1]
 
         return jackknife(correlation, labels, limits=(-1.0, 1.0))
 
@@ -104,7 +104,7 @@ def test_the_interval_of_the_lowest_rank_correlation_covers():
     rng = np.random.default_rng(0)
     start = symmetric(rng, CLASSES)
     tables = [start + 0.3 * symmetric(rng, CLASSES) for _ in range(times)]
-    ranked = results.rank_correlations(*(table[upper] for table in tables))
+    ranked = rank_correlations(*(table[upper] for table in tables))
     truth = ranked[pairs].min()
 
     def draw(rng):
@@ -121,7 +121,7 @@ def test_the_interval_of_the_lowest_rank_correlation_covers():
 
         def correlations(places):
             means = [results.class_means(norm, places)[upper] for norm in norms]
-            return results.rank_correlations(*means)[pairs]
+            return rank_correlations(*means)[pairs]
 
         found = jackknife(correlations, labels, limits=(-1.0, 1.0))
         return [ends.min() for ends in found]

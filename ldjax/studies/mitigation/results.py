@@ -14,7 +14,8 @@ from ldjax import losses
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.world.judge import Verdict
 from ldjax.finetune.results import curves_of
-from ldjax.studies.policies import Policy, Study, mean_rate, verdict_rates, win_rate
+from ldjax.studies.policies import VERDICTS, Policy, Study, verdict_rates
+from ldjax.studies.statistics import mean_rate, win_rate
 from ldjax.theory.claims import Claim, standing
 from ldjax.theory.curves import Curves
 from ldjax.theory.signatures import evaluate
@@ -166,7 +167,7 @@ def wins(verdicts: Verdicts) -> dict[str, dict[str, dict[str, float]]]:
     """How often each challenger wins over the baseline of as many epochs."""
 
     def win(ours: Sequence[Verdict], theirs: Sequence[Verdict]) -> dict[str, float]:
-        rate, low, high = map(float, win_rate(ours, theirs))
+        rate, low, high = map(float, win_rate(ours, theirs, VERDICTS))
         ties = float(np.mean([a == b for a, b in zip(ours, theirs, strict=True)]))
         return {"rate": rate, "low": low, "high": high, "ties": ties}
 

@@ -14,6 +14,7 @@ from ldjax.studies.mitigation.results import (
     rivals,
 )
 from ldjax.studies.policies import VERDICTS
+from ldjax.studies.tables import markdown
 
 __all__ = ["PUBLISHED", "tables", "title_of"]
 
@@ -75,7 +76,7 @@ def _wins(seeds: Seeds, pooled: Mapping[str, Any], decoding: str) -> str:
             else "",
         )
 
-    return _markdown(
+    return _titled(
         f"Win rate over baseline at equal epochs, {decoding} responses (a tie counts "
         "half; 95 % intervals, of a seed over prompts, of the mean over seeds)",
         ("", *(f"seed {seed}" for seed in seeds), "mean", "ties", "paper's judges"),
@@ -85,7 +86,7 @@ def _wins(seeds: Seeds, pooled: Mapping[str, Any], decoding: str) -> str:
 
 def _changes(seeds: Seeds) -> str:
     names = [f"{arm}@{epochs}" for arm in ARMS for epochs in (0, *LENGTHS)]
-    return _markdown(
+    return _titled(
         "Change of mean log-prob in SFT (0 epochs of DPO) and since, trained prompts, "
         "nats",
         ("", *QUANTITIES.values()),
@@ -98,7 +99,7 @@ def _same_length(seeds: Seeds) -> str:
         rates = seed["rates"][DECODINGS[0]][name]
         return rates["malformed"] + rates["degenerate"]
 
-    return _markdown(
+    return _titled(
         f"The losses after {SAME_LENGTH} epochs: change since SFT, nats; share of "
         "malformed and degenerate sampled responses",
         ("", *QUANTITIES.values(), "malformed, degenerate"),
@@ -126,7 +127,7 @@ def _rates(seeds: Seeds, decoding: str) -> str:
             _cell([rates[verdict] for rates in found], ".2f") for verdict in VERDICTS
         ]
 
-    return _markdown(
+    return _titled(
         f"Share of verdicts, {decoding} responses to held-out prompts",
         ("", *VERDICTS),
         [(title_of(name), *cells(name)) for name in _policies(seeds)],
@@ -138,7 +139,7 @@ def _start(seeds: Seeds) -> str:
         found = [each["start_of_dpo"][arm] for each in seeds.values()]
         return [_cell([start[key] for start in found], ".3f") for key in _START]
 
-    return _markdown(
+    return _titled(
         "Rejected responses to trained prompts where DPO starts",
         ("", *_START.values()),
         [(arm, *cells(arm)) for arm in ARMS],
@@ -150,7 +151,7 @@ def _signatures(seeds: Seeds) -> str:
         values = ", ".join(f"{k} {v:.2f}" for k, v in verdict["numbers"].items())
         return verdict["id"], str(seed), verdict["verdict"], values
 
-    return _markdown(
+    return _titled(
         "Published signatures of extend against baseline",
         ("", "seed", "verdict", "numbers, nats"),
         [
@@ -179,10 +180,5 @@ def _epochs(name: str) -> int:
     return int(name.partition("@")[2])
 
 
-def _markdown(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with aligned columns."""
-    table = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [f"| {' | '.join(map(str.ljust, row, widths))} |".rstrip() for row in table]
-    rule = "|".join("-" * (width + 2) for width in widths)
-    return "\n".join([f"**{title}**", "", lines[0], f"|{rule}|", *lines[1:]])
+def _titled(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return f"**{title}**\n\n{markdown(heads, rows)}"

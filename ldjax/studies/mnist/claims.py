@@ -14,9 +14,8 @@ from ldjax.studies.mnist.results import (
     Results,
     by_class,
     class_means,
-    rank_correlations,
 )
-from ldjax.studies.statistics import Interval, jackknife
+from ldjax.studies.statistics import Interval, jackknife, rank_correlations
 from ldjax.theory.claims import Claim
 
 __all__ = ["check_claims", "check_identities"]

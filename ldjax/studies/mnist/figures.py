@@ -7,7 +7,7 @@ import polars as pl
 
 from ldjax.report.figures import COLORS, figure, heat_map, paired_bars, scatter
 from ldjax.runs.folder import Run
-from ldjax.studies.mnist.results import rank_correlations
+from ldjax.studies.statistics import rank_correlations
 
 __all__ = ["draw_figures"]
 

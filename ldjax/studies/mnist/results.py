@@ -4,7 +4,6 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ldjax.equation.step import StepComparison
 
@@ -14,7 +13,6 @@ __all__ = [
     "Results",
     "by_class",
     "class_means",
-    "rank_correlations",
 ]
 
 NUM_CLASSES = 10
@@ -154,8 +152,3 @@ def by_class(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     starts = np.searchsorted(labels, np.arange(NUM_CLASSES))
     counts = np.diff([*starts, len(labels)])
     return np.add.reduceat(values, starts) / counts[:, None]
-
-
-def rank_correlations(*series: np.ndarray) -> np.ndarray:
-    """Spearman's correlation between every two of several lists of numbers."""
-    return np.corrcoef(rankdata(np.stack(series), axis=1))

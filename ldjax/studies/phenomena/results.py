@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ldjax.studies.tables import markdown
 from ldjax.theory.claims import Claim, Standing, standing
 
 __all__ = [
@@ -132,16 +133,11 @@ def tables(title: str, outcomes: Outcomes) -> str:
         [
             f"## {title}: {overall(claims)}",
             "",
-            *_markdown(["claim", *seeds, "verdict"], truths),
+            markdown(["claim", *seeds, "verdict"], truths),
             "",
-            *_markdown(["number", *seeds, "mean [range]"], numbers),
+            markdown(["number", *seeds, "mean [range]"], numbers),
         ]
     )
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _yes(truth: bool) -> str:

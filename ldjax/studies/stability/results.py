@@ -9,7 +9,7 @@ import polars as pl
 from ldjax.finetune.settings import Config as StageConfig
 from ldjax.finetune.setup import Setup
 from ldjax.runs.checkpoints import Table
-from ldjax.studies.mnist.results import rank_correlations
+from ldjax.studies.statistics import rank_correlations
 from ldjax.theory.claims import Claim
 from ldjax.theory.proxies import (
     accumulated_influence,
