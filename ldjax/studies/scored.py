@@ -1,10 +1,11 @@
-"""What is learned and what is watched: update examples and their probes.
+"""Texts at their scored tokens: what is learned, what is watched, their kernels.
 
 An update example is one trained prompt: its chosen response (SFT) or its pair (DPO),
 the loss restricted to some of each response's tokens. Its probes are the responses of
 all types to that prompt, with all their tokens.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +16,23 @@ import numpy as np
 from jaxtyping import Array
 
 from ldjax.data.batches import to_sequences
+from ldjax.equation.precision import exact_products
 from ldjax.equation.sequences import Sequences
 from ldjax.linen import logits_fn
+from ldjax.ntk.empirical import empirical_ntk
+from ldjax.ntk.layers import FactoredMap
 from ldjax.watch.probes import Probe
 
-__all__ = ["Scored", "UpdateExample", "make_update_examples"]
+__all__ = [
+    "Scored",
+    "UpdateExample",
+    "factored_kernel",
+    "make_update_examples",
+    "pushes",
+]
+
+#: Bytes of work of a kernel; a fixed number, so that a run can be repeated.
+_MEMORY = 2**32
 
 
 class Scored(NamedTuple):
@@ -104,6 +117,50 @@ def make_update_examples(
         }
         examples.append(UpdateExample(_scored(batch, longest), learned, rows, places))
     return examples
+
+
+def factored_kernel(
+    model: nn.Module, params: Any, P: Any, probes: Scored, update: Scored
+) -> FactoredMap:
+    """The kernel of all scored tokens of some texts with those of others, in factors.
+
+    Inside `jax.jit`. `P` is a diagonal, or None.
+    """
+    return empirical_ntk(
+        probes.logits_fn(model),
+        update.logits_fn(model),
+        params,
+        method="factored",
+        preconditioner=P,
+        memory_limit=_MEMORY,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def pushes(
+    model: nn.Module,
+    params: Any,
+    P: Any,
+    probes: Scored,
+    update: Scored,
+    residual: Array,
+    labels: Array,
+) -> tuple[Array, Array]:
+    """What the residual of a token does to some labels' logits, both ways.
+
+    Returns:
+      `[probe, probe token, label]`, twice.
+    """
+    kernel = factored_kernel(model, params, P, probes, update)
+    everything = jnp.arange(residual.shape[-1])
+    entries = kernel.entries(labels, everything)[:, :, :, 0, 0]
+    with exact_products():
+        _, pullback = jax.vjp(update.logits_fn(model), params)
+        (direction,) = pullback(residual)
+        if P is not None:
+            direction = jax.tree.map(jnp.multiply, P, direction)
+        _, along = jax.jvp(probes.logits_fn(model), (params,), (direction,))
+        return jnp.einsum("pmvw,w->pmv", entries, residual[0, 0]), along[..., labels]
 
 
 def _padded(batch: Sequences, length: int) -> Sequences:

@@ -101,6 +101,9 @@ def violations(source, own):
                 continue
             if room != own[0] and RANK[room] >= RANK[own[0]]:
                 yield f"{place}: {'.'.join(target)} is not below"
+            is_study = room == own[0] == "studies" and target[1:2] not in ([], [own[1]])
+            if is_study and (PACKAGE / room / target[1]).is_dir():
+                yield f"{place}: {'.'.join(target)} is another study"
             for name in (*target, *(names if inner else ())):
                 if name.startswith("_") and not name.endswith("__"):
                     yield f"{place}: {name} is private"
@@ -146,6 +149,12 @@ PLANTED = [
     ("report.page", "import matplotlib.pyplot as plt", "matplotlib.pyplot is heavy"),
     ("equation.step", "def f():\n    import flax.linen as nn", "flax.linen is heavy"),
     ("files.whole", "import_module('tyro')", "tyro is heavy"),
+    (
+        "studies.kernel.study",
+        "from ldjax.studies.mnist import results",
+        "studies.mnist",
+    ),
+    ("studies.policies", "from ldjax.studies.mnist.claims import x", "studies.mnist"),
 ]
 
 

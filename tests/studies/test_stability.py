@@ -186,13 +186,13 @@ def test_a_kernel_that_is_wrong_by_a_factor_is_seen(monkeypatch, factor):
     example, _ = make(make_probes(), ("chosen", "rejected"), num_tokens=2)
     batch = {side: learned.batch for side, learned in example.sides.items()}
     P = jax.tree.map(lambda leaf: 0.1 + jnp.abs(leaf), params)
-    true_kernel, pushes = measure.factored_kernel, cast(Any, measure.pushes)
+    true_kernel, pushes = scored.factored_kernel, cast(Any, scored.pushes)
 
     def planted(model, params, P, probes, update):
         P = jax.tree.map(lambda leaf: factor * leaf, P)
         return true_kernel(model, params, P, probes, update)
 
-    monkeypatch.setattr(measure, "factored_kernel", planted)
+    monkeypatch.setattr(scored, "factored_kernel", planted)
     pushes.clear_cache()
     gap = measure._push_gap(model, two_sided, params, P, example, batch, turn=1)
     pushes.clear_cache()

@@ -29,8 +29,7 @@ from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.studies.phenomena.results import Number, Outcome
 from ldjax.studies.phenomena.settings import Config
 from ldjax.studies.phenomena.start import Start, padded, watched
-from ldjax.studies.scored import Scored
-from ldjax.studies.stability.measure import factored_kernel, pushes
+from ldjax.studies.scored import Scored, factored_kernel, pushes
 from ldjax.theory.influence import make_influence_fn
 
 __all__ = [

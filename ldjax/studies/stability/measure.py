@@ -16,10 +16,8 @@ from ldjax.equation.log_probs import sequence_log_probs, token_log_probs
 from ldjax.equation.preconditioner import preconditioner
 from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import StepState
-from ldjax.ntk.empirical import empirical_ntk
-from ldjax.ntk.layers import FactoredMap
 from ldjax.precision import exact_products, watched
-from ldjax.studies.scored import Scored, UpdateExample
+from ldjax.studies.scored import Scored, UpdateExample, factored_kernel, pushes
 from ldjax.theory.proxies import (
     adaptation_norm,
     lower_bound_kernel,
@@ -29,10 +27,7 @@ from ldjax.theory.proxies import (
 )
 from ldjax.watch.probes import ApplyFn, ProbeSet
 
-__all__ = ["factored_kernel", "make_evaluate", "make_measure", "pushes"]
-
-#: Bytes of work of a kernel; a fixed number, so that a run can be repeated.
-_MEMORY = 2**32
+__all__ = ["make_evaluate", "make_measure"]
 
 # `(logits, batch) -> scalar`, both dicts by side.
 SidesLoss = Callable[[Any, Any], Array]
@@ -222,23 +217,6 @@ def _block_norms(
     return summary.norm[:, :, 0, 0], summary.distance[:, :, 0, 0]
 
 
-def factored_kernel(
-    model: nn.Module, params: Any, P: Any, probes: Scored, update: Scored
-) -> FactoredMap:
-    """The kernel of all scored tokens of some texts with those of others, in factors.
-
-    Inside `jax.jit`. `P` is a diagonal, or None.
-    """
-    return empirical_ntk(
-        probes.logits_fn(model),
-        update.logits_fn(model),
-        params,
-        method="factored",
-        preconditioner=P,
-        memory_limit=_MEMORY,
-    )
-
-
 def _total(norms: np.ndarray, example: UpdateExample, side: str) -> np.ndarray:
     """One norm per probe, of the blocks of all its tokens with all that are learned."""
     is_probe = np.asarray(example.probes.mask)[:, :, None]
@@ -370,33 +348,6 @@ def _residual(
     batch: dict[str, Any],
 ) -> dict[str, Array]:
     return jax.grad(loss_fn)(example.learned_logits(model, params), batch)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def pushes(
-    model: nn.Module,
-    params: Any,
-    P: Any,
-    probes: Scored,
-    update: Scored,
-    residual: Array,
-    labels: Array,
-) -> tuple[Array, Array]:
-    """What the residual of a token does to some labels' logits, both ways.
-
-    Returns:
-      `[probe, probe token, label]`, twice.
-    """
-    kernel = factored_kernel(model, params, P, probes, update)
-    everything = jnp.arange(residual.shape[-1])
-    entries = kernel.entries(labels, everything)[:, :, :, 0, 0]
-    with exact_products():
-        _, pullback = jax.vjp(update.logits_fn(model), params)
-        (direction,) = pullback(residual)
-        if P is not None:
-            direction = jax.tree.map(jnp.multiply, P, direction)
-        _, along = jax.jvp(probes.logits_fn(model), (params,), (direction,))
-        return jnp.einsum("pmvw,w->pmv", entries, residual[0, 0]), along[..., labels]
 
 
 def _columns_gap(
