@@ -61,7 +61,8 @@ def experiment(main: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
       The same, that ends with `SystemExit` and the line where the user, the data or the
-      machine is the reason. Other errors are the program's, and pass.
+      machine is the reason: in `set_up`, or as ldjax says it. Other errors are the
+      program's, and pass.
     """
     called = _name(main)
 
@@ -256,14 +257,13 @@ def _command(option: str) -> str:
 
 
 def _is_told(error: Exception) -> bool:
-    """Whether an error is made for the user: by us, or by a machine that is full."""
+    """Whether an error is made for the user: by ldjax, or by a machine that is full."""
     if isinstance(error, OSError | MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return not isinstance(error, BrokenPipeError)
     if not isinstance(error, ValueError | FloatingPointError):
         return False
     *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-    place = Path(innermost.f_code.co_filename)
-    return _LIBRARY in place.parents or "experiments" in place.parts
+    return _LIBRARY in Path(innermost.f_code.co_filename).parents
 
 
 def _after_room(error: Exception, settings: Collection[Any]) -> str:

@@ -14,7 +14,6 @@ import pytest
 from ldjax.command import frame
 from ldjax.data.preferences import read_preferences
 from ldjax.runs.folder import create_run, start_run
-from ldjax.runs.loop import NonFiniteError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +74,6 @@ def test_errors_of_the_program_pass(error):
 
 
 def test_a_value_error_is_the_users_where_we_found_it(tmp_path):
-    def ours(config):
-        raise NonFiniteError("At step 0: loss is nan.")
-
     def told_by_the_library(config):
         read_preferences(tmp_path / "nothing.jsonl")
 
@@ -94,7 +90,10 @@ def test_a_value_error_is_the_users_where_we_found_it(tmp_path):
     (tmp_path / "nothing.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(SystemExit, match=r"--on-bad-row skip|no field 'chosen'"):
         frame.experiment(told_by_the_library)(Config())
-    for bug in (of_a_library, of_jax):
+    script = tmp_path / "experiments" / "mine.py"
+    names = {"np": np, "__name__": "mine"}
+    exec(compile("def main(_): np.zeros(3).reshape(2, 2)", script, "exec"), names)
+    for bug in (of_a_library, of_jax, names["main"]):
         with pytest.raises((ValueError, TypeError), match="reshape"):
             frame.experiment(bug)(Config())
     with pytest.raises(SystemExit, match=r"^test_frame: cannot reshape"):
