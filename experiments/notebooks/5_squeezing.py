@@ -98,8 +98,6 @@ show(open_run(toy.out).figure_path("thresholds"))
 # %%
 from ldjax.studies.mitigation import study as mitigation
 
-# The softmax above was computed in float64; training is not.
-jax.config.update("jax_enable_x64", False)
 study = mitigation.Config(
     out=RUNS / "notebooks" / "mitigation",
     seeds=(0,),

@@ -8,7 +8,7 @@ before it and kept with the pairs (`Sequences.reference`), on disk where asked.
 import hashlib
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ldjax.data.batches import check_count
 from ldjax.equation.doors import Door
 from ldjax.equation.log_probs import sequence_log_probs
 from ldjax.equation.sequences import Sequences, check_sequences, is_sequences
+from ldjax.files.digests import digest
 from ldjax.files.whole import whole_file
 from ldjax.precision import watched
 
@@ -156,10 +157,13 @@ def fingerprint(tree: Any, *also: str) -> str:
       >>> fingerprint({"a": np.zeros(2)}) == fingerprint({"b": np.zeros(2)})
       False
     """
-    digest = hashlib.sha256("\0".join(also).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(jax.device_get(leaf))
-        name = jax.tree_util.keystr(path)
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:32]
+
+    def pieces() -> Iterator[str | bytes]:
+        yield "\0".join(also)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            array = np.ascontiguousarray(jax.device_get(leaf))
+            name = jax.tree_util.keystr(path)
+            yield f"{name} {array.dtype} {array.shape}"
+            yield array.tobytes()
+
+    return digest(pieces())[:32]

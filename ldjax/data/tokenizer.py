@@ -1,6 +1,5 @@
 """The tokenizer class: text to token ids and back, without loss."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ldjax.data.chat import chat_pattern, special_pattern
+from ldjax.files.digests import digest
 from ldjax.files.whole import whole_file
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ class Tokenizer:
 
     @cached_property
     def _digest(self) -> str:
-        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
+        return digest([self._inner.to_str()])
 
     def _special_texts(self) -> list[str]:
         added = self._inner.get_added_tokens_decoder().values()

@@ -1,7 +1,6 @@
 """The model a run starts from: pretrained here, of a run, of a folder or the hub."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ldjax.data.tokenizers import Tokenizer
+from ldjax.files.digests import digest
 from ldjax.finetune.pretrain import run as pretrain
 from ldjax.finetune.settings import Config
 from ldjax.memory import default_limit, human_bytes
@@ -145,10 +145,9 @@ def cached_base(config: Config) -> Path:
     ).resolved()
     # Everything the model depends on, the text by its content.
     key = dataclasses.asdict(settings) | {"out": "", "text": ""}
-    digest = hashlib.sha256(json.dumps(key, default=str, sort_keys=True).encode())
-    for path in settings.text:
-        digest.update(path.read_bytes())
-    folder = config.cache / f"base-{digest.hexdigest()[:16]}"
+    asked = json.dumps(key, default=str, sort_keys=True)
+    name = digest([asked, *(path.read_bytes() for path in settings.text)])[:16]
+    folder = config.cache / f"base-{name}"
     try:
         load(folder)  # all of it: a base that is damaged is made anew
     except FileNotFoundError:

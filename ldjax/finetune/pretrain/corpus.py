@@ -1,6 +1,5 @@
 """The text a model is pretrained on, as the model sees it."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from ldjax.data.tokenizers import (
     train_word_level,
 )
 from ldjax.equation.sequences import Sequences
+from ldjax.files.digests import digest
 from ldjax.finetune.pretrain.bigram import bigram_loss, choose_k, fit_bigram
 
 __all__ = ["Corpus", "make_corpus", "make_tokenizer"]
@@ -91,8 +91,8 @@ def make_corpus(
         },
         bigram={"k": k, "loss": bigram_loss(bigram, held_out_rows, k=k)},
         fingerprints={
-            "text": _fingerprint(json.dumps(documents)),
-            "tokenizer": _fingerprint(tokenizer.to_json()),
+            "text": digest([json.dumps(documents)]),
+            "tokenizer": digest([tokenizer.to_json()]),
         },
     )
 
@@ -104,7 +104,3 @@ def make_tokenizer(which: str, texts: list[str], vocab_size: int) -> Tokenizer:
     if which == "words":
         return train_word_level(texts)
     return load_tokenizer(Path(which))
-
-
-def _fingerprint(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
