@@ -141,18 +141,9 @@ def generate_greedy(
       >>> generate_greedy(model, params, [(5, 3), (7,)], max_new_tokens=4).tokens.shape
       (2, 4)
     """
-    tokens, mask = _left_padded(model, prompts, max_new_tokens)
-    generated, is_sound = _generate(
-        params,
-        tokens,
-        mask,
-        None,
-        _Draw(None, None, None),
-        _eos(eos_id),
-        model=model,
-        max_new_tokens=max_new_tokens,
-    )
-    return _sound(generated, is_sound)
+    padded, rule = _left_padded(model, prompts, max_new_tokens), _Rule(_eos(eos_id))
+    found = _generate(params, padded, rule, model=model, max_new_tokens=max_new_tokens)
+    return _sound(*found)
 
 
 def generate_sampled(
@@ -222,28 +213,32 @@ def generate_sampled(
         )
     lowest, highest = _TEMPERATURES
     temperature = min(max(temperature, lowest), highest)
-    tokens, mask = _left_padded(model, prompts, max_new_tokens)
+    padded = _left_padded(model, prompts, max_new_tokens)
     if not key.shape:
         rows = jnp.arange(len(prompts))
         key = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
-    generated, is_sound = _generate(
-        params,
-        tokens,
-        mask,
-        key,
-        _Draw(temperature, top_k, top_p),
-        _eos(eos_id),
-        model=model,
-        max_new_tokens=max_new_tokens,
-    )
-    return _sound(generated, is_sound)
+    rule = _Rule(_eos(eos_id), key, temperature, top_k, top_p)
+    found = _generate(params, padded, rule, model=model, max_new_tokens=max_new_tokens)
+    return _sound(*found)
 
 
-class _Draw(NamedTuple):
-    # Traced, so that a new value does not compile anew; None where not wanted.
-    temperature: Any
-    top_k: Any
-    top_p: Any
+class _Prompts(NamedTuple):
+    tokens: Int[Array, "batch prompt_pos"]
+    mask: Bool[Array, "batch prompt_pos"]
+
+
+class _Rule(NamedTuple):
+    """How the next token is found, and which ends a row.
+
+    Traced, so that a new value does not compile anew; None where not wanted, and
+    without keys the most likely token is taken.
+    """
+
+    eos_ids: Int[Array, " ends"]
+    keys: Key[Array, " batch"] | None = None
+    temperature: Any = None
+    top_k: Any = None
+    top_p: Any = None
 
 
 class _State(NamedTuple):
@@ -259,45 +254,17 @@ class _State(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens"))
 def _generate(
     params: Any,
-    tokens: Int[Array, "batch prompt_pos"],
-    mask: Bool[Array, "batch prompt_pos"],
-    keys: Key[Array, " batch"] | None,
-    draw: _Draw,
-    eos_ids: Int[Array, " ends"],
+    prompts: _Prompts,
+    rule: _Rule,
     *,
     model: Transformer,
     max_new_tokens: int,
 ) -> tuple[Generated, Bool[Array, ""]]:
     apply = functools.partial(cast("Any", model.apply), {"params": params})
 
-    def pick(hidden: Array, step: Array) -> tuple[Array, Array]:
+    def following(state: _State, hidden: Array) -> _State:
         logits = apply(hidden[:, -1], method=model.head)
-        # The argmax of NaN looks like a token. -inf is a label that is ruled out.
-        is_sound = jnp.isfinite(logits.max(axis=-1))
-        if keys is None:
-            return logits.argmax(axis=-1).astype(jnp.int32), is_sound
-        filtered = functools.partial(filter_logits, top_k=draw.top_k, top_p=draw.top_p)
-        logits = _cooled(logits, draw.temperature)
-        if draw.top_k is not None or draw.top_p is not None:  # spares a sort
-            logits = jax.vmap(filtered)(logits)
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-        drawn = jax.vmap(jax.random.categorical)(step_keys, logits)
-        return drawn.astype(jnp.int32), is_sound
-
-    def record(state: _State, token: Array, is_sound: Array) -> _State:
-        write = functools.partial(
-            jax.lax.dynamic_update_slice_in_dim, start_index=state.step, axis=1
-        )
-        new = jnp.where(state.is_done, 0, token)
-        return _State(
-            step=state.step + 1,
-            token=new,
-            is_done=state.is_done | (new[:, None] == eos_ids[None]).any(-1),
-            tokens=write(state.tokens, new[:, None]),
-            mask=write(state.mask, ~state.is_done[:, None]),
-            is_sound=state.is_sound & (is_sound | state.is_done).all(),
-            cache=state.cache,
-        )
+        return _recorded(state, *_next_token(logits, rule, state.step), rule.eos_ids)
 
     def body(state: _State) -> _State:
         hidden, cache = apply(
@@ -306,19 +273,25 @@ def _generate(
             ~state.is_done[:, None],
             method=model.extend,
         )
-        return record(state._replace(cache=cache), *pick(hidden, state.step))
+        return following(state._replace(cache=cache), hidden)
 
     def is_going(state: _State) -> Array:
         return (state.step < max_new_tokens) & ~state.is_done.all()
 
-    batch, length = tokens.shape
+    batch, length = prompts.tokens.shape
     hidden, cache = apply(
-        tokens,
-        mask,
+        prompts.tokens,
+        prompts.mask,
         cache_length=length + max_new_tokens - 1,  # the last token is never read
         method=model.prefill,
     )
-    state = _State(
+    state = following(_start(cache, batch, max_new_tokens), hidden)
+    state = jax.lax.while_loop(is_going, body, state)
+    return Generated(state.tokens, state.mask, state.step), state.is_sound
+
+
+def _start(cache: Cache, batch: int, max_new_tokens: int) -> _State:
+    return _State(
         step=jnp.zeros((), jnp.int32),
         token=jnp.zeros(batch, jnp.int32),
         is_done=jnp.zeros(batch, bool),
@@ -327,9 +300,38 @@ def _generate(
         is_sound=jnp.ones((), bool),
         cache=cache,
     )
-    state = record(state, *pick(hidden, state.step))
-    state = jax.lax.while_loop(is_going, body, state)
-    return Generated(state.tokens, state.mask, state.step), state.is_sound
+
+
+def _next_token(logits: Array, rule: _Rule, step: Array) -> tuple[Array, Array]:
+    """The token of each row by the rule, and whether its logits are numbers."""
+    # The argmax of NaN looks like a token. -inf is a label that is ruled out.
+    is_sound = jnp.isfinite(logits.max(axis=-1))
+    if rule.keys is None:
+        return logits.argmax(axis=-1).astype(jnp.int32), is_sound
+    filtered = functools.partial(filter_logits, top_k=rule.top_k, top_p=rule.top_p)
+    logits = _cooled(logits, rule.temperature)
+    if rule.top_k is not None or rule.top_p is not None:  # spares a sort
+        logits = jax.vmap(filtered)(logits)
+    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rule.keys, step)
+    drawn = jax.vmap(jax.random.categorical)(step_keys, logits)
+    return drawn.astype(jnp.int32), is_sound
+
+
+def _recorded(state: _State, token: Array, is_sound: Array, eos_ids: Array) -> _State:
+    """The state with one more token in each row that is not done."""
+    write = functools.partial(
+        jax.lax.dynamic_update_slice_in_dim, start_index=state.step, axis=1
+    )
+    new = jnp.where(state.is_done, 0, token)
+    return _State(
+        step=state.step + 1,
+        token=new,
+        is_done=state.is_done | (new[:, None] == eos_ids[None]).any(-1),
+        tokens=write(state.tokens, new[:, None]),
+        mask=write(state.mask, ~state.is_done[:, None]),
+        is_sound=state.is_sound & (is_sound | state.is_done).all(),
+        cache=state.cache,
+    )
 
 
 def _cooled(logits: Array, temperature: Array) -> Array:
@@ -354,7 +356,7 @@ def _sound(generated: Generated, is_sound: Array) -> Generated:
 
 def _left_padded(
     model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
-) -> tuple[Array, Array]:
+) -> _Prompts:
     if max_new_tokens < 1:
         raise ValueError(f"`max_new_tokens` must be positive, got {max_new_tokens}.")
     if not prompts or not all(len(prompt) for prompt in prompts):
@@ -385,4 +387,4 @@ def _left_padded(
             f"{tokens.min()} to {tokens.max()}; the first is at `prompts[{row}]"
             f"[{place}]`. Is this the model's tokenizer?"
         )
-    return jnp.asarray(tokens), jnp.asarray(mask)
+    return _Prompts(jnp.asarray(tokens), jnp.asarray(mask))

@@ -99,7 +99,7 @@ def download(
       name: The id of the repository.
       patterns: Patterns of the files that are wanted.
       revision: The branch, tag or commit.
-      kind: A word for what the repository holds.
+      kind: The kind of the repository.
 
     Returns:
       The folder in the cache of `huggingface_hub`.
