@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Array
 
 from ldjax.data.batches import to_sequences
-from ldjax.equation.precision import exact_products
 from ldjax.equation.sequences import Sequences
 from ldjax.linen import logits_fn
 from ldjax.ntk.empirical import empirical_ntk
 from ldjax.ntk.layers import FactoredMap
+from ldjax.precision import exact_products
 from ldjax.watch.probes import Probe
 
 __all__ = [

@@ -9,12 +9,12 @@ import numpy as np
 
 from ldjax import losses
 from ldjax.equation.decompose import StepDecomposition, decompose
-from ldjax.equation.precision import exact_products
 from ldjax.finetune.start import Base
 from ldjax.linen import logits_fn
 from ldjax.ntk import by_group
 from ldjax.ntk.empirical import empirical_ntk
 from ldjax.ntk.layers import FactoredMap
+from ldjax.precision import exact_products
 from ldjax.studies.kernel.texts import Text
 
 __all__ = ["Analysis", "agreements", "analyse", "written_out"]

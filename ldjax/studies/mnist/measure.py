@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldjax import linen, losses
+from ldjax import linen, losses, precision
 from ldjax.data import Images, as_sequences
-from ldjax.equation import precision
 from ldjax.equation.log_probs import log_softmax
 from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import StepComparison, make_pending_step, make_step
