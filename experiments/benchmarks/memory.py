@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,11 @@ import tyro
 from experiments.benchmarks.frame import Options, Page, highest_memory, in_process
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.tokenizers import train_word_level
-from ldjax.finetune import run as finetune
-from ldjax.finetune import setup as finetune_setup
-from ldjax.finetune.budget import Plan, make_plan, plan_memory
+from ldjax.finetune import prepare
+from ldjax.finetune.budget import Plan, Work, fits, make_plan
+from ldjax.finetune.run import finetune
+from ldjax.finetune.settings import Config as FinetuneConfig
+from ldjax.finetune.start import Base
 from ldjax.memory import human_bytes
 from ldjax.models import Pretrained, Transformer, llama_config, save
 from ldjax.theory.claims import Claim
@@ -128,27 +130,27 @@ def measure(folder: Path, loss: str) -> dict[str, int]:
     """Bytes planned and taken."""
     plans: list[Plan] = []
 
-    def planned(config: Any, base: Any, *, max_length: int, num_tracked: int) -> Plan:
-        plan = plan_memory(config, base, max_length=max_length, num_tracked=num_tracked)
+    def planned(base: Base, work: Work) -> Plan:
+        plan = fits(base, work)
         if not plan.parts:  # as if memory mattered, which a run goes by
-            plan = make_plan(config, base, plan.probes, max_length, num_tracked)
+            plan = make_plan(base, work, plan.probes)
         plans.append(plan)
         return plan
 
-    finetune_setup.plan_memory = planned
-    config = finetune.Config(
+    prepare.fits = planned
+    config = FinetuneConfig.of(
         loss=loss,
         data=str(folder / "rows.jsonl"),
         model=str(folder / "model"),
         out=folder / loss,
         cache=folder,
         batch_size=4,
-        epochs=1,
+        epochs=1.0,
         probe_prompts=2,
         tracked=1,
         evaluations=1,
     )
-    finetune.main(config)
+    finetune(config)
     return {"planned": plans[0].total, "measured": highest_memory()}
 
 

@@ -69,13 +69,11 @@ print(describe())
 # %%
 HUB = False
 
-import dataclasses
 from typing import Any
 
-from ldjax.finetune import run as finetune
-from ldjax.finetune.settings import PRESETS_OF_THE_PAPER, Config
-from ldjax.finetune.start import find_start
-from ldjax.runs.folder import open_run
+from ldjax.finetune import Config, finetune
+from ldjax.finetune.prepare import start_of
+from ldjax.finetune.settings import PRESETS_OF_THE_PAPER
 
 settings: dict[str, Any] = {"cache": RUNS / "cache", "smoke": SMOKE, "overwrite": True}
 if HUB:
@@ -84,14 +82,13 @@ else:
     settings |= {"probe_prompts": 20, "tracked": 3}
 if SMOKE:
     settings |= {"one_step": False, "token_maps": 0}
-shared = Config(**settings)
-base = find_start(shared.resolved())
+base = start_of(Config.of(**settings).resolved())
 folder = RUNS / "notebooks" / "dynamics"
 
 # %% [markdown]
 # ## SFT
 #
-# The script prints, for the tracked responses, the change over the whole run
+# The run says, for the tracked responses, the change over the whole run
 # (`measured`), the sum of the predictions (`predicted`) and how well single updates
 # were explained (`signs`: share of updates whose direction was right; `rest/step`: what
 # first order missed of them). Then where the changes come from, and the paper's
@@ -99,9 +96,9 @@ folder = RUNS / "notebooks" / "dynamics"
 # small not all of them have to.
 
 # %%
-sft = dataclasses.replace(shared, out=folder / "sft", model=base)
-finetune.main(sft)
-show(open_run(sft.out).figure_path("curves"))
+sft = finetune(Config.of(**settings | {"out": folder / "sft", "model": base}))
+print(sft)
+show(sft.run.figure_path("curves"))
 
 # %% [markdown]
 # **Look at** these things:
@@ -130,16 +127,10 @@ show(open_run(sft.out).figure_path("curves"))
 # log-prob of the chosen answer up and that of the rejected one down.
 
 # %%
-dpo = dataclasses.replace(
-    shared,
-    out=folder / "dpo",
-    loss="dpo",
-    model="",
-    init=sft.out,
-    initial_from=base,
-)
-finetune.main(dpo)
-run = open_run(dpo.out)
+after_sft = {"loss": "dpo", "init": sft.run.path, "initial_from": base, "model": None}
+dpo = finetune(Config.of(**settings | after_sft | {"out": folder / "dpo"}))
+print(dpo)
+run = dpo.run
 
 # %% [markdown]
 # **Look at** the panels of the margin first: chosen minus rejected grows by some 30
@@ -185,6 +176,6 @@ from IPython.display import FileLink, display
 
 from ldjax.report import write_page
 
-page = write_page([open_run(sft.out), open_run(dpo.out)], folder / "report.html")
+page = write_page([sft.run, dpo.run], folder / "report.html")
 print(f"{page.stat().st_size / 1e6:.1f} MB")
 display(FileLink(os.path.relpath(page)))

@@ -27,12 +27,16 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ldjax.command.options import flat
+
 __all__ = ["Stopped", "expanded", "experiment", "parse", "run", "set_up", "worded"]
 
 #: Seconds that a stopped experiment may take to end, as in the midst of a compilation.
 GRACE = 5.0
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _LIBRARY = Path(__file__).parents[1]
+#: Attribute of an error that came while what was asked for was looked at.
+_REFUSAL = "ldjax_refusal"
 _ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
 
@@ -40,17 +44,18 @@ class Stopped(KeyboardInterrupt):
     """By a signal; `args` is its number."""
 
 
-class _Mistake(Exception):
-    """What is wrong with what was asked for."""
-
-
 @contextlib.contextmanager
 def set_up() -> Iterator[None]:
-    """While what was asked for is looked at: whatever is refused is one line."""
+    """While what was asked for is looked at: whatever is refused is one line.
+
+    The error passes as it is, for one who calls a program as a function; `experiment`
+    knows it again, wherever it comes from.
+    """
     try:
         yield
     except (OSError, ValueError, MemoryError) as error:
-        raise _Mistake(_text(error)) from error
+        setattr(error, _REFUSAL, True)
+        raise
 
 
 def experiment(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,14 +76,12 @@ def experiment(main: Callable[..., Any]) -> Callable[..., Any]:
         names = {*named, *inspect.signature(main).parameters}
         for config in settings:
             if dataclasses.is_dataclass(config):
-                names |= {field.name for field in dataclasses.fields(config)}
+                names |= flat(config).keys()
         try:
             return main(
                 *map(expanded, settings),
                 **{name: _expanded(value) for name, value in named.items()},
             )
-        except _Mistake as mistake:
-            line = str(mistake)
         except Exception as error:
             if not _is_told(error):
                 raise
@@ -133,7 +136,12 @@ def parse(
     import tyro
 
     return tyro.cli(
-        settings, description=description, args=words, prog=called, **options
+        settings,
+        description=description,
+        args=words,
+        prog=called,
+        config=(tyro.conf.OmitArgPrefixes,),
+        **options,
     )
 
 
@@ -144,7 +152,7 @@ def expanded(config: Any) -> Any:
     changed = {
         field.name: new
         for field in dataclasses.fields(config)
-        if (new := _expanded(old := getattr(config, field.name))) is not old
+        if (new := expanded(old := getattr(config, field.name))) is not old
     }
     return dataclasses.replace(config, **changed) if changed else config
 
@@ -258,6 +266,8 @@ def _command(option: str) -> str:
 
 def _is_told(error: Exception) -> bool:
     """Whether an error is made for the user: by ldjax, or by a machine that is full."""
+    if getattr(error, _REFUSAL, False):
+        return True
     if isinstance(error, OSError | MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return not isinstance(error, BrokenPipeError)
     if not isinstance(error, ValueError | FloatingPointError):

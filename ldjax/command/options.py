@@ -1,9 +1,13 @@
-"""What the numbers among a command's options may be, said by the option's name."""
+"""The options of a command: records of them, and what their numbers may be.
+
+Settings may be made of records, such as those that two commands share. On the command
+line, and in `config.json`, the options of all records stand side by side.
+"""
 
 import dataclasses
 import numbers
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 __all__ = [
     "COUNT",
@@ -12,8 +16,10 @@ __all__ = [
     "SHARE",
     "SIZE",
     "Range",
+    "changed",
     "check_numbers",
     "flag",
+    "flat",
     "wrong_numbers",
 ]
 
@@ -57,6 +63,8 @@ SHARE = Range(0, 1)
 #: A finite number above 0 that float32 does not round to it.
 POSITIVE = Range(_TINY, _HUGE, f"positive: between {_TINY:g} and {_HUGE:g}")
 
+Settings = TypeVar("Settings")
+
 _FINITE = Range(words="finite")
 _WHOLE = Range(-_MOST, _MOST)
 
@@ -69,6 +77,68 @@ def flag(name: str) -> str:
       '--batch-size'
     """
     return f"--{name.replace('_', '-')}"
+
+
+def flat(settings: Any) -> dict[str, Any]:
+    """Every option of some settings by its name, those of records inside too.
+
+    Args:
+      settings: A dataclass, some of whose fields may be dataclasses.
+
+    Examples:
+      >>> @dataclasses.dataclass
+      ... class Texts:
+      ...     data: str = "toy"
+      >>> @dataclasses.dataclass
+      ... class Config:
+      ...     texts: Texts = dataclasses.field(default_factory=Texts)
+      ...     seed: int = 0
+      >>> flat(Config())
+      {'data': 'toy', 'seed': 0}
+    """
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        found |= flat(value) if _is_record(value) else {field.name: value}
+    return found
+
+
+def changed(settings: Settings, **options: Any) -> Settings:
+    """The same settings with other values of some options, wherever they stand.
+
+    Args:
+      settings: A dataclass, some of whose fields may be dataclasses.
+      **options: New values, by the names that `flat` gives.
+
+    Raises:
+      TypeError: If there is no such option.
+
+    Examples:
+      >>> @dataclasses.dataclass
+      ... class Texts:
+      ...     data: str = "toy"
+      >>> @dataclasses.dataclass
+      ... class Config:
+      ...     texts: Texts = dataclasses.field(default_factory=Texts)
+      >>> changed(Config(), data="pairs.jsonl").texts.data
+      'pairs.jsonl'
+    """
+    if unknown := options.keys() - flat(settings).keys():
+        kind = type(settings).__name__
+        raise TypeError(f"{kind} has no option {', '.join(sorted(unknown))}")
+    new = {}
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, field.name)
+        if _is_record(value):
+            inside = {k: v for k, v in options.items() if k in flat(value)}
+            new[field.name] = changed(value, **inside)
+        elif field.name in options:
+            new[field.name] = options[field.name]
+    return dataclasses.replace(settings, **new)  # type: ignore[type-var]
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def wrong_numbers(config: Any, ranges: Mapping[str, Range]) -> list[str]:
@@ -110,8 +180,7 @@ def check_numbers(config: Any, ranges: Mapping[str, Range]) -> None:
 
 def _numbers(config: Any) -> Iterator[tuple[str, str, Any]]:
     """Name of the option, key in it (with a space before) and number."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+    for name, value in flat(config).items():
         items = {"": value}
         if isinstance(value, Mapping):
             items = {f" {key}": number for key, number in value.items()}
@@ -119,7 +188,7 @@ def _numbers(config: Any) -> Iterator[tuple[str, str, Any]]:
             items = dict(enumerate(value))
         for key, number in items.items():
             if isinstance(number, numbers.Real) and not isinstance(number, bool):
-                yield field.name, key if isinstance(key, str) else "", number
+                yield name, key if isinstance(key, str) else "", number
 
 
 def _default(number: Any) -> Range:

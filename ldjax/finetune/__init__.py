@@ -1,3 +1,7 @@
-"""A finetuning run with its whole account, from the settings to the page."""
+"""A finetuning run, fully accounted for: `finetune(Config.of(loss="dpo"))`."""
 
-__all__: list[str] = []
+from ldjax.finetune.conclude import FinetunedRun
+from ldjax.finetune.run import finetune
+from ldjax.finetune.settings import Config
+
+__all__ = ["Config", "FinetunedRun", "finetune"]

@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from ldjax import linen
-from ldjax.data.preferences import RESPONSE_TYPES
 from ldjax.equation.log_probs import token_log_probs
 from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import make_step
-from ldjax.finetune.recipes import make_optimizer
-from ldjax.finetune.settings import Config
+from ldjax.finetune.recipes import Recipe, make_optimizer
+from ldjax.finetune.settings import Objective
 from ldjax.finetune.start import Base
-from ldjax.losses import make_loss
 from ldjax.memory import default_limit, human_bytes
 from ldjax.models import Transformer, is_adapter
 from ldjax.ntk.cost import peak_bytes
@@ -25,10 +23,11 @@ from ldjax.theory.quantities import token_quantities
 __all__ = [
     "MOST_PROBES",
     "Plan",
+    "Work",
     "account_options",
+    "fits",
     "make_plan",
     "map_sizes",
-    "plan_memory",
 ]
 
 #: Probes at a time where memory is no matter.
@@ -50,6 +49,26 @@ _PROCESS, _PROCESS_PER_BLOCK = int(1.1e9), int(30e6)
 # Tracing takes a fifth of a second for each block. Deeper models are traced at these
 # depths: each further block adds as much as the last ones did.
 _TRACED_DEPTHS = (4, 6)
+
+
+class Work(NamedTuple):
+    """What a run computes.
+
+    Attributes:
+      objective: What is made smaller.
+      recipe: The optimizer, and how many rows an update has.
+      max_length: Length of the longest prompt and response, in tokens.
+      num_tracked: Responses that are accounted for at every update.
+      watched: Responses that are observed together, where there are few.
+      has_sampler: Whether `chosen_initial` is sampled from another model.
+    """
+
+    objective: Objective
+    recipe: Recipe
+    max_length: int
+    num_tracked: int
+    watched: int | None = None
+    has_sampler: bool = False
 
 
 class Plan(NamedTuple):
@@ -87,51 +106,41 @@ def account_options(base: Base) -> dict[str, Any]:
     return options | ({"where": is_adapter} if base.is_adapted else {})
 
 
-def plan_memory(
-    config: Config, base: Base, *, max_length: int, num_tracked: int
-) -> Plan:
+def fits(base: Base, work: Work) -> Plan:
     """What a run takes, with as many probes at a time as fit.
 
     Args:
-      config: The settings.
       base: The model; of its parameters only the shapes are read.
-      max_length: Of the longest prompt and response, in tokens.
-      num_tracked: Responses that are accounted for at every update.
+      work: What is computed.
 
     Raises:
       MemoryError: If it does not fit, with the numbers and what to do.
     """
     limit = default_limit()
     parameters = _bytes(base.params)
-    logits = 4 * base.model.config.vocab_size * (max_length - 1)
-    logits *= max(MOST_PROBES, num_tracked)
+    logits = 4 * base.model.config.vocab_size * (work.max_length - 1)
+    logits *= max(MOST_PROBES, work.num_tracked)
     if _process_bytes(base) + _COPIES * (parameters + logits) < limit:
         return Plan({}, MOST_PROBES)
-
-    def plan(probes: int) -> Plan:
-        return make_plan(config, base, probes, max_length, num_tracked)
-
     # If not even one at a time fits, that is said before all others are tried.
-    watched = config.probe_prompts * len(RESPONSE_TYPES)
-    most_probes = MOST_PROBES if config.observe_all else min(MOST_PROBES, watched)
-    most, least = plan(most_probes), None
-    if most.total > limit and (least := plan(1)).total > limit:
+    most_probes = (
+        MOST_PROBES if work.watched is None else min(MOST_PROBES, work.watched)
+    )
+    most, least = make_plan(base, work, most_probes), None
+    if most.total > limit and (least := make_plan(base, work, 1)).total > limit:
         raise MemoryError(
             f"the run does not fit: {least}; there are {human_bytes(limit)} to use. "
             "Choose a smaller --model, --batch-size or --max-length, adapters "
             "(--lora-rank), or an --optimizer without moments (sgd)"
         )
     while most.total > limit:
-        most = plan(most.probes // 2)
+        most = make_plan(base, work, most.probes // 2)
     return most
 
 
-def make_plan(
-    config: Config, base: Base, probes: int, max_length: int, num_tracked: int
-) -> Plan:
+def make_plan(base: Base, work: Work, probes: int) -> Plan:
     """What a run takes with so many probes at a time, whatever there is to use."""
-    parts = _parts(config, base, max_length, num_tracked, probes)
-    return Plan(parts, probes, _process_bytes(base))
+    return Plan(_parts(base, work, probes), probes, _process_bytes(base))
 
 
 def _process_bytes(base: Base) -> int:
@@ -147,20 +156,17 @@ def map_sizes(plan: Plan) -> dict[str, int]:
     return {"batch_size": 64, "kept_bytes": min(2**30, default_limit() // 8)}
 
 
-def _parts(
-    config: Config, base: Base, max_length: int, num_tracked: int, probes: int
-) -> dict[str, int]:
+def _parts(base: Base, work: Work, probes: int) -> dict[str, int]:
     """Bytes by what they are for; of deep models as few blocks are traced."""
     model = base.model.config
-    sizes = max_length, num_tracked, probes
-    init, _ = _make_step(config, base, probes)
+    init, _ = _make_step(base, work, probes)
     state = jax.eval_shape(init, base.params)
     kept = {"parameters": _bytes(state.params), "optimizer": _bytes(state.opt_state)}
     low, high = _TRACED_DEPTHS
     if model.num_layers <= high:
-        passing = _passing(config, base, *sizes)
+        passing = _passing(base, work, probes)
     else:
-        few, more = (_passing(config, _cut(base, n), *sizes) for n in (low, high))
+        few, more = (_passing(_cut(base, n), work, probes) for n in (low, high))
         each = {name: (more[name] - few[name]) / (high - low) for name in few}
         deeper = model.num_layers - high
         passing = {name: math.ceil(more[name] + deeper * each[name]) for name in few}
@@ -168,18 +174,16 @@ def _parts(
     passing["an observation"] += 2 * kept["parameters"] + kept["optimizer"]
     # Keys and values, and the model that is sampled from, if it is another.
     keys = model.num_layers * model.num_kv_heads * model.head_dim
-    other = bool(config.initial_from) * kept["parameters"]
-    return kept | passing | {"sampling": 8 * probes * max_length * keys + other}
+    other = work.has_sampler * kept["parameters"]
+    return kept | passing | {"sampling": 8 * probes * work.max_length * keys + other}
 
 
-def _passing(
-    config: Config, base: Base, max_length: int, num_tracked: int, probes: int
-) -> dict[str, int]:
+def _passing(base: Base, work: Work, probes: int) -> dict[str, int]:
     """What an update and an observation take while they are computed."""
-    length = max_length - 1
-    init, step = _make_step(config, base, probes)
+    length = work.max_length - 1
+    init, step = _make_step(base, work, probes)
     state = jax.eval_shape(init, base.params)
-    update, watched = _update(config, length), _sequences(num_tracked, length)
+    update, watched = _update(work, length), _sequences(work.num_tracked, length)
     watch_fn = linen.apply_fn(base.model)
 
     def look(params: Any, batch: Sequences) -> Any:
@@ -204,11 +208,11 @@ def _passing(
     }
 
 
-def _make_step(config: Config, base: Base, probes: int) -> Any:
+def _make_step(base: Base, work: Work, probes: int) -> Any:
     return make_step(
         linen.apply_fn(base.trained_model),
-        make_loss(config.loss, **config.coefficients),
-        make_optimizer(config.as_recipe()),
+        work.objective.loss_fn,
+        make_optimizer(work.recipe),
         probe_batch_size=probes,
         **account_options(base),
     )
@@ -228,15 +232,16 @@ def _cut(base: Base, num_layers: int) -> Base:
     )
 
 
-def _update(config: Config, length: int) -> Any:
+def _update(work: Work, length: int) -> Any:
     """Shapes of a batch."""
-    side: Any = _sequences(config.batch_size, length)
-    number: Any = jax.ShapeDtypeStruct((config.batch_size,), jnp.float32)
-    if config.named_loss.trains_on == "samples":
+    rows, objective = work.recipe.batch_size, work.objective
+    side: Any = _sequences(rows, length)
+    number: Any = jax.ShapeDtypeStruct((rows,), jnp.float32)
+    if objective.named.trains_on == "samples":
         side = side._replace(advantages=number, old_log_probs=number)
-    elif config.named_loss.has_reference:
+    elif objective.named.has_reference:
         side = side._replace(reference=number)
-    return {"chosen": side, "rejected": side} if config.has_pairs else side
+    return {"chosen": side, "rejected": side} if objective.has_pairs else side
 
 
 def _sequences(rows: int, length: int) -> Sequences:

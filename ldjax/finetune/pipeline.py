@@ -15,26 +15,24 @@ Exit status 1 if a claim of a stage does not hold.
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ldjax import command
-from ldjax.command.options import POSITIVE, check_numbers
+from ldjax.command.options import POSITIVE, changed, check_numbers, flat
 from ldjax.data.response_types import RESPONSE_TYPES
-from ldjax.finetune import run as finetune
-from ldjax.finetune.settings import PRESETS_OF_THE_PAPER, from_command_line
-from ldjax.finetune.settings import Config as StageConfig
-from ldjax.finetune.setup import check_fits, load_data
-from ldjax.finetune.start import find_start
+from ldjax.finetune import settings as options
+from ldjax.finetune.prepare import check_fits, read_texts, start_of
+from ldjax.finetune.run import FinetunedRun, finetune
+from ldjax.finetune.settings import from_command_line, kept
 from ldjax.models import PRESETS as MODELS
 from ldjax.report import write_page
 from ldjax.report.words import named, told
-from ldjax.runs.folder import Run, open_run, start_run
+from ldjax.runs.folder import start_run
 from ldjax.runs.sinks import SinkName
 
-_RANGES = {
-    "sft_epochs": POSITIVE._replace(also=(0,)),
-    "dpo_epochs": POSITIVE._replace(also=(0,)),
-}
+__all__ = ["Config", "main", "parse"]
+
+_RANGES = {"sft_epochs": POSITIVE, "dpo_epochs": POSITIVE}
 STAGES = ("sft", "dpo_after_sft", "dpo_from_base")
 TITLES = {
     "sft": "SFT on the chosen answers",
@@ -49,50 +47,19 @@ class Config:
 
     out: Path = Path("runs/pipeline")
     """Folder to write; each stage has a run folder in it."""
-    data: str = "toy"
-    """`toy`, a file of JSON lines, or `hh-helpful-base` (see `finetune.py`)."""
-    max_rows: int = 0
-    """Rows of the file that are used, the first ones; all if 0."""
-    test_data: Path | None = None
-    """File of held-out prompts to watch; the toy world has its own."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """Stop at a bad row of a file, or leave it out and count it."""
-    blank: Literal["bad", "keep"] = "bad"
-    """What a blank chosen or rejected response is."""
-    special_tokens: Literal["auto", "read", "text"] = "auto"
-    """What special tokens that a text spells are (see `finetune.py`)."""
-    world: str = "demo"
-    """Preset of the toy world: demo, small or paper."""
-    model: str = ""
-    """What to start from: the size of a base model, a folder or an id on the hub (see
-    `finetune.py`); by default toy for the toy world, 0.4M for a file."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation of updates; all that is watched is float32."""
-    preset: Literal["", "pythia-410m", "qwen1.5-0.5b"] = ""
-    """The paper's runs: model and data from the hub, its optimizer, bfloat16 (see
-    `finetune.py`)."""
-    sft_epochs: float = 0.0
-    """Passes of SFT over the training prompts, instead of the recipe's, if not 0."""
-    dpo_epochs: float = 0.0
-    """Passes of DPO, instead of the recipe's, if not 0."""
-    probe_prompts: int = 40
-    """Trained prompts whose responses are observed; and half as many held-out ones."""
-    observe_all: bool = False
-    """Observe every prompt as well, at the start and at the end of a stage."""
-    one_step: bool = True
-    """With each observation, also predict and measure what the update that follows does
-    to every observed response; three times the cost of observing."""
-    tracked: int = 8
-    """Prompts whose responses are accounted for at every update."""
-    token_maps: int = 2
-    """Updates of a stage of which is recorded what each of their tokens did to each
-    tracked token."""
-    evaluations: int = 20
-    """Observations of a stage in equal intervals, besides that at the start."""
-    max_length: int = 512
-    """Of prompt and response together, in tokens."""
-    max_prompt_length: int = 0
-    """Of a prompt that has to be cut, in tokens (see `finetune.py`)."""
+    texts: options.Texts = dataclasses.field(default_factory=options.Texts)
+    model: options.Model = dataclasses.field(default_factory=options.Model)
+    preset: options.PresetName | None = None
+    """A run of the paper: its model from the hub, Anthropic-HH helpful-base, its
+    optimizer, in bfloat16; fits one GPU of 80 GB. Sets the defaults of other options,
+    which `--help` behind it shows."""
+    optimizer: options.Optimizer = dataclasses.field(default_factory=options.Optimizer)
+    sft_epochs: float | None = None
+    """Passes of SFT over the training prompts, instead of those of every stage."""
+    dpo_epochs: float | None = None
+    """Passes of DPO, instead of those of every stage."""
+    tokens: options.Tokens = dataclasses.field(default_factory=options.Tokens)
+    watch: options.Watch = dataclasses.field(default_factory=options.Watch)
     cache: Path = Path("runs/cache")
     """Where base models, reference log-probs and compiled functions are kept."""
     log: tuple[SinkName, ...] = ()
@@ -107,16 +74,31 @@ class Config:
     smoke: bool = False
     """The whole path at tiny size: checks identities and files, not the claims."""
 
-    def stage(self, **changes: Any) -> StageConfig:
+    @classmethod
+    def of(cls, **given: Any) -> "Config":
+        """Settings from options by their names on the command line."""
+        return changed(cls(), **given)
+
+    def stage(self, loss: str, **given: Any) -> options.Config:
         """The settings of a stage."""
-        names = {field.name for field in dataclasses.fields(StageConfig)}
-        preset = PRESETS_OF_THE_PAPER[self.preset] if self.preset else {}
-        shared = {
-            name: value
-            for name, value in dataclasses.asdict(self).items()
-            if name in names - {"out", "resume", "overwrite"}
-        }
-        return StageConfig(**(preset | shared | changes), resume=True)
+        epochs = self.sft_epochs if loss == "sft" else self.dpo_epochs
+        stage = options.Config(
+            objective=options.Objective(loss),
+            texts=self.texts,
+            model=self.model,
+            preset=self.preset,
+            optimizer=self.optimizer,
+            tokens=self.tokens,
+            watch=self.watch,
+            cache=self.cache,
+            log=self.log,
+            seed=self.seed,
+            resume=True,
+            smoke=self.smoke,
+        )
+        if epochs is not None:
+            given["epochs"] = epochs
+        return changed(stage, **given)
 
 
 @command.experiment
@@ -124,61 +106,71 @@ def main(config: Config) -> int:
     """Run the stages; the exit status."""
     with command.set_up():
         check_numbers(config, _RANGES)
-        stage = config.stage(loss="dpo").resolved()
+        stage = config.stage("dpo").resolved()
         stage.check()
         if config.resume and config.overwrite:
             raise ValueError("--resume and --overwrite contradict each other")
         # A bad row is found before a base is pretrained, and a model that is not there
         # or too large before anything is written.
-        data = load_data(stage)
-        if stage.model not in MODELS:
+        texts, model = read_texts(stage), stage.model.model
+        if model is not None and model not in MODELS:
             for loss in ("sft", "dpo"):
-                check_fits(config.stage(loss=loss).resolved(), data, stage.model)
+                check_fits(config.stage(loss).resolved(), texts, model)
         run = start_run(
             config.out,
-            dataclasses.asdict(config),
+            all_settings(config),
             resume=config.resume,
             overwrite=config.overwrite,
             free=("out", "resume", "overwrite", "cache", "log"),
         )
-        base = find_start(config.stage().resolved())
+        base = start_of(config.stage("sft").resolved())
     sft, dpo_after_sft, dpo_from_base = (run.path / name for name in STAGES)
+    # After SFT of adapters these are trained on.
+    from_sft = {"model": None, "init": sft, "initial_from": base}
+    from_sft |= {"lora_rank": None, "lora_alpha": None, "lora_targets": ()}
     stages = {
-        "sft": config.stage(out=sft, model=base, epochs=config.sft_epochs),
-        "dpo_after_sft": config.stage(
-            out=dpo_after_sft,
-            loss="dpo",
-            model="",
-            init=sft,
-            initial_from=base,
-            epochs=config.dpo_epochs,
-        ),
-        "dpo_from_base": config.stage(
-            out=dpo_from_base, loss="dpo", model=base, epochs=config.dpo_epochs
-        ),
+        "sft": config.stage("sft", out=sft, model=base),
+        "dpo_after_sft": config.stage("dpo", out=dpo_after_sft, **from_sft),
+        "dpo_from_base": config.stage("dpo", out=dpo_from_base, model=base),
     }
-    statuses = {}
+    runs = {}
     for name, stage in stages.items():
         print(f"\n=== {TITLES[name]} ===", flush=True)
-        statuses[name] = finetune.main(stage)
-    runs = {name: open_run(run.path / name) for name in STAGES}
+        runs[name] = finetune(stage, tell=functools.partial(print, flush=True))
+        print(runs[name], flush=True)
     run.write_summary(
         {
             "stages": {name: stage.summary for name, stage in runs.items()},
             "base": base,
         }
     )
-    page = write_page([*runs.values()], run.path / "report.html")
+    page = write_page([each.run for each in runs.values()], run.path / "report.html")
     print("\n".join(["", *what_happened(runs), "", "run folders:"]))
-    print("\n".join(str(stage.path) for stage in runs.values()))
+    print("\n".join(str(each.run.path) for each in runs.values()))
     print(f"\nthe report, for a browser: {page}")
-    failed = [TITLES[name] for name, status in statuses.items() if status]
+    failed = [TITLES[name] for name, each in runs.items() if not each.holds]
     if failed:
         print(f"\nClaims that do not hold in: {', '.join(failed)}.")
     return 1 if failed else 0
 
 
-def what_happened(runs: dict[str, Run]) -> list[str]:
+#: Options that came later: a pipeline that was begun without them goes on.
+_LATER = {
+    *flat(options.Optimizer()),
+    *("keep", "leading_space", "document_start"),
+    *("lora_rank", "lora_alpha", "lora_targets"),
+}
+
+
+def all_settings(config: Config) -> dict[str, Any]:
+    """What `config.json` says of the pipeline: of later options only what is said."""
+    preset = options.PRESETS_OF_THE_PAPER.get(config.preset or "", {})
+    default = flat(Config.of(**preset))
+    unsaid = {name for name in _LATER if flat(config)[name] == default[name]}
+    return {name: value for name, value in kept(config).items() if name not in unsaid}
+
+
+def what_happened(runs: dict[str, FinetunedRun]) -> list[str]:
     """What each stage did to each type of response, in plain language."""
     changes = {name: run.summary["changes"]["train"] for name, run in runs.items()}
     lines = ["What happened to the responses to trained prompts (mean change in nats):"]

@@ -19,7 +19,7 @@ class Recipe(NamedTuple):
       batch_size: Examples (or pairs) of an update.
       epochs: Passes over the training examples.
       warmup_steps: Updates over which the learning rate rises linearly.
-      clip: Largest norm of the gradient; infinite for none.
+      clip: Largest norm of the gradient; 0 or infinite for none.
     """
 
     optimizer: OptimizerName
@@ -59,9 +59,10 @@ OPTIMIZERS = {
 
 
 def make_clip(norm: float) -> optax.GradientTransformation:
-    """A clip of the gradient at a norm, which may be infinite."""
+    """A clip of the gradient at a norm; none at 0 or infinity."""
     # Not a clip at infinity, whose other branch multiplies by it: 0 inf is no number.
-    return optax.identity() if math.isinf(norm) else optax.clip_by_global_norm(norm)
+    is_none = not norm or math.isinf(norm)
+    return optax.identity() if is_none else optax.clip_by_global_norm(norm)
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:

@@ -1,195 +1,21 @@
-"""What a model is finetuned on and watched with: rows of texts, as token ids."""
+"""What a model is trained on: batches of rows, with all that the loss needs of them."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldjax.command.options import COUNT
 from ldjax.data.batches import Example, bucket_length, to_sequences
-from ldjax.data.drawn import DrawnText
-from ldjax.data.preferences import PreferenceRow, Preferences, read_preferences
-from ldjax.data.responses import RowExamples, count_cuts, count_notes, fill_types
-from ldjax.data.world.world import World
-from ldjax.equation.sequences import ApplyFn, LossFn, Sequences, is_sequences
-from ldjax.finetune.start import Base
-from ldjax.models.decoder.sampling import generate_sampled
+from ldjax.data.preferences import PreferenceRow
+from ldjax.data.responses import count_cuts, count_notes
+from ldjax.equation.sequences import ApplyFn, Sequences, is_sequences
+from ldjax.finetune.texts import Encoder
 from ldjax.models.decoder.scoring import make_score_fn
-from ldjax.models.hub.files import download
-from ldjax.watch.probes import Probe
-from ldjax.watch.record import row_name
 
-# The tokenisation protocol of a run: `to_examples` with everything but the row, of
-# which a keyword may be given anew.
-Encoder = Callable[..., RowExamples]
-
-__all__ = [
-    "Data",
-    "Encoder",
-    "add_initial",
-    "cropped",
-    "file_data",
-    "hub_data",
-    "make_probes",
-    "summed_over_sides",
-    "told_of",
-    "toy_data",
-    "training_rows",
-    "with_advantages",
-]
-
-
-class Data(NamedTuple):
-    """Rows by set, and an account of how they were read.
-
-    Attributes:
-      train: Rows to train on, and to watch as the set `train` (the paper's D_prob).
-      test: Rows that are watched only, as the set `test` (D_probtest).
-      summary: For `summary.json`.
-    """
-
-    train: list[PreferenceRow]
-    test: list[PreferenceRow]
-    summary: dict[str, Any]
-
-
-def toy_data(world: World) -> Data:
-    """The rows of a toy world."""
-
-    def rows(name: str, dicts: Sequence[dict[str, str]]) -> list[PreferenceRow]:
-        return [
-            PreferenceRow(
-                content["prompt"],
-                {type_: text for type_, text in content.items() if type_ != "prompt"},
-                f"{name}:{number}",
-            )
-            for number, content in enumerate(dicts, 1)
-        ]
-
-    train, test = rows("train", world.train), rows("test", world.test)
-    return Data(train, test, {"num_train": len(train), "num_test": len(test)})
-
-
-def hub_data() -> tuple[Path, Path]:
-    """Anthropic's helpful-base pairs, training and test, from the hub or its cache."""
-    files = [f"helpful-base/{name}.jsonl.gz" for name in ("train", "test")]
-    try:
-        folder = download("Anthropic/hh-rlhf", patterns=files, kind="dataset")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}\nThey are --data FOLDER/{files[0]} --test-data FOLDER/{files[1]}"
-        ) from error
-    train, test = (folder / file for file in files)
-    return train, test
-
-
-def file_data(
-    train: Path,
-    test: Path | None,
-    *,
-    max_rows: int,
-    required: Sequence[str],
-    on_bad_row: Literal["error", "skip"],
-    blank: Literal["bad", "keep"],
-    seed: int,
-) -> Data:
-    """The rows of files, with the types that can be made from others filled in.
-
-    Args:
-      train: File to train on.
-      test: File that is watched only.
-      max_rows: Training rows that are used, the first ones; all if 0.
-      required: Responses that a row must have.
-      on_bad_row: As in `read_preferences`.
-      blank: Likewise.
-      seed: Of what is drawn.
-    """
-
-    def read(path: Path) -> Preferences:
-        return read_preferences(
-            path, required=required, on_bad_row=on_bad_row, blank=blank
-        )
-
-    found = read(train)
-    held_out = None if test is None else read(test)
-    unseen = [] if held_out is None else held_out.rows
-    summary = {"train": found.summary()}
-    if held_out is not None:
-        summary["test"] = held_out.summary()
-    rows = found.rows[: max_rows or None]
-    rows = fill_types(rows, seed=seed, unseen=unseen)
-    summary["left_out"] = _left_out(rows, has_unseen=bool(unseen))
-    return Data(rows, unseen, summary)
-
-
-def _left_out(rows: Sequence[PreferenceRow], *, has_unseen: bool) -> dict[str, int]:
-    """Of how many rows a type could not be made (see `fill_types`)."""
-    made = ["irr_train", "random_permute"]
-    if has_unseen:
-        made += ["irr_test", "random_nonhum"]
-    lacking = {type_: sum(type_ not in row.responses for row in rows) for type_ in made}
-    return {type_: count for type_, count in lacking.items() if count}
-
-
-def add_initial(
-    rows: Sequence[PreferenceRow],
-    base: Base,
-    encode: Encoder,
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-) -> list[PreferenceRow]:
-    """Rows with `chosen_initial`, sampled from the model where they lack it.
-
-    The samples keep the ids that were drawn, and end where the model ends them.
-    """
-    lacking = [row for row in rows if "chosen_initial" not in row.responses]
-    if not lacking:
-        return list(rows)
-    prompts = [
-        list(encode(row, tokenizer=base.tokenizer).examples["chosen"].prompt_ids)
-        for row in lacking
-    ]
-    # A key for each row: what it gets does not depend on how many are drawn at a time.
-    rows_of = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    keys = rows_of(jax.random.key(seed), jnp.arange(len(prompts)))
-    texts: list[DrawnText] = []
-    for start in range(0, len(prompts), batch_size):
-        drawn = generate_sampled(
-            base.model,
-            base.params,
-            prompts[start : start + batch_size],
-            key=keys[start : start + batch_size],
-            max_new_tokens=max_new_tokens,
-            eos_id=base.tokenizer.end_ids,
-        )
-        texts += [DrawnText(ids, base.tokenizer) for ids in drawn.responses()]
-    sampled = iter(texts)
-    return [
-        row
-        if "chosen_initial" in row.responses
-        else row._replace(responses=row.responses | {"chosen_initial": next(sampled)})
-        for row in rows
-    ]
-
-
-def make_probes(
-    set_name: str,
-    rows: Sequence[PreferenceRow],
-    places: Sequence[int],
-    encode: Encoder,
-    types: Sequence[str],
-) -> list[Probe]:
-    """The probes of some rows; a row's name is its place in the file."""
-    return [
-        Probe(row_name(set_name, place), type_, example)
-        for place in places
-        for type_, example in encode(rows[place]).examples.items()
-        if type_ in types
-    ]
+__all__ = ["count_steps", "cropped", "told_of", "training_rows", "with_advantages"]
 
 
 def training_rows(
@@ -236,6 +62,26 @@ def told_of(counts: dict[str, int]) -> str:
     return "".join(f"\nnote: {n} ({count:,} prompts)" for n, count in notes.items())
 
 
+def count_steps(num_rows: int, *, batch_size: int, epochs: float) -> int:
+    """The updates of a run.
+
+    Raises:
+      ValueError: If there are no rows for one, or more of them than can be counted.
+    """
+    if batch_size > num_rows:
+        raise ValueError(
+            f"--batch-size must be at most the number of training examples, {num_rows},"
+            f" got {batch_size}"
+        )
+    num_steps = max(1, round(epochs * (num_rows // batch_size)))
+    if num_steps > COUNT.most:
+        raise ValueError(
+            f"--epochs {epochs:g} of {num_rows} examples are {num_steps:.3g} "
+            f"updates; there can be at most {COUNT.most:g}"
+        )
+    return num_steps
+
+
 #: What the preference of a pair is worth to a policy gradient.
 _ADVANTAGES = {"chosen": 1.0, "rejected": -1.0}
 
@@ -257,15 +103,6 @@ def with_advantages(
         return side._replace(advantages=worth, old_log_probs=old)
 
     return {name: sample(rows[name], worth) for name, worth in _ADVANTAGES.items()}
-
-
-def summed_over_sides(loss_fn: LossFn) -> LossFn:
-    """A loss of samples on a batch with sides."""
-
-    def total(logits: Any, batch: Any) -> Any:
-        return sum(loss_fn(logits[side], batch[side]) for side in batch)
-
-    return total
 
 
 def cropped(batch_fn: Callable[[int], Any]) -> Callable[[int], Any]:

@@ -1,21 +1,48 @@
-"""The settings of a finetuning run."""
+"""The settings of a finetuning run: records of options, whose defaults are None.
+
+A default that depends on others is filled in by `Config.resolved`. On the command line
+the options of all records stand side by side, and so they do in `config.json`.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ldjax import command
-from ldjax.command.options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
+from ldjax.command.options import (
+    COUNT,
+    POSITIVE,
+    SEED,
+    SIZE,
+    Range,
+    changed,
+    flat,
+    wrong_numbers,
+)
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.world.world import PRESETS as WORLDS
+from ldjax.equation.sequences import LossFn
 from ldjax.finetune.recipes import RECIPES, OptimizerName, Recipe
 from ldjax.losses import LOSSES, NamedLoss, make_loss
 from ldjax.models import PRESETS as MODELS
 from ldjax.models.decoder.low_rank import Target
 from ldjax.runs.sinks import SinkName, check_sinks
 
-__all__ = ["HUB_DATA", "PRESETS_OF_THE_PAPER", "Config", "from_command_line"]
+__all__ = [
+    "HUB_DATA",
+    "PRESETS_OF_THE_PAPER",
+    "Config",
+    "Model",
+    "Objective",
+    "Optimizer",
+    "PresetName",
+    "Texts",
+    "Tokens",
+    "Watch",
+    "from_command_line",
+    "kept",
+]
 
 #: Anthropic's pairs, downloaded when they are asked for.
 HUB_DATA = "hh-helpful-base"
@@ -33,29 +60,44 @@ _PAPER: dict[str, Any] = {
     "leading_space": "raw",
     "tracked": 1,
 }
-#: The paper's runs that fit one GPU of 80 GB.
+#: The paper's runs that fit one GPU of 80 GB, as options.
 PRESETS_OF_THE_PAPER: dict[str, dict[str, Any]] = {
     "pythia-410m": {"model": "EleutherAI/pythia-410m", **_PAPER},
     "qwen1.5-0.5b": {"model": "Qwen/Qwen1.5-0.5B", **_PAPER},
 }
+PresetName = Literal["pythia-410m", "qwen1.5-0.5b"]
 
 _RANGES = {
-    "max_rows": SIZE,
-    "lora_rank": SIZE,
-    "lora_alpha": POSITIVE._replace(also=(0,)),
+    "max_rows": COUNT,
+    "lora_rank": COUNT,
+    "lora_alpha": POSITIVE,
     "learning_rate": POSITIVE,
     "batch_size": COUNT,
     "epochs": POSITIVE,
     "warmup_steps": SIZE,
-    "clip": POSITIVE._replace(most=float("inf"), words="positive; inf for none"),
+    "clip": Range(0, float("inf"), "positive; 0 or inf for none"),
     "probe_prompts": COUNT,
     "tracked": COUNT,
     "token_maps": SIZE,
     "evaluations": COUNT,
     "max_length": Range(2, COUNT.most, "at least 2"),
-    "max_prompt_length": SIZE,
+    "max_prompt_length": COUNT,
     "checkpoint_every": COUNT,
     "seed": SEED,
+}
+
+#: What `config.json` has for an option that is not said, as in runs made before.
+_UNSAID: dict[str, Any] = {
+    "max_rows": 0,
+    "model": "",
+    "lora_rank": 0,
+    "lora_alpha": 0.0,
+    "preset": "",
+    "max_prompt_length": 0,
+    "initial_from": "",
+    "steps": 0,
+    "sft_epochs": 0.0,
+    "dpo_epochs": 0.0,
 }
 
 
@@ -68,31 +110,32 @@ def from_command_line(
     """The settings of a command; with `--preset` its values are the defaults.
 
     Args:
-      config_type: A dataclass with a field `preset`.
-      description: Of the command.
-      words: As in `ldjax.command.parse`.
-      called: Likewise.
+      config_type: A dataclass with an option `preset`, and `of` as that of `Config`.
+      description: What the command does.
+      words: What was given; by default to this process.
+      called: What the user typed to start it, for the help.
     """
     given = command.parse(config_type, description, words, called)
     if not given.preset:
         return given
-    names = {field.name for field in dataclasses.fields(config_type)}
-    preset = {
-        name: value
-        for name, value in PRESETS_OF_THE_PAPER[given.preset].items()
-        # Another start is given.
-        if name in names and not (name == "model" and getattr(given, "init", None))
-    }
-    default = config_type(**preset)
+    preset = dict(PRESETS_OF_THE_PAPER[given.preset])
+    if getattr(given, "init", None):  # another start is given
+        del preset["model"]
+    default = config_type.of(**preset)
     return command.parse(config_type, description, words, called, default=default)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Finetune a language model, with an exact account of every response."""
+def kept(settings: Any) -> dict[str, Any]:
+    """The options of some settings, as `config.json` has them."""
+    options = flat(settings)
+    unsaid = {k: v for k, v in _UNSAID.items() if k in options and options[k] is None}
+    return options | unsaid
 
-    out: Path = Path("runs/finetune")
-    """Run folder to write."""
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is made smaller."""
+
     loss: str = "sft"
     """Of responses: sft, gradient_ascent, unlikelihood. Of pairs of a chosen and a
     rejected response: dpo (TRL: sigmoid), cdpo, spin, reference_free, ipo, hinge, slic,
@@ -104,11 +147,46 @@ class Config:
     target: tuple[str, ...] = ("chosen",)
     """Response types that a loss of responses trains on; `--target chosen rejected` is
     the paper's extended SFT, `--loss unlikelihood --target rejected` unlearning."""
+
+    @property
+    def named(self) -> NamedLoss:
+        """The loss, and what it is trained on."""
+        if self.loss not in LOSSES:
+            raise ValueError(f"--loss must be one of {', '.join(LOSSES)}")
+        return LOSSES[self.loss]
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether it is trained on both sides of each pair."""
+        return self.named.trains_on != "responses"
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The response types that a row must have."""
+        return ("chosen", *self.target, *(["rejected"] if self.has_pairs else []))
+
+    @property
+    def loss_fn(self) -> LossFn:
+        """`(logits, batch) -> scalar`; that of samples is summed over its sides."""
+        loss_fn = make_loss(self.loss, **self.coefficients)
+        if self.named.trains_on != "samples":
+            return loss_fn
+
+        def total(logits: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+            return sum(loss_fn(logits[side], batch[side]) for side in batch)
+
+        return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """What is read."""
+
     data: str = "toy"
     """`toy`; a file of JSON lines (see `ldjax.data.preferences`), also with .gz; or
     `hh-helpful-base`, Anthropic's pairs from the hub."""
-    max_rows: int = 0
-    """Rows of the file that are used, the first ones; all if 0."""
+    max_rows: int | None = None
+    """Rows of the file that are used, the first ones; by default all."""
     test_data: Path | None = None
     """File of held-out prompts to watch; the toy world has its own."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -117,47 +195,87 @@ class Config:
     """What a blank chosen or rejected response is."""
     world: str = "demo"
     """Preset of the toy world: demo, small or paper."""
-    model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is trained."""
+
+    model: str | None = None
     """What to start from: the size of a base model to pretrain (0.1M, 0.4M, 1M, 4M,
     toy), the folder of a model or adapters in the layout of Hugging Face (GPT-2,
     GPT-NeoX, Qwen2, Llama), the id of one on the hub such as EleutherAI/pythia-410m, or
     the folder of a run. By default toy for the toy world, 0.4M for a file, whose
     prompts it is pretrained on. It is also the reference, where the loss has one."""
-    init: Path | None = None
-    """Run folder of `pretrain.py` or `finetune.py` to start from, instead of
-    `--model`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation of updates; parameters, and all that is watched, are float32.
     (Differences of log-probs by one update are far below bfloat16's rounding.)"""
-    lora_rank: int = 0
-    """Train fresh low-rank adapters of this rank only, if not 0. A model that has
-    adapters is trained in these alone without it."""
-    lora_alpha: float = 0.0
-    """Adapters are multiplied by this over the rank; by default the rank, if 0."""
+    lora_rank: int | None = None
+    """Train fresh low-rank adapters of this rank only. A model that has adapters is
+    trained in these alone without it."""
+    lora_alpha: float | None = None
+    """Adapters are multiplied by this over the rank; by default the rank."""
     lora_targets: tuple[Target, ...] = ()
     """Matrices that have one: qkv (one adapter for the three), out, up, down in GPT-2
     and GPT-NeoX; query, key, value, out, gate, up, down in Llama and Qwen2. By default
     PEFT's: qkv, or query and value."""
-    preset: Literal["", "pythia-410m", "qwen1.5-0.5b"] = ""
-    """A run of the paper: its model from the hub, Anthropic-HH helpful-base, its
-    optimizer, in bfloat16; fits one GPU of 80 GB. Sets the defaults of other options,
-    which `--help` behind it shows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How it is trained."""
+
     recipe: Literal["small", "slow", "plain", "paper"] = "small"
     """Optimizer, rate, batch size and epochs: for small models (Adam), by plain
     gradient descent at a twentieth of that rate or at one that moves answers by nats,
     or the paper's."""
     optimizer: OptimizerName | None = None
     """Instead of the recipe's."""
-    learning_rate: float = 0.0
-    """Instead of the recipe's, if not 0."""
-    batch_size: int = 0
-    """Examples (or pairs) of an update, instead of the recipe's, if not 0."""
-    epochs: float = 0.0
-    """Passes over the training examples, instead of the recipe's, if not 0."""
-    warmup_steps: int = -1
-    """Updates of a linear warm-up, instead of the recipe's, if not -1."""
-    clip: float = 0.0
-    """Largest norm of the gradient, instead of the recipe's, if not 0; inf for none."""
+    learning_rate: float | None = None
+    """Instead of the recipe's."""
+    batch_size: int | None = None
+    """Examples (or pairs) of an update, instead of the recipe's."""
+    epochs: float | None = None
+    """Passes over the training examples, instead of the recipe's."""
+    warmup_steps: int | None = None
+    """Updates of a linear warm-up, instead of the recipe's."""
+    clip: float | None = None
+    """Largest norm of the gradient, instead of the recipe's; 0 or inf for none."""
+
+    def filled(self, *, has_pairs: bool) -> Recipe:
+        """The recipe for a loss of responses or of pairs, with what is said instead."""
+        recipe = RECIPES[self.recipe, "dpo" if has_pairs else "sft"]
+        said = {name: getattr(self, name) for name in Recipe._fields}
+        return recipe._replace(**{k: v for k, v in said.items() if v is not None})
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """How texts are read as tokens."""
+
+    max_length: int = 512
+    """Of prompt and response together, in tokens."""
+    max_prompt_length: int | None = None
+    """Of a prompt that has to be cut, in tokens; by default 256, or half of the longest
+    example allowed where that is less."""
+    keep: Literal["start", "end"] = "end"
+    """Which part of a prompt that is cut to keep."""
+    leading_space: Literal["raw", "single"] = "single"
+    """Give every response exactly one leading space, or leave them as they are: what
+    SentencePiece tokenizers (Llama 2), which add a space themselves, need."""
+    special_tokens: Literal["auto", "read", "text"] = "auto"
+    """What special tokens of the model that a text spells are: meant (`read`), or text
+    like any other (`text`); by default meant where the prompt is a dialogue as chat
+    templates write it, such as `<|im_start|>user`. What was done is noted."""
+    document_start: bool = True
+    """Begin prompts as the documents of pretraining: with the tokenizer's start token
+    (Llama), or END where it has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What is accounted for."""
+
     probe_prompts: int = 40
     """Trained prompts whose responses are observed; and half as many held-out ones."""
     observe_all: bool = False
@@ -174,28 +292,32 @@ class Config:
     evaluations: int = 20
     """Observations in equal intervals, besides that at the start; 20 or more are
     recommended to judge the published signatures."""
-    max_length: int = 512
-    """Of prompt and response together, in tokens."""
-    max_prompt_length: int = 0
-    """Of a prompt that has to be cut, in tokens; 0 stands for 256, or half of the
-    longest example allowed where that is less."""
-    keep: Literal["start", "end"] = "end"
-    """Which part of a prompt that is cut to keep."""
-    leading_space: Literal["raw", "single"] = "single"
-    """Give every response exactly one leading space, or leave them as they are: what
-    SentencePiece tokenizers (Llama 2), which add a space themselves, need."""
-    special_tokens: Literal["auto", "read", "text"] = "auto"
-    """What special tokens of the model that a text spells are: meant (`read`), or text
-    like any other (`text`); by default meant where the prompt is a dialogue as chat
-    templates write it, such as `<|im_start|>user`. What was done is noted."""
-    document_start: bool = True
-    """Begin prompts as the documents of pretraining: with the tokenizer's start token
-    (Llama), or END where it has none."""
-    checkpoint_every: int = 100
-    """Updates between two checkpoints."""
-    initial_from: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Finetune a language model, with an exact account of every response."""
+
+    out: Path = Path("runs/finetune")
+    """Run folder to write."""
+    objective: Objective = dataclasses.field(default_factory=Objective)
+    texts: Texts = dataclasses.field(default_factory=Texts)
+    model: Model = dataclasses.field(default_factory=Model)
+    init: Path | None = None
+    """Run folder of `pretrain.py` or `finetune.py` to start from, instead of
+    `--model`."""
+    initial_from: str | None = None
     """Model (as `--model`) that `chosen_initial` is sampled from where the data has
     none; by default the one the run starts from."""
+    preset: PresetName | None = None
+    """A run of the paper: its model from the hub, Anthropic-HH helpful-base, its
+    optimizer, in bfloat16; fits one GPU of 80 GB. Sets the defaults of other options,
+    which `--help` behind it shows."""
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    tokens: Tokens = dataclasses.field(default_factory=Tokens)
+    watch: Watch = dataclasses.field(default_factory=Watch)
+    checkpoint_every: int = 100
+    """Updates between two checkpoints."""
     cache: Path = Path("runs/cache")
     """Where base models and reference log-probs are kept."""
     log: tuple[SinkName, ...] = ()
@@ -210,99 +332,83 @@ class Config:
     smoke: bool = False
     """The whole path at tiny size: checks identities and files, not the claims."""
 
-    @property
-    def named_loss(self) -> NamedLoss:
-        """The loss, and what it is trained on."""
-        if self.loss not in LOSSES:
-            raise ValueError(f"--loss must be one of {', '.join(LOSSES)}")
-        return LOSSES[self.loss]
+    @classmethod
+    def of(cls, **options: Any) -> "Config":
+        """Settings from options by their names on the command line.
+
+        Raises:
+          TypeError: If there is no such option.
+        """
+        return changed(cls(), **options)
 
     @property
-    def has_pairs(self) -> bool:
-        """Whether it is trained on both sides of each pair."""
-        return self.named_loss.trains_on != "responses"
+    def recipe(self) -> Recipe:
+        """What `make_optimizer` takes."""
+        return self.optimizer.filled(has_pairs=self.objective.has_pairs)
 
     def resolved(self) -> "Config":
         """With every default filled in, at the size of a smoke test if it is one."""
-        recipe = RECIPES[self.recipe, "dpo" if self.has_pairs else "sft"]
-        filled = dataclasses.replace(
-            self,
-            model=self.model or ("toy" if self.data == "toy" else "0.4M"),
-            optimizer=self.optimizer or recipe.optimizer,
-            learning_rate=self.learning_rate or recipe.learning_rate,
-            batch_size=self.batch_size or recipe.batch_size,
-            epochs=self.epochs or recipe.epochs,
-            warmup_steps=recipe.warmup_steps
-            if self.warmup_steps == -1
-            else self.warmup_steps,
-            clip=self.clip or recipe.clip,
-        )
-        if not self.smoke:
-            return filled
-        return dataclasses.replace(
-            filled,
-            batch_size=4,
-            epochs=self.epochs or 0.05,
-            probe_prompts=2,
-            tracked=1,
-            token_maps=min(self.token_maps, 1),
-            evaluations=3,
-            checkpoint_every=2,
-        )
+        model = "toy" if self.texts.data == "toy" else "0.4M"
+        options = self.recipe._asdict() | {"model": self.model.model or model}
+        if self.smoke:
+            epochs, token_maps = self.optimizer.epochs, self.watch.token_maps
+            options |= {
+                "batch_size": 4,
+                "epochs": 0.05 if epochs is None else epochs,
+                "probe_prompts": 2,
+                "tracked": 1,
+                "token_maps": min(token_maps, 1),
+                "evaluations": 3,
+                "checkpoint_every": 2,
+            }
+        return changed(self, **options)
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""
         check_sinks(self.log)
+        objective, model, tokens = self.objective, self.model, self.tokens
         try:
-            make_loss(self.loss, **self.coefficients)
+            make_loss(objective.loss, **objective.coefficients)
         except ValueError as mistake:
             raise ValueError(f"--coefficients: {mistake}") from None
-        is_size = self.model in MODELS
+        name = model.model or ""
+        is_size = name in ("", *MODELS)
         problems = {
-            f"--world must be one of {', '.join(WORLDS)}": self.world not in WORLDS,
+            f"--world must be one of {', '.join(WORLDS)}": (
+                self.texts.world not in WORLDS
+            ),
             f"--model must be one of {', '.join(MODELS)}, a folder, or the id of a "
             "model on the hub such as EleutherAI/pythia-410m or openai-community/gpt2; "
-            f"got {self.model}": (
-                not is_size and not Path(self.model).is_dir() and "/" not in self.model
+            f"got {name}": (
+                not is_size and not Path(name).is_dir() and "/" not in name
             ),
             "--model and --init both say where to start: give one": (
                 not is_size and self.init is not None
             ),
             "--data hh-helpful-base needs a --model that has learned to read": (
-                self.data == HUB_DATA and is_size and self.init is None
+                self.texts.data == HUB_DATA and is_size and self.init is None
             ),
             "--lora-alpha and --lora-targets need --lora-rank": (
-                not self.lora_rank and bool(self.lora_alpha or self.lora_targets)
+                model.lora_rank is None
+                and (model.lora_alpha is not None or bool(model.lora_targets))
             ),
             f"--target must be of {', '.join(RESPONSE_TYPES)}": (
-                not self.target or not set(self.target) <= set(RESPONSE_TYPES)
+                not objective.target or not set(objective.target) <= set(RESPONSE_TYPES)
             ),
-            f"--target: {self.loss} trains on chosen and rejected": (
-                self.has_pairs and self.target != ("chosen",)
+            f"--target: {objective.loss} trains on chosen and rejected": (
+                objective.has_pairs and objective.target != ("chosen",)
             ),
             "--resume and --overwrite contradict each other": (
                 self.resume and self.overwrite
             ),
             "--max-prompt-length must be less than --max-length": (
-                self.max_prompt_length >= self.max_length > 1
+                (tokens.max_prompt_length or 0) >= tokens.max_length > 1
             ),
             "--tracked must be at most --probe-prompts": (
-                self.tracked > self.probe_prompts
+                self.watch.tracked > self.watch.probe_prompts
             ),
         }
         wrong = [problem for problem, applies in problems.items() if applies]
         wrong += wrong_numbers(self, _RANGES)
         if wrong:
             raise ValueError("; ".join(wrong))
-
-    def as_recipe(self) -> Recipe:
-        """What `make_optimizer` takes."""
-        assert self.optimizer is not None  # of a resolved one
-        return Recipe(
-            self.optimizer,
-            self.learning_rate,
-            self.batch_size,
-            self.epochs,
-            self.warmup_steps,
-            self.clip,
-        )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,8 @@ import jax.numpy as jnp
 
 from ldjax.data.tokenizers import Tokenizer
 from ldjax.files.digests import digest
-from ldjax.finetune.pretrain import run as pretrain
-from ldjax.finetune.settings import Config
+from ldjax.finetune.pretrain import run as pretraining
+from ldjax.finetune.settings import Model, Objective, Texts, kept
 from ldjax.memory import default_limit, human_bytes
 from ldjax.models import PRESETS, LowRank, Pretrained, Transformer, add_adapters, load
 from ldjax.models.hub.peft import (
@@ -31,7 +32,10 @@ __all__ = [
     "find_regime",
     "find_start",
     "load_base",
+    "load_shapes",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 class Base(NamedTuple):
@@ -39,15 +43,17 @@ class Base(NamedTuple):
 
     Attributes:
       model: The decoder; it computes in float32, as everything that is watched does.
-      trained_model: The same decoder with the run's `--dtype`.
-      params: All its parameters.
+      trained_model: The same decoder, which computes updates in the run's precision.
+      params: All its parameters, or their shapes.
       tokenizer: Its tokenizer.
+      source: Where it was found, as `ldjax.models.load` takes it.
     """
 
     model: Transformer
     trained_model: Transformer
     params: Any
     tokenizer: Tokenizer
+    source: str = ""
 
     @property
     def is_adapted(self) -> bool:
@@ -64,45 +70,94 @@ class Base(NamedTuple):
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
 
-def find_start(config: Config) -> str:
-    """What `ldjax.models.load` is to load; a base model is pretrained if need be."""
-    if config.init is not None:
-        if not config.init.is_dir():
-            raise FileNotFoundError(f"there is no folder {config.init}")
-        return str(config.init)
-    return str(cached_base(config)) if config.model in PRESETS else config.model
+def find_start(
+    model: str,
+    init: Path | None,
+    texts: Texts,
+    *,
+    seed: int,
+    cache: Path,
+    smoke: bool,
+) -> str:
+    """What `ldjax.models.load` is to load; a base model is pretrained if need be.
+
+    Args:
+      model: The size of a base model, a folder, or the id of a model on the hub.
+      init: Run folder to start from instead.
+      texts: What a base model is pretrained on.
+      seed: Seed of a base model and of the toy world.
+      cache: Where base models are kept.
+      smoke: Whether a base model is pretrained at tiny size.
+
+    Raises:
+      FileNotFoundError: If there is no such folder.
+    """
+    if init is not None:
+        if not init.is_dir():
+            raise FileNotFoundError(f"there is no folder {init}")
+        return str(init)
+    if model not in PRESETS:
+        return model
+    return str(cached_base(model, texts, seed=seed, cache=cache, smoke=smoke))
 
 
-def load_base(config: Config, source: str, *, shapes_only: bool = False) -> Base:
-    """The model a run starts from, with fresh adapters if they are asked for.
+def load_shapes(source: str, model: Model) -> Base:
+    """A model with the shapes of its parameters: nothing large is read.
 
     Raises:
       FileNotFoundError: If there is no such model.
-      MemoryError: If its parameters alone do not fit.
-      ValueError: If it has no tokenizer, cannot be read, or is not of finite numbers.
+      ValueError: If it has no tokenizer, or cannot be read.
     """
-    if not shapes_only:
-        _refuse_too_large(source)
-    found = load(source, shapes_only=shapes_only)
+    found = load(source, shapes_only=True)
     tokenizer = found.tokenizer
     if tokenizer is None:
         raise ValueError(f"{source} has no tokenizer.json to read texts with")
-    if not shapes_only:
-        _refuse_not_finite(source, found.params)
-    if config.lora_rank:
-        found = _adapted(config, found, shapes_only=shapes_only)
-    trained = Transformer(dataclasses.replace(found.config, dtype=config.dtype))
-    return Base(found.model, trained, found.params, tokenizer)
+    if model.lora_rank is not None:
+        found = with_adapters(found, _adapters(model, found))
+    trained = Transformer(dataclasses.replace(found.config, dtype=model.dtype))
+    return Base(found.model, trained, found.params, tokenizer, source)
 
 
-def _refuse_too_large(source: str) -> None:
-    shapes = jax.tree.leaves(load(source, shapes_only=True).params)
-    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
+def load_base(shapes: Base, *, seed: int) -> Base:
+    """The same model with its parameters, and fresh adapters if it is to have some.
+
+    Args:
+      shapes: From `load_shapes`.
+      seed: Seed of fresh adapters.
+
+    Raises:
+      MemoryError: If its parameters alone do not fit.
+      ValueError: If they are not finite numbers.
+    """
+    source = shapes.source
+    leaves = jax.tree.leaves(shapes.params)
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     if needed > (limit := default_limit()):
         raise MemoryError(
             f"the parameters of {source} take {human_bytes(needed)}; there are "
             f"{human_bytes(limit)} to use. Choose a smaller --model"
         )
+    found = load(source)
+    _refuse_not_finite(source, found.params)
+    adapters = shapes.model.config.adapters
+    if adapters is not None and found.config.adapters is None:
+        found = add_adapters(found, adapters, key=jax.random.key(seed))
+    return shapes._replace(params=found.params)
+
+
+def _adapters(model: Model, base: Pretrained) -> LowRank:
+    """The fresh adapters that are asked for."""
+    assert model.lora_rank is not None
+    if (found := base.config.adapters) is not None:
+        raise ValueError(
+            f"the model has adapters of rank {found.rank} already, which are trained "
+            "without --lora-rank"
+        )
+    return LowRank(
+        rank=model.lora_rank,
+        alpha=model.lora_rank if model.lora_alpha is None else model.lora_alpha,
+        targets=adapter_targets(base.config, model.lora_targets),
+    )
 
 
 def _refuse_not_finite(source: str, params: Any) -> None:
@@ -117,14 +172,14 @@ def _refuse_not_finite(source: str, params: Any) -> None:
             )
 
 
-def find_regime(config: Config, start: str) -> str | None:
-    """Which published signatures a run of these settings is to be compared with."""
+def find_regime(objective: Objective, source: str) -> str | None:
+    """Which published signatures a run is to be compared with, by loss and start."""
     regimes = {("chosen",): "sft", ("chosen", "rejected"): "sft_extend"}
-    if config.loss == "sft":
-        return regimes.get(config.target)
-    if config.loss not in ("dpo", "sigmoid"):
+    if objective.loss == "sft":
+        return regimes.get(objective.target)
+    if objective.loss not in ("dpo", "sigmoid"):
         return None
-    folder = Path(start)
+    folder = Path(source)
     before = open_run(folder).config["settings"] if is_run(folder) else {}
     if "loss" not in before:
         return "dpo_from_base"
@@ -132,31 +187,34 @@ def find_regime(config: Config, start: str) -> str | None:
     return after.get(before.get("regime") or "")
 
 
-def cached_base(config: Config) -> Path:
+def cached_base(
+    size: str, texts: Texts, *, seed: int, cache: Path, smoke: bool
+) -> Path:
     """The folder of the pretrained base model; pretrains it if it is not there."""
-    settings = pretrain.Config(
-        text=() if config.data == "toy" else (Path(config.data),),
+    settings = pretraining.Config(
+        text=() if texts.data == "toy" else (Path(texts.data),),
         field="prompt",
-        world=config.world,
-        preset=config.model,
-        seed=config.seed,
+        world=texts.world,
+        preset=size,
+        seed=seed,
         resume=True,
-        smoke=config.smoke,
+        smoke=smoke,
     ).resolved()
     # Everything the model depends on, the text by its content.
-    key = dataclasses.asdict(settings) | {"out": "", "text": ""}
+    key = kept(settings) | {"out": "", "text": ""}
     asked = json.dumps(key, default=str, sort_keys=True)
     name = digest([asked, *(path.read_bytes() for path in settings.text)])[:16]
-    folder = config.cache / f"base-{name}"
+    folder = cache / f"base-{name}"
+    settings = dataclasses.replace(settings, out=folder)
     try:
         load(folder)  # all of it: a base that is damaged is made anew
     except FileNotFoundError:
-        pretrain.main(dataclasses.replace(settings, out=folder))
+        pretraining.pretrain(settings)
     except ValueError as error:
-        print(f"{error} It is pretrained, from where it can go on.", flush=True)
+        _log.warning("%s It is pretrained, from where it can go on.", error)
         if not _can_go_on(folder):
             shutil.rmtree(folder)
-        pretrain.main(dataclasses.replace(settings, out=folder))
+        pretraining.pretrain(settings)
     return folder
 
 
@@ -179,19 +237,3 @@ def base_of(source: str) -> str:
         if is_adapter_folder(place):
             return AdapterFolder(place).base
     return str(folder.resolve())
-
-
-def _adapted(config: Config, base: Pretrained, *, shapes_only: bool) -> Pretrained:
-    if (found := base.config.adapters) is not None:
-        raise ValueError(
-            f"the model has adapters of rank {found.rank} already, which are trained "
-            "without --lora-rank"
-        )
-    adapters = LowRank(
-        rank=config.lora_rank,
-        alpha=config.lora_alpha or config.lora_rank,
-        targets=adapter_targets(base.config, config.lora_targets),
-    )
-    if shapes_only:
-        return with_adapters(base, adapters)
-    return add_adapters(base, adapters, key=jax.random.key(config.seed))

@@ -5,7 +5,7 @@ On all devices that JAX sees: parameters on each, rows divided over them.
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from ldjax.equation.sequences import ApplyFn, LossFn
 from ldjax.equation.step import StepState, make_step
+from ldjax.finetune.probes import Watched
 from ldjax.models.decoder.scoring import make_score_fn
 from ldjax.runs.devices import data_mesh, replicate, shard
 from ldjax.runs.loop import Observer
@@ -170,8 +171,8 @@ def even_steps(num_steps: int, evaluations: int) -> set[int]:
 
 def make_observers(
     apply_fn: ApplyFn,
+    watched: Watched,
     *,
-    sets: Mapping[str, ProbeSet],
     num_steps: int,
     evaluations: int,
     probe_batch_size: int,
@@ -181,7 +182,7 @@ def make_observers(
 
     Args:
       apply_fn: `(params, sequences) -> logits`.
-      sets: `"observed"` and `"tracked"`, and perhaps `"everything"`.
+      watched: Who is watched.
       num_steps: Of the run.
       evaluations: Number of equal intervals.
       probe_batch_size: Most tracked probes that are computed at a time.
@@ -198,9 +199,9 @@ def make_observers(
     due = even_steps(num_steps, evaluations) | set(EARLY_STEPS)
     halfway = {0, num_steps // 2}.__contains__
     mesh = data_mesh()
-    observed = shard_probes(sets["observed"], mesh)
+    observed = shard_probes(watched.observed, mesh)
     observe = make_observe_fn(apply_fn, observed)
-    tracked = sets["tracked"]
+    tracked = watched.tracked
     # Each batch of tracked probes, in slices that fit the memory.
     slices = [
         shard_probes(
@@ -226,8 +227,8 @@ def make_observers(
         observers["one_step"] = ahead(
             functools.partial(_one_step, of_observed), due.__contains__
         )
-    if "everything" in sets:
-        everything = shard_probes(sets["everything"], mesh)
+    if watched.everything is not None:
+        everything = shard_probes(watched.everything, mesh)
         observe_all = make_observe_fn(apply_fn, everything)
         observers["everything"] = Observer(
             lambda state: observe_all(state.params), lambda step: step == 0

@@ -19,11 +19,12 @@ from ldjax.data.reference import add_reference
 from ldjax.data.world.judge import Verdict, judge
 from ldjax.data.world.world import World, make_world
 from ldjax.equation.sequences import LossFn
+from ldjax.finetune.prepare import prepare
 from ldjax.finetune.recipes import Recipe, make_optimizer
-from ldjax.finetune.rows import Data, Encoder, cropped, training_rows
+from ldjax.finetune.rows import cropped, training_rows
 from ldjax.finetune.settings import Config as FinetuneConfig
-from ldjax.finetune.setup import make_encoder, make_setup
-from ldjax.finetune.start import Base, load_base
+from ldjax.finetune.start import Base, load_shapes
+from ldjax.finetune.texts import Data, Encoder
 from ldjax.models import PRESETS as MODELS
 from ldjax.models.decoder.sampling import generate_greedy, generate_sampled
 from ldjax.runs.loop import Observer, every, make_batch_fn, make_train_step, train
@@ -91,10 +92,10 @@ class Policy(NamedTuple):
 
 def check_model(model: str) -> None:
     """Refuses a `--model` that there is not, before anything is written."""
-    config = FinetuneConfig(model=model).resolved()
+    config = FinetuneConfig.of(model=model or None).resolved()
     config.check()
-    if model not in MODELS:
-        load_base(config, model, shapes_only=True)
+    if model not in ("", *MODELS):
+        load_shapes(model, config.model)
 
 
 def make_study(
@@ -116,23 +117,23 @@ def make_study(
       probe_prompts: Trained prompts that are watched, and half as many held-out ones.
       smoke: At tiny size.
     """
-    config = FinetuneConfig(
+    config = FinetuneConfig.of(
         world=world,
-        model=model,
+        model=model or None,
         seed=seed,
         cache=cache,
         probe_prompts=probe_prompts,
         tracked=1,
         smoke=smoke,
     ).resolved()
-    setup = make_setup(config)
+    setup = prepare(config)
     return Study(
         world=make_world(world, seed=seed),
-        data=setup.data,
+        data=setup.watched.texts,
         base=setup.base,
-        encode=make_encoder(config, setup.base),
+        encode=setup.encode,
         max_length=setup.max_length,
-        observed=setup.observed,
+        observed=setup.watched.observed,
     )
 
 

@@ -4,6 +4,7 @@ Which tokens of the vocabulary moved at each place, and which trained token move
 watched one: what the probe browser of its page shows.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from ldjax.precision import exact_products, watched
 from ldjax.runs.loop import Observer
 from ldjax.watch.probes import ProbeSet
 
-__all__ = ["make_token_map_fn", "moved_tokens", "token_map_observer"]
+__all__ = ["TokenMaps", "moved_tokens", "token_map_observer"]
 
 #: Tokens that are named at each place as having gained, and as having lost.
 TOP = 5
@@ -76,17 +77,9 @@ def moved_tokens(
     return arrays
 
 
-def make_token_map_fn(
-    apply_fn: ApplyFn,
-    loss_fn: LossFn,
-    optimizer: Any,
-    *,
-    watch_fn: ApplyFn,
-    where: Any = None,
-    batch_size: int,
-    kept_bytes: int,
-) -> Callable[[Any, Any, Sequence[Any]], dict[str, list[np.ndarray]]]:
-    r"""A function to what each token of an update does to each watched token.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TokenMaps:
+    r"""What each token of an update does to each watched token.
 
     .. math:: T_{m,l} = -\nabla_\theta \log\pi(y_m) \cdot P J_l^\top G_l
 
@@ -97,7 +90,7 @@ def make_token_map_fn(
     `StepDecomposition.token_map`, which knows no rows and does each pass through all of
     them.)
 
-    Args:
+    Attributes:
       apply_fn: `(params, sequences) -> logits` of what is trained.
       loss_fn: `(logits, batch) -> scalar`.
       optimizer: An optax transformation that acts element by element.
@@ -105,92 +98,42 @@ def make_token_map_fn(
       where: Which parameters are trained; by default all.
       batch_size: Tokens that are differentiated at a time, each a copy of the
         parameters.
-      kept_bytes: For the moves that are kept; at least `batch_size` of them are.
-
-    Returns:
-      `(state, update, probes) -> maps`: by side of the update, for each batch of probes
-      `[probe, pos, row, update_pos]` in nats. Summed over the update these are the own
-      part of the step's prediction, `-A K_P G`. (At Adam's first step `P` is
-      `1 / |g|`: where the gradients of the two sides of a pair cancel, what a token of
-      one side does is known to about 1e-3 in float32; their sum to 1e-5.)
+      kept_bytes: Memory for the moves that are kept; at least `batch_size` of them are.
     """
 
-    @jax.jit
-    def terms(state: Any, update: Any) -> tuple[Any, Any]:
-        """The preconditioner, and the residual of each side."""
+    apply_fn: ApplyFn
+    loss_fn: LossFn
+    optimizer: Any
+    watch_fn: ApplyFn
+    where: Any = None
+    batch_size: int
+    kept_bytes: int
 
-        def logits_of(params: Any) -> Any:
-            of = functools.partial(apply_fn, params)
-            return jax.tree.map(of, update, is_leaf=is_sequences)
+    def __call__(
+        self, state: Any, update: Any, probes: Sequence[Any]
+    ) -> dict[str, list[np.ndarray]]:
+        """The maps of one update.
 
-        def loss_of(params: Any) -> Any:
-            return loss_fn(logits_of(params), update)
+        Args:
+          state: The state before the update.
+          update: Its batch.
+          probes: Batches of watched sequences.
 
-        loss, gradient = jax.value_and_grad(loss_of)(state.params)
-        P = preconditioner(
-            optimizer, gradient, state.opt_state, state.params, where=where, value=loss
-        )
-        return P, jax.grad(lambda z: loss_fn(z, update))(logits_of(state.params))
-
-    @jax.jit
-    def moves(params: Any, P: Any, side: Any, G: Any, rows: Any, places: Any) -> Any:
-        """What single tokens of a side do to the parameters, `[token, ...]`."""
-
-        def move(row: Any, place: Any) -> Any:
-            example = jax.tree.map(lambda leaf: leaf[row][None], side)
-            of_place = jnp.arange(G.shape[1])[:, None] == place
-            _, pullback = jax.vjp(lambda p: apply_fn(p, example), params)
-            (gradient,) = pullback(jnp.where(of_place, G[row], 0)[None])
-            return jax.tree.map(lambda scale, g: -scale * g, P, gradient)
-
-        return jax.vmap(move)(rows, places)
-
-    def log_probs_of(params: Any, probe: Any) -> Any:
-        logits = watched(watch_fn)(params, probe)
-        return token_log_probs(logits, probe.targets, probe.mask)
-
-    @jax.jit
-    def along(params: Any, moved: Any, probe: Any) -> Any:
-        """What the moves do to a batch of probes, `[probe, pos, token]`."""
-        of_params = functools.partial(log_probs_of, probe=probe)
-        pushforward = lambda move: jax.jvp(of_params, (params,), (move,))[1]
-        return jax.vmap(pushforward, out_axes=-1)(moved)
-
-    @jax.jit
-    def against(params: Any, moved: Any, probe: Any, rows: Any, places: Any) -> Any:
-        """What the moves do to single tokens of a batch of probes, `[m, token]`."""
-
-        def slope(row: Any, place: Any) -> Any:
-            example = jax.tree.map(lambda leaf: leaf[row][None], probe)
-            return jax.grad(lambda p: log_probs_of(p, example)[0, place])(params)
-
-        with exact_products():
-            products = jax.tree.map(
-                lambda a, b: a.reshape(len(a), -1) @ b.reshape(len(b), -1).T,
-                jax.vmap(slope)(rows, places),
-                moved,
-            )
-        return sum(jax.tree.leaves(products))
-
-    def effects(params: Any, moved: Any, probe: Any) -> np.ndarray:
-        mask = np.asarray(probe.mask)
-        num = len(jax.tree.leaves(moved)[0])
-        if num < mask.shape[1]:
-            return np.asarray(along(params, moved, probe))
-        shares = np.zeros((*mask.shape, num))
-        for rows, places in _tokens(mask, batch_size):
-            shares[rows, places] = against(params, moved, probe, rows, places)
-        return shares
-
-    def token_map(state: Any, update: Any, probes: Sequence[Any]) -> dict[str, Any]:
-        P, residual = terms(state, update)
+        Returns:
+          By side of the update, for each batch of probes `[probe, pos, row,
+          update_pos]` in nats. Summed over the update these are the own part of the
+          step's prediction, `-A K_P G`. (At Adam's first step `P` is `1 / |g|`: where
+          the gradients of the two sides of a pair cancel, what a token of one side does
+          is known to about 1e-3 in float32; their sum to 1e-5.)
+        """
+        P, residual = _terms(self, state, update)
         sides, G = _sides(update), _sides(residual)
         bytes_of_one = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
-        size = max(1, kept_bytes // (batch_size * bytes_of_one))
+        size = max(1, self.kept_bytes // (self.batch_size * bytes_of_one))
         batches = [
             (name, tokens)
             for name, side in sides.items()
-            for tokens in _tokens(np.asarray(side.mask), batch_size)
+            for tokens in _tokens(np.asarray(side.mask), self.batch_size)
         ]
         maps = {
             name: [np.zeros((*p.mask.shape, *side.mask.shape)) for p in probes]
@@ -198,22 +141,107 @@ def make_token_map_fn(
         }
         for start in range(0, len(batches), size):
             those = batches[start : start + size]
-            each = [moves(state.params, P, sides[n], G[n], *of_n) for n, of_n in those]
+            each = [
+                _moves(self.apply_fn, state.params, P, sides[n], G[n], *of_n)
+                for n, of_n in those
+            ]
             moved = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each)
             del each  # as large as all of `moved`
             for i, probe in enumerate(probes):
-                shares = effects(state.params, moved, probe)
+                shares = self._effects(state.params, moved, probe)
                 for (name, (rows, places)), share in zip(
                     those, np.split(shares, len(those), axis=-1), strict=True
                 ):
                     maps[name][i][:, :, rows, places] = share
         return maps
 
-    return token_map
+    def _effects(self, params: Any, moved: Any, probe: Any) -> np.ndarray:
+        """What the moves do to a batch of probes, `[probe, pos, token]`."""
+        mask = np.asarray(probe.mask)
+        num = len(jax.tree.leaves(moved)[0])
+        if num < mask.shape[1]:
+            return np.asarray(_along(self.watch_fn, params, moved, probe))
+        shares = np.zeros((*mask.shape, num))
+        for rows, places in _tokens(mask, self.batch_size):
+            shares[rows, places] = _against(
+                self.watch_fn, params, moved, probe, rows, places
+            )
+        return shares
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _terms(how: TokenMaps, state: Any, update: Any) -> tuple[Any, Any]:
+    """The preconditioner, and the residual of each side."""
+
+    def logits_of(params: Any) -> Any:
+        of = functools.partial(how.apply_fn, params)
+        return jax.tree.map(of, update, is_leaf=is_sequences)
+
+    def loss_of(params: Any) -> Any:
+        return how.loss_fn(logits_of(params), update)
+
+    loss, gradient = jax.value_and_grad(loss_of)(state.params)
+    P = preconditioner(
+        how.optimizer,
+        gradient,
+        state.opt_state,
+        state.params,
+        where=how.where,
+        value=loss,
+    )
+    return P, jax.grad(lambda z: how.loss_fn(z, update))(logits_of(state.params))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moves(
+    apply_fn: ApplyFn, params: Any, P: Any, side: Any, G: Any, rows: Any, places: Any
+) -> Any:
+    """What single tokens of a side do to the parameters, `[token, ...]`."""
+
+    def move(row: Any, place: Any) -> Any:
+        example = jax.tree.map(lambda leaf: leaf[row][None], side)
+        of_place = jnp.arange(G.shape[1])[:, None] == place
+        _, pullback = jax.vjp(lambda p: apply_fn(p, example), params)
+        (gradient,) = pullback(jnp.where(of_place, G[row], 0)[None])
+        return jax.tree.map(lambda scale, g: -scale * g, P, gradient)
+
+    return jax.vmap(move)(rows, places)
+
+
+def _log_probs(watch_fn: ApplyFn, params: Any, probe: Any) -> Any:
+    logits = watched(watch_fn)(params, probe)
+    return token_log_probs(logits, probe.targets, probe.mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _along(watch_fn: ApplyFn, params: Any, moved: Any, probe: Any) -> Any:
+    """What the moves do to a batch of probes, `[probe, pos, token]`."""
+    of_params = functools.partial(_log_probs, watch_fn, probe=probe)
+    pushforward = lambda move: jax.jvp(of_params, (params,), (move,))[1]
+    return jax.vmap(pushforward, out_axes=-1)(moved)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _against(
+    watch_fn: ApplyFn, params: Any, moved: Any, probe: Any, rows: Any, places: Any
+) -> Any:
+    """What the moves do to single tokens of a batch of probes, `[m, token]`."""
+
+    def slope(row: Any, place: Any) -> Any:
+        example = jax.tree.map(lambda leaf: leaf[row][None], probe)
+        return jax.grad(lambda p: _log_probs(watch_fn, p, example)[0, place])(params)
+
+    with exact_products():
+        products = jax.tree.map(
+            lambda a, b: a.reshape(len(a), -1) @ b.reshape(len(b), -1).T,
+            jax.vmap(slope)(rows, places),
+            moved,
+        )
+    return sum(jax.tree.leaves(products))
 
 
 def token_map_observer(
-    token_map: Callable[[Any, Any, Sequence[Any]], dict[str, list[np.ndarray]]],
+    token_maps: TokenMaps,
     tracked: ProbeSet,
     batch_fn: Callable[[int], Any],
     *,
@@ -227,7 +255,7 @@ def token_map_observer(
     each batch of tracked probes.
 
     Args:
-      token_map: From `make_token_map_fn`.
+      token_maps: How they are computed.
       tracked: What is watched.
       batch_fn: The batch of each step.
       folder: Where to.
@@ -249,7 +277,7 @@ def token_map_observer(
             arrays[f"mask_{side}"] = np.asarray(sequences.mask)
         # One array for each batch of `tokens.npz`, from slices that fit the memory.
         slices = [_slices(batch, probe_batch_size) for _, batch in tracked.batches]
-        maps = token_map(state, update, [part for parts in slices for part in parts])
+        maps = token_maps(state, update, [part for parts in slices for part in parts])
         for side, of_slices in maps.items():
             rest = iter(of_slices)
             for i, parts in enumerate(slices):

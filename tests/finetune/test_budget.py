@@ -22,14 +22,14 @@ def base_of(num_layers):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("loss", ["sft", "dpo"])
+@pytest.mark.parametrize("loss", ["sft", "dpo", "grpo"])
 def test_a_deep_model_is_planned_from_a_few_of_its_blocks(monkeypatch, loss):
-    config = Config(loss=loss, batch_size=4).resolved()
+    config = Config.of(loss=loss, batch_size=4)
     base = base_of(9)
-    sizes = {"max_length": 33, "num_tracked": 8, "probes": 8}
-    few = budget._parts(config, base, **sizes)
+    work = budget.Work(config.objective, config.recipe, max_length=33, num_tracked=8)
+    few = budget._parts(base, work, probes=8)
     monkeypatch.setattr(budget, "_TRACED_DEPTHS", (4, 9))
-    whole = budget._parts(config, base, **sizes)
+    whole = budget._parts(base, work, probes=8)
     for name, size in whole.items():
         assert size <= 1.03 * few[name]
         assert few[name] <= 1.1 * size

@@ -3,6 +3,7 @@
 import pytest
 
 from ldjax.finetune import start
+from ldjax.finetune.settings import Texts
 from ldjax.runs.checkpoints import Checkpoints
 from ldjax.runs.folder import create_run
 from ldjax.runs.sinks import make_sink
@@ -10,7 +11,7 @@ from ldjax.runs.sinks import make_sink
 
 @pytest.mark.parametrize("damaged", ["config.json", "checkpoints", None])
 def test_a_damaged_base_model_is_pretrained_again(
-    tmp_path, monkeypatch, capsys, damaged
+    tmp_path, monkeypatch, capsys, caplog, damaged
 ):
     """From its checkpoint where that is whole, else from the start."""
     made = []
@@ -25,19 +26,23 @@ def test_a_damaged_base_model_is_pretrained_again(
         raise ValueError(f"{folder} is damaged.")
 
     monkeypatch.setattr(start, "load", load)
-    monkeypatch.setattr(start.pretrain, "main", pretrained)
-    config = start.Config(cache=tmp_path, model="toy", smoke=True).resolved()
+    monkeypatch.setattr(start.pretraining, "pretrain", pretrained)
+
+    def cached_base():
+        return start.cached_base("toy", Texts(), seed=0, cache=tmp_path, smoke=True)
+
     with monkeypatch.context() as patch:
-        patch.setattr(start.pretrain, "main", lambda settings: None)
-        folder = start.cached_base(config)
+        patch.setattr(start.pretraining, "pretrain", lambda settings: None)
+        folder = cached_base()
     create_run(folder, {}).release()
     if damaged == "config.json":
         (folder / damaged).write_bytes(b"{")
     elif damaged == "checkpoints":
         (folder / "checkpoints" / "7" / "state").mkdir(parents=True)
-    assert start.cached_base(config) == folder
+    assert cached_base() == folder
     assert made == [folder]
-    assert "is damaged. It is pretrained" in capsys.readouterr().out
+    assert "is damaged. It is pretrained" in caplog.text
+    assert not capsys.readouterr().out
     assert Checkpoints(folder / "checkpoints").newest_step() is None
 
 

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from shell.scripts import run_script
 from zoo.cases import apply_toy, sentences, toy_params
+from zoo.watched import watched_only
 
 from ldjax.data.batches import Example
 from ldjax.data.tokenizers import train_word_level
@@ -52,7 +53,7 @@ def order_of(loss_fn):
     init, step = track.make_tracked_step(apply_toy, loss_fn, optax.sgd(0.1), tracked)
     observers = track.make_observers(
         apply_toy,
-        sets={"observed": tracked, "tracked": tracked},
+        watched_only(tracked),
         num_steps=2,
         evaluations=1,
         probe_batch_size=8,
@@ -88,14 +89,14 @@ def test_a_model_of_nans_is_named_before_it_is_trained(folder, tmp_path):
     leaves, structure = jax.tree.flatten(found.params)
     leaves[-1] = leaves[-1].at[..., :2].set(jnp.nan)
     save(tmp_path / "bad", found._replace(params=structure.unflatten(leaves)))
-    config = finetune.Config(
+    config = finetune.Config.of(
         model=str(tmp_path / "bad"),
         data=str(write_pairs(tmp_path / "pairs.jsonl", 8 * [("yes", "no")])),
         out=tmp_path / "run",
         cache=tmp_path,
     )
-    with pytest.raises(SystemExit, match=r"^finetune: [^\n]*$") as error:
-        finetune.main(config)
+    with pytest.raises(ValueError, match="that are no numbers") as error:
+        finetune.finetune(config)
     assert re.search(r"\w+ has \d+ of \d+ that are NaN", str(error.value))
     assert "learning rate" not in str(error.value)
     assert not (tmp_path / "run").exists()

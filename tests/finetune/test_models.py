@@ -14,6 +14,7 @@ import pytest
 from shell.scripts import ROOT, run_script
 
 from ldjax.cli import COMMANDS
+from ldjax.command.options import changed
 from ldjax.data.tokenizers import SpecialTokens, train_bpe
 from ldjax.data.world.world import make_world
 from ldjax.equation.subset import split
@@ -101,7 +102,8 @@ def test_a_model_that_is_not_there_is_one_message(
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     module = importlib.import_module(COMMANDS[script][0])
-    config = module.Config(**options, out=tmp_path / "run", cache=tmp_path / "cache")
+    places = {"out": tmp_path / "run", "cache": tmp_path / "cache"}
+    config = changed(module.Config(), **options, **places)
     with pytest.raises(SystemExit) as caught:
         module.main(config)
     message = str(caught.value)
@@ -142,15 +144,17 @@ def plan_the_papers_run(name):
         ),
     }[name]
     preset = settings.PRESETS_OF_THE_PAPER[name]
-    config = settings.Config(**preset, loss="dpo").resolved()
+    config = settings.Config.of(**preset, loss="dpo").resolved()
     config.check()
-    assert (config.optimizer, config.learning_rate) == ("rmsprop", 5e-7)
-    assert (config.batch_size, config.clip, config.warmup_steps) == (4, 10.0, 150)
-    trained = dataclasses.replace(model, dtype=config.dtype)
+    recipe = config.recipe
+    assert (recipe.optimizer, recipe.learning_rate) == ("rmsprop", 5e-7)
+    assert (recipe.batch_size, recipe.clip, recipe.warmup_steps) == (4, 10.0, 150)
+    trained = dataclasses.replace(model, dtype=config.model.dtype)
     shapes = abstract_params(model)
     base = start.Base(Transformer(model), Transformer(trained), shapes, NO_TOKENIZER)
     budget.default_limit = lambda: int(0.8 * 80e9)
-    plan = budget.plan_memory(config, base, max_length=512, num_tracked=12)
+    work = budget.Work(config.objective, recipe, max_length=512, num_tracked=12)
+    plan = budget.fits(base, work)
     # Parameters and RMSprop's moments, to the byte but for its counters.
     assert plan.parts["parameters"] == 4 * base.num_params
     assert abs(plan.parts["optimizer"] - 4 * base.num_params) <= 64
@@ -158,21 +162,22 @@ def plan_the_papers_run(name):
 
 
 def test_fewer_probes_at_a_time_are_taken_until_it_fits_or_it_is_refused(monkeypatch):
-    config = settings.Config().resolved()
+    config = settings.Config()
+    work = budget.Work(config.objective, config.recipe, max_length=64, num_tracked=12)
     model = Transformer(gpt2_config(vocab_size=1000, num_layers=1))
     shapes = abstract_params(model.config)
     base = start.Base(model, model, shapes, NO_TOKENIZER)
 
     tried = []
 
-    def parts(config, base, max_length, num_tracked, probes):
+    def parts(base, work, probes):
         tried.append(probes)
         small = {"parameters": 10**6, "optimizer": 10**6, "update": 10**6}
         return small | {"observation": probes * 10**6}
 
     def plan(limit):
         monkeypatch.setattr(budget, "default_limit", lambda: limit)
-        return budget.plan_memory(config, base, max_length=64, num_tracked=12)
+        return budget.fits(base, work)
 
     monkeypatch.setattr(budget, "_parts", parts)
     monkeypatch.setattr(budget, "_process_bytes", lambda base: 3 * 10**6)
@@ -195,14 +200,11 @@ def test_a_preset_sets_the_defaults_of_a_command_and_what_is_given_counts(monkey
         return settings.from_command_line(settings.Config, None)
 
     preset = ("--preset", "pythia-410m")
-    plain, changed = parsed(*preset), parsed(*preset, "--dtype", "float32")
-    assert (plain.model, plain.dtype) == ("EleutherAI/pythia-410m", "bfloat16")
-    assert (plain.data, plain.max_rows, plain.recipe) == (
-        settings.HUB_DATA,
-        5000,
-        "paper",
-    )
-    assert changed.dtype == "float32"
-    assert changed.model == plain.model
-    assert parsed(*preset, "--init", "runs/sft").model == ""
+    plain, other = parsed(*preset), parsed(*preset, "--dtype", "float32")
+    model, texts = plain.model, plain.texts
+    assert (model.model, model.dtype) == ("EleutherAI/pythia-410m", "bfloat16")
+    assert (texts.data, texts.max_rows) == (settings.HUB_DATA, 5000)
+    assert plain.optimizer.recipe == "paper"
+    assert other.model == dataclasses.replace(model, dtype="float32")
+    assert parsed(*preset, "--init", "runs/sft").model.model is None
     assert parsed() == settings.Config()

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tyro
 from shell.killing import kill_at, start_script
 from shell.scripts import run_script
 
@@ -120,7 +119,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, cache):
 )
 def test_a_mistake_is_one_clear_line(tmp_path, args, part):
     out = tmp_path / "run"
-    config = tyro.cli(pretrain.Config, args=["--out", str(out), *args])
+    config = pretrain.parse(["--out", str(out), *args])
     with pytest.raises(SystemExit, match=r"^pretrain: [^\n]*$") as error:
         pretrain.main(config)
     assert part in str(error.value)

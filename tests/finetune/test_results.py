@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 from zoo.cases import apply_toy, sentences, toy_params
+from zoo.watched import watched_only
 
 import ldjax
 from ldjax.data.batches import Example
@@ -31,7 +32,7 @@ def test_the_prediction_of_a_step_is_tied_to_what_it_moved(rate, planted, expect
 
     observers = track.make_observers(
         apply_toy,
-        sets={"observed": tracked, "tracked": tracked},
+        watched_only(tracked),
         num_steps=2,
         evaluations=1,
         probe_batch_size=8,

@@ -4,21 +4,24 @@ import dataclasses
 import json
 import os
 import random
+import re
 
 import jax
 import numpy as np
 import optax
 import pytest
-import tyro
 from shell.killing import kill_at, start_script
 from shell.scripts import run_script
 from zoo.cases import apply_toy, sentences, toy_params
+from zoo.watched import watched_only
 
 from ldjax.data.batches import Example, to_sequences
 from ldjax.data.response_types import RESPONSE_TYPES
-from ldjax.finetune import pipeline, results, setup, track
+from ldjax.finetune import pipeline, results, track
 from ldjax.finetune import run as finetune
 from ldjax.finetune.rows import cropped
+from ldjax.finetune.settings import Objective
+from ldjax.finetune.start import find_regime
 from ldjax.losses import sft
 from ldjax.models import load
 from ldjax.runs.checkpoints import Checkpoints
@@ -189,7 +192,7 @@ def test_the_regime_follows_from_loss_target_and_start(
     tmp_path, changes, before, regime
 ):
     (tmp_path / "config.json").write_text(json.dumps({"settings": before}))
-    assert setup.find_regime(finetune.Config(**changes), str(tmp_path)) == regime
+    assert find_regime(Objective(**changes), str(tmp_path)) == regime
 
 
 @pytest.mark.slow
@@ -250,7 +253,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(
 )
 def test_a_mistake_is_one_clear_line(tmp_path, args, part):
     out = tmp_path / "run"
-    config = tyro.cli(finetune.Config, args=["--out", str(out), *args])
+    config = finetune.parse(["--out", str(out), *args])
     with pytest.raises(SystemExit, match=r"^finetune: [^\n]*$") as error:
         finetune.main(config)
     assert part in str(error.value)
@@ -273,20 +276,45 @@ BAD_ROWS = [
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, line, part):
     path = tmp_path / "pairs.jsonl"
     path.write_text(f'{{"prompt": "x", "chosen": "y", "rejected": "z"}}\n{line}\n')
-    config = finetune.Config(out=tmp_path / "run", data=str(path), loss="dpo")
-    with pytest.raises(SystemExit, match=r"^finetune: [^\n]*$") as error:
-        finetune.main(config)
-    assert f"{path}:2: " in str(error.value)
+    config = finetune.Config.of(out=tmp_path / "run", data=str(path), loss="dpo")
+    with pytest.raises(ValueError, match=re.escape(f"{path}:2: ")) as error:
+        finetune.finetune(config)
     assert part in str(error.value)
 
 
 def test_a_recipe_fills_in_what_is_not_said():
-    config = finetune.Config(recipe="paper", learning_rate=1e-3).resolved()
-    assert config.optimizer == "rmsprop"
-    assert (config.learning_rate, config.batch_size) == (1e-3, 4)
-    assert (config.warmup_steps, config.clip) == (150, 10.0)
+    config = finetune.Config.of(recipe="paper", learning_rate=1e-3).resolved()
+    recipe = config.recipe
+    assert recipe.optimizer == "rmsprop"
+    assert (recipe.learning_rate, recipe.batch_size) == (1e-3, 4)
+    assert (recipe.warmup_steps, recipe.clip) == (150, 10.0)
     assert config == config.resolved()
-    assert dataclasses.replace(config, smoke=True).resolved().batch_size == 4
+    assert dataclasses.replace(config, smoke=True).resolved().recipe.batch_size == 4
+
+
+def test_nothing_is_not_the_default():
+    """As `--clip 0`, which once meant the recipe's."""
+    config = finetune.parse(["--recipe", "paper", "--clip", "0", "--warmup-steps", "0"])
+    assert (config.recipe.clip, config.recipe.warmup_steps) == (0, 0)
+    for option in ("--epochs", "--lora-alpha", "--batch-size", "--max-rows"):
+        config = finetune.parse(["--lora-rank", "2", option, "0"])
+        with pytest.raises(ValueError, match=f"{option} must be"):
+            config.resolved().check()
+
+
+def test_settings_are_kept_as_in_runs_made_before():
+    kept = finetune.kept(finetune.Config())
+    old = {"max_rows": 0, "lora_rank": 0, "lora_alpha": 0.0, "preset": ""}
+    assert {name: kept[name] for name in old} == old
+    assert kept["initial_from"] == ""
+    # Options that the pipeline did not have are kept where they are said.
+    given = pipeline.Config.of(recipe="slow", dpo_epochs=2.0)
+    settings = pipeline.all_settings(given)
+    assert (settings["sft_epochs"], settings["dpo_epochs"]) == (0.0, 2.0)
+    assert settings["recipe"] == "slow"
+    assert not {"clip", "keep", "lora_rank"} & settings.keys()
+    paper = pipeline.parse(["--preset", "pythia-410m"])
+    assert "recipe" not in pipeline.all_settings(paper)
 
 
 def make_series(seed=0, steps=6, probes=4):
@@ -356,7 +384,7 @@ def test_a_cropped_batch_keeps_every_scored_token():
 )
 def test_a_mistake_of_the_pipeline_is_one_clear_line(tmp_path, args, part):
     out = tmp_path / "run"
-    config = tyro.cli(pipeline.Config, args=["--out", str(out), *args])
+    config = pipeline.parse(["--out", str(out), *args])
     with pytest.raises(SystemExit, match=r"^pipeline: [^\n]*$") as error:
         pipeline.main(config)
     assert part in str(error.value)
@@ -370,7 +398,7 @@ def test_the_order_of_a_remainder_is_found_at_any_rate(rate):
     init, step = track.make_tracked_step(apply_toy, sft, optax.sgd(rate), tracked)
     observers = track.make_observers(
         apply_toy,
-        sets={"observed": tracked, "tracked": tracked},
+        watched_only(tracked),
         num_steps=2,
         evaluations=1,
         probe_batch_size=8,

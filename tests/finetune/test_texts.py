@@ -1,7 +1,6 @@
 """What scripts do to texts: what a model drew, and what spells its special tokens."""
 
 import dataclasses
-import functools
 import json
 from typing import Any
 
@@ -12,12 +11,13 @@ from zoo.decoders import make_decoder
 
 from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow
-from ldjax.data.responses import to_examples
 from ldjax.data.tokenizers import load_tokenizer, train_bpe, train_word_level
 from ldjax.finetune.pretrain import run as pretrain
 from ldjax.finetune.pretrain.corpus import make_corpus
-from ldjax.finetune.rows import add_initial, make_probes, training_rows
+from ldjax.finetune.probes import add_initial, make_probes
+from ldjax.finetune.rows import training_rows
 from ldjax.finetune.start import Base
+from ldjax.finetune.texts import Encoder
 from ldjax.models.decoder.sampling import generate_sampled
 from ldjax.studies import policies
 from ldjax.studies.kernel import texts as kernel
@@ -46,14 +46,7 @@ def base(tokenizer):
 
 
 def encoder(tokenizer):
-    return functools.partial(
-        to_examples,
-        tokenizer=tokenizer,
-        max_length=64,
-        max_prompt_length=32,
-        start_document=True,
-        leading_space="single",
-    )
+    return Encoder(tokenizer, max_length=64, max_prompt_length=32)
 
 
 def test_the_ids_of_a_sample_are_those_that_were_drawn(base, tokenizer):

@@ -213,7 +213,7 @@ def _numbers() -> list[Case]:
             "--learning-rate": ("nan", "inf", "-1"),
             "--epochs": ("nan", "inf", "-1"),
             "--weight-decay": ("nan", "-2"),
-            "--clip": ("nan", "0"),
+            "--clip": ("nan", "-1"),
             "--betas": ("1 1", "-1 0"),
             "--context": ("0", "-1"),
             "--vocab-size": ("0", "-1"),

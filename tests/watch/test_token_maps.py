@@ -12,7 +12,7 @@ from zoo.decoders import make_decoder, random_tokens
 import ldjax
 from ldjax.data.batches import Example, to_sequences
 from ldjax.data.reference import add_reference
-from ldjax.watch.token_maps import make_token_map_fn
+from ldjax.watch.token_maps import TokenMaps
 
 # Adam at its first step, with an epsilon that keeps its quotient from rounding.
 ADAM = optax.adam(1e-3, eps=1e-3)
@@ -93,14 +93,16 @@ def expected(case):
 )
 def test_a_map_is_that_of_brute_force(case, expected, batch_size, kept_bytes):
     apply_fn, params, loss_fn, update = case
-    token_map = make_token_map_fn(
-        *(apply_fn, loss_fn, ADAM),
+    token_maps = TokenMaps(
+        apply_fn=apply_fn,
+        loss_fn=loss_fn,
+        optimizer=ADAM,
         watch_fn=apply_fn,
         batch_size=batch_size,
         kept_bytes=kept_bytes,
     )
     init, _ = ldjax.make_step(apply_fn, loss_fn, ADAM)
-    found = token_map(init(params), update, PROBES)
+    found = token_maps(init(params), update, PROBES)
     assert found.keys() == expected.keys()
     for name, maps in expected.items():
         for ours, theirs in zip(found[name], maps, strict=True):

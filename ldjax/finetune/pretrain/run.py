@@ -14,32 +14,33 @@ there is nothing to resume, `--resume` starts. `ldjax.models.load`
 opens the result.
 """
 
+import collections
 import dataclasses
 import functools
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from ldjax import command
-from ldjax.command.options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
+from ldjax.command.options import COUNT
 from ldjax.data.text import read_documents
 from ldjax.data.tokenizers import train_word_level
-from ldjax.data.world.world import PRESETS as WORLDS
 from ldjax.data.world.world import make_world
 from ldjax.finetune.pretrain.corpus import Corpus, make_corpus
 from ldjax.finetune.pretrain.held_out import Watch, make_held_out_loss
+from ldjax.finetune.pretrain.settings import Config
 from ldjax.finetune.recipes import make_clip
+from ldjax.finetune.settings import kept
 from ldjax.linen import apply_fn as make_apply_fn
-from ldjax.models import PRESETS, Transformer, load, preset
+from ldjax.models import Pretrained, Transformer, load, preset
 from ldjax.progress import progress
 from ldjax.report.figures import COLORS, figure
 from ldjax.runs.checkpoints import Checkpoints, Table
 from ldjax.runs.folder import Run, start_run
 from ldjax.runs.loop import (
-    NonFiniteError,
     Observer,
     every,
     make_batch_fn,
@@ -48,201 +49,146 @@ from ldjax.runs.loop import (
     train,
 )
 
+__all__ = ["Config", "PretrainedRun", "main", "parse", "pretrain"]
+
 # What may differ when a run is resumed: where things are, and what the numbers do not
 # depend on. The content of text and tokenizer is compared by hash.
 FREE = {"out", "resume", "overwrite", "checkpoint_every", "text", "field", "tokenizer"}
 
-_RANGES = {
-    "documents": Range(2, COUNT.most, "at least 2"),
-    "vocab_size": COUNT,
-    # Of more no model holds the positions, and no text fills one row.
-    "context": Range(1, 2**20, f"at least 1 and at most {2**20}"),
-    "batch_size": COUNT,
-    "epochs": POSITIVE,
-    "steps": SIZE,
-    "learning_rate": POSITIVE,
-    "betas": Range(0, 1 - 2**-24, "in [0, 1)"),
-    "weight_decay": POSITIVE._replace(also=(0,)),
-    "clip": POSITIVE._replace(most=float("inf"), words="positive; inf for none"),
-    "warmup_steps": SIZE,
-    "held_out_share": Range(1.2e-38, 1 - 2**-24, "between 0 and 1"),
-    "evaluate_every": COUNT,
-    "checkpoint_every": COUNT,
-    "seed": SEED,
-}
 
+class PretrainedRun(NamedTuple):
+    """A base model that is pretrained.
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Pretrain a small language model on local text."""
+    Attributes:
+      run: The run folder.
+      summary: What came out, as in its `summary.json`.
+      figure: Picture of its losses.
+    """
 
-    out: Path = Path("runs/pretrain")
-    """Run folder to write."""
-    text: tuple[Path, ...] = ()
-    """Files to train on: .txt, .jsonl, also with .gz. Without them the corpus of the
-    built-in toy world is used."""
-    world: str = "demo"
-    """Preset of the toy world, where it is used: demo, small or paper."""
-    documents: int = 25_000
-    """Documents of the toy world, where it is used."""
-    field: str = "text"
-    """Field of the objects of .jsonl files."""
-    tokenizer: str = "bpe"
-    """`bpe` or `words` to train one, or a tokenizer.json, or the folder it is in. The
-    toy world has its own."""
-    vocab_size: int = 2048
-    """Of a BPE tokenizer that is trained, in tokens."""
-    preset: str = ""
-    """Size of the model, one of 0.1M, 0.4M, 1M, 4M (parameters), or toy. By default
-    0.4M for text, toy for the toy world."""
-    context: int = 128
-    """Length of a training row, in tokens."""
-    batch_size: int = 0
-    """Rows of a batch; 0 stands for 8 for text, 12 for the toy world."""
-    epochs: float = 0.0
-    """Passes over the training rows; 0 stands for 10 for text, 1 for the toy world."""
-    steps: int = 0
-    """Number of updates; 0 lets `--epochs` decide."""
-    learning_rate: float = 0.0
-    """Of AdamW, after the warm-up; a cosine to a tenth of it follows. 0 stands for 4e-3
-    for text, 1e-3 for the toy world."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of AdamW's moments, per update."""
-    weight_decay: float = -1.0
-    """Of AdamW, of matrices only; multiplied by the learning rate. -1 stands for 1 for
-    text (strong, because a small text is read many times), 0.01 for the toy world."""
-    clip: float = 1.0
-    """Largest norm of the gradient; inf for no limit."""
-    warmup_steps: int = 50
-    """Updates over which the learning rate rises from 0; at most half of the run."""
-    held_out_share: float = 0.0
-    """Share of the documents that is held out; 0 stands for 0.1 for text, 0.02 for the
-    toy world."""
-    evaluate_every: int = 50
-    """Updates between two evaluations on the held-out documents."""
-    checkpoint_every: int = 200
-    """Updates between two checkpoints."""
-    seed: int = 0
-    """Of the split, the initial parameters and the order of the data."""
-    resume: bool = False
-    """Go on from the newest checkpoint of the run in `--out`."""
-    overwrite: bool = False
-    """Replace a run that is already in `--out`."""
-    smoke: bool = False
-    """The whole path at tiny size: checks identities and files, not the claim."""
+    run: Run
+    summary: dict[str, Any]
+    figure: Path
 
-    def resolved(self) -> "Config":
-        """With every default filled in, at the size of a smoke test if it is one."""
-        preset, batch_size, epochs, learning_rate, weight_decay, held_out_share = (
-            ("0.4M", 8, 10.0, 4e-3, 1.0, 0.1)
-            if self.text
-            else ("toy", 12, 1.0, 1e-3, 0.01, 0.02)
-        )
-        filled = dataclasses.replace(
-            self,
-            preset=self.preset or preset,
-            batch_size=self.batch_size or batch_size,
-            epochs=self.epochs or epochs,
-            learning_rate=self.learning_rate or learning_rate,
-            weight_decay=weight_decay if self.weight_decay == -1 else self.weight_decay,
-            held_out_share=self.held_out_share or held_out_share,
-        )
-        if not self.smoke:
-            return filled
-        return dataclasses.replace(
-            filled,
-            preset="0.1M",
-            documents=200,
-            vocab_size=300,
-            context=32,
-            batch_size=4,
-            steps=self.steps or 12,
-            warmup_steps=2,
-            evaluate_every=5,
-            checkpoint_every=4,
+    @property
+    def checks(self) -> list[dict[str, Any]]:
+        """Identities, which hold of any run, and the claims of this one."""
+        return [*self.summary["identities"], *self.summary["claims"]]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all of them hold."""
+        return all(check["holds"] for check in self.checks)
+
+    def load(self) -> Pretrained:
+        """The model after the last update."""
+        return load(self.run.path)
+
+    def __str__(self) -> str:
+        """What a terminal shows."""
+        found, loss = self.summary, self.summary["held_out_loss"]
+        checks = [
+            f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}"
+            for check in self.checks
+        ]
+        return "\n".join(
+            [
+                f"held-out loss ({found['held_out_tokens']:,} tokens of "
+                f"{found['held_out_documents']} documents), nats/token:",
+                f"  model   {loss['model']:.4f}",
+                f"  bigram  {loss['bigram']:.4f}  (add-k, k = "
+                f"{found['bigram_k']:.2g} chosen inside the training half)",
+                *checks,
+                f"\nfigures:\n{self.figure}\nrun folder: {self.run.path}",
+            ]
         )
 
-    def check(self) -> None:
-        """Refuse what cannot run, before anything is written."""
-        problems = {
-            f"--preset must be one of {', '.join(PRESETS)}": self.preset not in PRESETS,
-            "--resume and --overwrite contradict each other": (
-                self.resume and self.overwrite
-            ),
-            f"--world must be one of {', '.join(WORLDS)}": self.world not in WORLDS,
-            "--field is of .jsonl files, of which --text names none": (
-                self.field != "text"
-                and bool(self.text)
-                and not any(".jsonl" in path.suffixes for path in self.text)
-            ),
-        }
-        wrong = [problem for problem, applies in problems.items() if applies]
-        wrong += wrong_numbers(self, _RANGES)
-        if wrong:
-            raise ValueError("; ".join(wrong))
 
+def pretrain(
+    settings: Config, *, tell: Callable[[str], None] = lambda text: None
+) -> PretrainedRun:
+    """Pretrain a small decoder on local text.
 
-@command.experiment
-def main(config: Config) -> int:
-    """Run the experiment; the exit status."""
+    Args:
+      settings: What is trained on what.
+      tell: Is told, before the first update, what will be done.
+
+    Returns:
+      The run, complete.
+
+    Raises:
+      FileExistsError: If there is a run already, which is neither resumed nor replaced.
+      FileNotFoundError: If there is no such text.
+      NonFiniteError: If a loss is not finite.
+      ValueError: If settings or texts cannot be used.
+    """
     with command.set_up():
-        config = config.resolved()
-        config.check()
+        settings = settings.resolved()
+        settings.check()
+        training = settings.training
         with progress("reading the text and its tokens"):
-            corpus = load_corpus(config)
+            corpus = load_corpus(settings)
         model = Transformer(
             preset(
-                config.preset,
+                training.preset,
                 vocab_size=corpus.tokenizer.vocab_size,
-                max_positions=config.context,
+                max_positions=settings.context,
             )
         )
-        settings = all_settings(config, corpus, model)
+        all_of_them = all_settings(settings, corpus, model)
         batch_fn = make_batch_fn(
-            corpus.train, batch_size=config.batch_size, seed=config.seed
+            corpus.train, batch_size=training.batch_size, seed=settings.seed
         )
         run = start_run(
-            config.out,
-            settings,
-            resume=config.resume,
-            overwrite=config.overwrite,
+            settings.out,
+            all_of_them,
+            resume=settings.resume,
+            overwrite=settings.overwrite,
             free=FREE,
         )
     corpus.tokenizer.save(run.path)
 
+    num_steps = all_of_them["num_steps"]
     apply_fn = make_apply_fn(model)
-    held_out_loss = make_held_out_loss(apply_fn, corpus.held_out, config.batch_size)
-    tokens_per_step = config.batch_size * config.context
+    held_out_loss = make_held_out_loss(apply_fn, corpus.held_out, training.batch_size)
+    tokens_per_step = training.batch_size * settings.context
     watch = Watch(held_out_loss, tokens_per_step)
     init, step_fn = make_train_step(
-        apply_fn, mean_token_loss, optimizer(config, settings["num_steps"])
+        apply_fn, mean_token_loss, optimizer(settings, num_steps)
     )
-    tokens = jax.numpy.zeros((1, config.context), jax.numpy.int32)
-    params = jax.jit(model.init)(jax.random.key(config.seed), tokens)["params"]
+    tokens = jax.numpy.zeros((1, settings.context), jax.numpy.int32)
+    params = jax.jit(model.init)(jax.random.key(settings.seed), tokens)["params"]
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(describe(corpus, num_params, settings["num_steps"]), flush=True)
-    table: Table = {}
-    try:
-        for stage in train(
-            init(params),
-            num_steps=settings["num_steps"],
-            step_fn=step_fn,
-            batch_fn=batch_fn,
-            save_every=config.checkpoint_every,
-            checkpoints=Checkpoints(run.path / "checkpoints"),
-            observers={
-                "speed": Observer(watch.speed, every(config.evaluate_every)),
-                "held_out": Observer(watch.held_out, every(config.evaluate_every)),
-            },
-            tokens_per_step=tokens_per_step,
-            on_table=lambda table: run.write_metrics(
-                metric_rows(table, config.batch_size)
-            ),
-        ):
-            table = stage.table
-    except NonFiniteError as error:
-        sys.exit(f"pretrain: {error}")
-    return report(config, run, corpus, table, held_out_loss, num_params)
+    tell(describe(corpus, num_params, num_steps))
+    is_due = every(settings.evaluate_every)
+    stages = train(
+        init(params),
+        num_steps=num_steps,
+        step_fn=step_fn,
+        batch_fn=batch_fn,
+        save_every=settings.checkpoint_every,
+        checkpoints=Checkpoints(run.path / "checkpoints"),
+        observers={
+            "speed": Observer(watch.speed, is_due),
+            "held_out": Observer(watch.held_out, is_due),
+        },
+        tokens_per_step=tokens_per_step,
+        on_table=lambda table: run.write_metrics(
+            metric_rows(table, training.batch_size)
+        ),
+    )
+    (last,) = collections.deque(stages, maxlen=1)
+    checked = check_run(run, corpus, last.table, held_out_loss, smoke=settings.smoke)
+    summary = checked | {"num_params": num_params, **corpus.sizes}
+    run.write_summary(summary)
+    return PretrainedRun(run, summary, draw_loss(run))
+
+
+@command.experiment
+def main(config: Config) -> int:
+    """Run the program; the exit status."""
+    done = pretrain(config, tell=functools.partial(print, flush=True))
+    print(done)
+    return 0 if done.holds else 1
 
 
 def load_corpus(config: Config) -> Corpus:
@@ -259,7 +205,7 @@ def load_corpus(config: Config) -> Corpus:
         tokenizer=tokenizer,
         vocab_size=config.vocab_size,
         context=config.context,
-        held_out_share=config.held_out_share,
+        held_out_share=config.training.held_out_share,
         seed=config.seed,
     )
 
@@ -267,19 +213,20 @@ def load_corpus(config: Config) -> Corpus:
 def all_settings(config: Config, corpus: Corpus, model: Transformer) -> dict[str, Any]:
     """What `config.json` says of the run."""
     num_rows = len(corpus.train.tokens)
-    if config.batch_size > num_rows:
+    batch_size, epochs = config.training.batch_size, config.training.epochs
+    if batch_size > num_rows:
         raise ValueError(
             f"--batch-size must be at most the number of rows of {config.context} "
-            f"tokens, {num_rows}, got {config.batch_size}"
+            f"tokens, {num_rows}, got {batch_size}"
         )
-    steps_per_epoch = num_rows // config.batch_size
-    num_steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
+    steps_per_epoch = num_rows // batch_size
+    num_steps = config.steps or max(1, round(epochs * steps_per_epoch))
     if num_steps > COUNT.most:
         raise ValueError(
-            f"--epochs {config.epochs:g} are {num_steps:.3g} updates; there can be at "
+            f"--epochs {epochs:g} are {num_steps:.3g} updates; there can be at "
             f"most {COUNT.most:g}"
         )
-    return dataclasses.asdict(config) | {
+    return kept(config) | {
         "num_steps": num_steps,
         "warmup_steps": warmup_steps(config, num_steps),
         "model": dataclasses.asdict(model.config),
@@ -297,10 +244,10 @@ def optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
     """AdamW behind a clip, with a warm-up and a cosine to a tenth."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=config.learning_rate,
+        peak_value=config.training.learning_rate,
         warmup_steps=warmup_steps(config, num_steps),
         decay_steps=num_steps,
-        end_value=config.learning_rate / 10,
+        end_value=config.training.learning_rate / 10,
     )
     beta1, beta2 = config.betas
     return optax.chain(
@@ -309,7 +256,7 @@ def optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
             schedule,
             b1=beta1,
             b2=beta2,
-            weight_decay=config.weight_decay,
+            weight_decay=config.training.weight_decay,
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     )
@@ -346,15 +293,10 @@ def describe(corpus: Corpus, num_params: int, num_steps: int) -> str:
     )
 
 
-def report(
-    config: Config,
-    run: Run,
-    corpus: Corpus,
-    table: Table,
-    held_out_loss: Any,
-    num_params: int,
-) -> int:
-    """Write the summary and the figure, print the numbers; the exit status."""
+def check_run(
+    run: Run, corpus: Corpus, table: Table, held_out_loss: Any, *, smoke: bool
+) -> dict[str, Any]:
+    """What the run claims, and the losses that it is about."""
     model_loss = float(table["held_out"]["held_out_loss"][-1])
     claim = {
         "text": f"held-out loss of the model, {model_loss:.4f} nats/token, below the "
@@ -375,33 +317,15 @@ def report(
             "holds": steps == list(range(run.config["settings"]["num_steps"])),
         },
     ]
-    claims = [] if config.smoke else [claim]
-    run.write_summary(
-        {
-            "claims": claims,
-            "identities": identities,
-            "held_out_loss": {"model": model_loss, "bigram": corpus.bigram["loss"]},
-            "bigram_k": corpus.bigram["k"],
-            "num_params": num_params,
-            **corpus.sizes,
-        }
-    )
-    draw_loss(run)
-    print(
-        f"held-out loss ({corpus.sizes['held_out_tokens']:,} tokens of "
-        f"{corpus.sizes['held_out_documents']} documents), nats/token:\n"
-        f"  model   {model_loss:.4f}\n"
-        f"  bigram  {corpus.bigram['loss']:.4f}  (add-k, k = {corpus.bigram['k']:.2g} "
-        "chosen inside the training half)"
-    )
-    checks = [*identities, *claims]
-    for check in checks:
-        print(f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}")
-    print(f"\nfigures:\n{run.figure_path('loss')}\nrun folder: {run.path}")
-    return 0 if all(check["holds"] for check in checks) else 1
+    return {
+        "claims": [] if smoke else [claim],
+        "identities": identities,
+        "held_out_loss": {"model": model_loss, "bigram": corpus.bigram["loss"]},
+        "bigram_k": corpus.bigram["k"],
+    }
 
 
-def draw_loss(run: Run) -> None:
+def draw_loss(run: Run) -> Path:
     """`figures/loss.png`, from the run folder alone."""
     metrics, summary = run.metrics(), run.summary
     with figure(run.figure_path("loss"), "Pretraining", figsize=(6, 4)) as axes:
@@ -416,6 +340,7 @@ def draw_loss(run: Run) -> None:
         ax.axhline(bigram, label="bigram, held out", color=COLORS["negative"], ls="--")
         ax.set(xlabel="update", ylabel="loss [nats/token]")
         ax.legend()
+    return run.figure_path("loss")
 
 
 parse = functools.partial(command.parse, Config, __doc__)

@@ -77,19 +77,19 @@ class Config(Settings):
     def stage(self, recipe: RateName, loss: str) -> FinetuneConfig:
         """The settings of a training as `finetune.py` has them."""
         is_sft = loss == "sft"
-        stage = FinetuneConfig(
+        stage = FinetuneConfig.of(
             loss=loss,
             coefficients={} if is_sft else self.coefficients,
             recipe=recipe,
-            epochs=self.sft_epochs if is_sft else self.epochs,
+            epochs=(self.sft_epochs if is_sft else self.epochs) or None,
             data=self.data,
             blank=self.blank,
             world=self.world,
-            model=self.model,
+            model=self.model or None,
             init=self.init,
             tracked=self.tracked,
             max_length=self.max_length,
-            max_prompt_length=self.max_prompt_length,
+            max_prompt_length=self.max_prompt_length or None,
             cache=self.cache,
             seed=self.seed,
             smoke=self.smoke,

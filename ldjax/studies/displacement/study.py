@@ -8,8 +8,8 @@ import polars as pl
 
 from ldjax import command
 from ldjax.files.whole import whole_file
+from ldjax.finetune.prepare import Prepared, prepare
 from ldjax.finetune.settings import Config as FinetuneConfig
-from ldjax.finetune.setup import Setup, make_setup
 from ldjax.runs.folder import Run
 from ldjax.studies.displacement import __doc__ as about
 from ldjax.studies.displacement.figures import draw_figures
@@ -37,7 +37,7 @@ class Asked(NamedTuple):
     """
 
     stages: dict[RateName, FinetuneConfig]
-    setup: Setup
+    setup: Prepared
 
 
 @command.experiment
@@ -52,9 +52,9 @@ def find(config: Config) -> Asked:
         name: config.stage(name, config.loss) for name in config.rates
     }
     stage = next(iter(stages.values()))
-    if stage.named_loss.trains_on != "pairs":
+    if stage.objective.named.trains_on != "pairs":
         raise ValueError(f"--loss {config.loss} is not a loss of pairs")
-    return Asked(stages, make_setup(stage))
+    return Asked(stages, prepare(stage))
 
 
 def measure(config: Config, asked: Asked, run: Run) -> Findings:
@@ -69,7 +69,7 @@ def measure(config: Config, asked: Asked, run: Run) -> Findings:
         print(f"{config.loss}: {RATES[name]}", flush=True)
         accounts[name] = account_for(config, stage, setup, start)
     watched = {
-        side: [probe for probe in setup.tracked.probes if probe.type == side]
+        side: [probe for probe in setup.watched.tracked.probes if probe.type == side]
         for side in SIDES
     }
     claims: list[Claim] = []

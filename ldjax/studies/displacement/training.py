@@ -8,11 +8,11 @@ import numpy as np
 from ldjax import linen, losses
 from ldjax.data.reference import add_reference
 from ldjax.equation.log_probs import sequence_log_probs
+from ldjax.finetune.prepare import Prepared
+from ldjax.finetune.probes import choose
 from ldjax.finetune.recipes import make_optimizer
 from ldjax.finetune.rows import training_rows
 from ldjax.finetune.settings import Config as FinetuneConfig
-from ldjax.finetune.setup import Setup, choose, make_encoder
-from ldjax.losses import make_loss
 from ldjax.runs.loop import Observer, every, make_batch_fn, make_train_step, train
 from ldjax.studies.displacement.measure import (
     Batch,
@@ -26,49 +26,56 @@ from ldjax.studies.displacement.settings import Config
 __all__ = ["account_for", "finetuned"]
 
 
-def finetuned(stage: FinetuneConfig, setup: Setup) -> Any:
+def finetuned(stage: FinetuneConfig, setup: Prepared) -> Any:
     """Parameters after SFT on the chosen answers."""
-    encode = make_encoder(stage, setup.base)
     rows, _ = training_rows(
-        setup.data.train, encode, target=("chosen",), max_length=setup.max_length
+        setup.watched.texts.train,
+        setup.encode,
+        target=("chosen",),
+        max_length=setup.max_length,
     )
     init, step = make_train_step(
         linen.apply_fn(setup.base.model),
         losses.sft,
-        make_optimizer(stage.as_recipe()),
+        make_optimizer(stage.recipe),
     )
     num_steps = updates(stage, setup)
     (last,) = train(
         init(setup.base.params),
         num_steps=num_steps,
         step_fn=step,
-        batch_fn=make_batch_fn(rows, batch_size=stage.batch_size, seed=stage.seed),
+        batch_fn=make_batch_fn(
+            rows, batch_size=stage.recipe.batch_size, seed=stage.seed
+        ),
         save_every=num_steps,
     )
     return last.state.params
 
 
-def updates(stage: FinetuneConfig, setup: Setup) -> int:
+def updates(stage: FinetuneConfig, setup: Prepared) -> int:
     """Of a training on one row for each prompt."""
-    return max(1, round(stage.epochs * (len(setup.data.train) // stage.batch_size)))
+    updates_of_one = len(setup.watched.texts.train) // stage.recipe.batch_size
+    return max(1, round(stage.recipe.epochs * updates_of_one))
 
 
 def account_for(
-    config: Config, stage: FinetuneConfig, setup: Setup, start: Any
+    config: Config, stage: FinetuneConfig, setup: Prepared, start: Any
 ) -> Account:
     """Train on the pairs, with an account of the watched ones."""
     apply_fn = linen.apply_fn(setup.base.model)
     rows = setup.rows
-    if stage.named_loss.has_reference:
-        rows = add_reference(apply_fn, start, rows, batch_size=stage.batch_size)
-    num_rows = len(setup.data.train)
-    places = np.array(choose(setup.data.train, stage.tracked, config.seed))
+    if stage.objective.named.has_reference:
+        rows = add_reference(apply_fn, start, rows, batch_size=stage.recipe.batch_size)
+    prompts = setup.watched.texts.train
+    places = np.array(choose(prompts, stage.watch.tracked, config.seed))
     watched = Batch(jax.tree.map(lambda leaf: leaf[places], rows), places)
     batch_fn = make_batch_fn(
-        Batch(rows, np.arange(num_rows)), batch_size=stage.batch_size, seed=stage.seed
+        Batch(rows, np.arange(len(prompts))),
+        batch_size=stage.recipe.batch_size,
+        seed=stage.seed,
     )
-    loss_fn = make_loss(stage.loss, **stage.coefficients)
-    optimizer = make_optimizer(stage.as_recipe())
+    loss_fn = stage.objective.loss_fn
+    optimizer = make_optimizer(stage.recipe)
     init, step_fn = make_origin_step(apply_fn, loss_fn, optimizer, watched)
     labels_fn = make_labels_fn(apply_fn, loss_fn, optimizer, watched)
     alone_fn = make_alone_fn(apply_fn, loss_fn, optimizer, watched)
@@ -105,4 +112,4 @@ def account_for(
         sequence_log_probs(apply_fn(params, chosen), chosen.targets, chosen.mask)
         for params in (start, last.state.params)
     )
-    return Account(last.table, np.asarray(after - before), stage.batch_size)
+    return Account(last.table, np.asarray(after - before), stage.recipe.batch_size)

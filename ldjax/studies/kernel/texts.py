@@ -12,8 +12,9 @@ from ldjax.data.responses import to_examples
 from ldjax.data.tokenizers import train_word_level
 from ldjax.data.world.world import make_world
 from ldjax.equation.sequences import Sequences
+from ldjax.finetune.prepare import start_of
 from ldjax.finetune.settings import Config as FinetuneConfig
-from ldjax.finetune.start import Base, find_start, load_base
+from ldjax.finetune.start import Base, load_base, load_shapes
 from ldjax.models import Transformer, TransformerConfig, gpt2_config
 from ldjax.studies.kernel.settings import SIDES, Config
 
@@ -73,11 +74,12 @@ def load_model(config: Config) -> Base:
     """The model that is asked for."""
     if config.smoke and not config.model:
         return random_model(config.seed)
-    settings = FinetuneConfig(
-        model=config.model, cache=config.cache, seed=config.seed
+    settings = FinetuneConfig.of(
+        model=config.model or None, cache=config.cache, seed=config.seed
     ).resolved()
     settings.check()
-    return load_base(settings, find_start(settings))
+    shapes = load_shapes(start_of(settings), settings.model)
+    return load_base(shapes, seed=settings.seed)
 
 
 def random_model(seed: int) -> Base:

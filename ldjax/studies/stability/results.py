@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ldjax.finetune.prepare import Prepared
 from ldjax.finetune.settings import Config as StageConfig
-from ldjax.finetune.setup import Setup
 from ldjax.runs.checkpoints import Table
 from ldjax.studies.statistics import rank_correlations
 from ldjax.theory.claims import Claim
@@ -254,17 +254,19 @@ def _published(
     return found
 
 
-def long_table(stage: StageConfig, setup: Setup, table: Table) -> pl.DataFrame:
+def long_table(stage: StageConfig, setup: Prepared, table: Table) -> pl.DataFrame:
     """A stage's part of `metrics.parquet`; probes are called `STAGE/SET/PROMPT`."""
     of_series = {
-        "kernel": setup.tracked.probes,
-        "evaluated": setup.observed.probes,
+        "kernel": setup.watched.tracked.probes,
+        "evaluated": setup.watched.observed.probes,
     }
     named = {
         series: tuple(
-            probe._replace(prompt_name=probe_name(stage.loss, probe.prompt_name))
+            probe._replace(
+                prompt_name=probe_name(stage.objective.loss, probe.prompt_name)
+            )
             for probe in probes
         )
         for series, probes in of_series.items()
     }
-    return series_rows(table, named, examples_per_step=stage.batch_size)
+    return series_rows(table, named, examples_per_step=stage.recipe.batch_size)

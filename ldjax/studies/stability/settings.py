@@ -73,15 +73,15 @@ class Config(Settings):
 
     def stage(self, loss: Any, *, base: str = "") -> StageConfig:
         """The settings of one run, from a base that was found if it is given."""
-        return StageConfig(
+        return StageConfig.of(
             loss=loss,
             data=self.data,
             world=self.world,
-            epochs=self.sft_epochs if loss == "sft" else self.dpo_epochs,
+            epochs=(self.sft_epochs if loss == "sft" else self.dpo_epochs) or None,
             probe_prompts=self.probe_prompts,
             tracked=self.updates,
             cache=self.cache,
             seed=self.seed,
             smoke=self.smoke,
-            model=base or self.model,
+            model=base or self.model or None,
         )

@@ -6,9 +6,9 @@ from typing import Any
 import polars as pl
 
 from ldjax import command
+from ldjax.finetune.prepare import prepare, start_of
 from ldjax.finetune.settings import Config as StageConfig
-from ldjax.finetune.setup import make_setup
-from ldjax.finetune.start import find_start, load_base
+from ldjax.finetune.start import load_shapes
 from ldjax.runs.folder import Run
 from ldjax.studies.stability import __doc__ as about
 from ldjax.studies.stability.figures import draw_figures
@@ -35,9 +35,9 @@ def main(config: Config) -> int:
 
 def find(config: Config) -> Stages:
     """The settings of both stages, from a model that is there."""
-    base = find_start(config.stage("sft").resolved())
+    base = start_of(config.stage("sft").resolved())
     stages = {loss: config.stage(loss, base=base).resolved() for loss in SIDES}
-    load_base(stages["sft"], base, shapes_only=True)  # is there such a model?
+    load_shapes(base, stages["sft"].model)  # is there such a model?
     for stage in stages.values():
         stage.check()
     return stages
@@ -49,12 +49,14 @@ def measure(config: Config, stages: Stages, run: Run) -> Findings:
     identities: list[Claim] = []
     frames, params = [], None
     for name, stage in stages.items():
-        setup = make_setup(stage)
+        setup = prepare(stage)
         print(f"=== {name}: {setup.num_steps} updates ===", flush=True)
         # DPO starts where SFT ended.
         start = setup.base.params if params is None else params
         params, table = run_stage(config, stage, setup, start)
-        studies[name] = study(table, setup.tracked.probes, setup.observed.probes)
+        studies[name] = study(
+            table, setup.watched.tracked.probes, setup.watched.observed.probes
+        )
         identities += check_identities(name, table)
         frames.append(long_table(stage, setup, table))
     run.write_metrics(pl.concat(frames))

@@ -4,12 +4,11 @@ from typing import Any
 
 from ldjax import losses
 from ldjax.data.reference import add_reference
+from ldjax.finetune.prepare import Prepared
 from ldjax.finetune.recipes import make_optimizer
 from ldjax.finetune.rows import cropped
 from ldjax.finetune.settings import Config as StageConfig
-from ldjax.finetune.setup import Setup
 from ldjax.linen import apply_fn, logits_fn
-from ldjax.losses import make_loss
 from ldjax.runs.checkpoints import Table
 from ldjax.runs.loop import Observer, make_batch_fn, make_train_step, train
 from ldjax.studies.scored import make_update_examples
@@ -23,26 +22,30 @@ SIDES = {"sft": ("chosen",), "dpo": ("chosen", "rejected")}
 
 
 def run_stage(
-    config: Config, stage: StageConfig, setup: Setup, start: Any
+    config: Config, stage: StageConfig, setup: Prepared, start: Any
 ) -> tuple[Any, Table]:
     """Train, and measure on the way; the final parameters and what was measured."""
     model, rows = setup.base.model, setup.rows
-    is_dpo = stage.loss == "dpo"
+    is_dpo = stage.objective.loss == "dpo"
     if is_dpo:
-        rows = add_reference(apply_fn(model), start, rows, batch_size=stage.batch_size)
-    loss_fn = make_loss(stage.loss, **stage.coefficients)
-    optimizer = make_optimizer(stage.as_recipe())
+        rows = add_reference(
+            apply_fn(model), start, rows, batch_size=stage.recipe.batch_size
+        )
+    loss_fn = stage.objective.loss_fn
+    optimizer = make_optimizer(stage.recipe)
     measure = make_measure(
         model,
         loss_fn if is_dpo else of_chosen,
         make_update_examples(
-            setup.tracked.probes, SIDES[stage.loss], num_tokens=config.update_tokens
+            setup.watched.tracked.probes,
+            SIDES[stage.objective.loss],
+            num_tokens=config.update_tokens,
         ),
         optimizer=optimizer if config.preconditioned else None,
         reference=start if is_dpo else None,
         step_norm=config.step_norm,
     )
-    evaluate = make_evaluate(apply_fn(model), setup.observed)
+    evaluate = make_evaluate(apply_fn(model), setup.watched.observed)
     steps = moments(setup.num_steps, config.times)
 
     def observe(state: Any) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def run_stage(
     init, step_fn = make_train_step(
         lambda params, batch: logits_fn(model, batch)(params), loss_fn, optimizer
     )
-    batch_fn = make_batch_fn(rows, batch_size=stage.batch_size, seed=stage.seed)
+    batch_fn = make_batch_fn(rows, batch_size=stage.recipe.batch_size, seed=stage.seed)
     is_due = set(steps).__contains__
     *_, last = train(
         init(start),

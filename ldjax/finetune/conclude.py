@@ -1,0 +1,326 @@
+"""What a finetuning run leaves behind, and what it says of itself."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ldjax import linen
+from ldjax.files.whole import whole_file
+from ldjax.finetune.prepare import Prepared
+from ldjax.finetune.results import (
+    check_claims,
+    check_identities,
+    curves_of,
+    type_changes,
+)
+from ldjax.finetune.start import base_of
+from ldjax.finetune.track import State, even_steps
+from ldjax.models import Pretrained, load, save_adapters
+from ldjax.report import write_page
+from ldjax.report.curves import (
+    draw_by_side,
+    draw_curves,
+    draw_predicted_against_measured,
+    draw_remainder,
+)
+from ldjax.report.measures import final_parts
+from ldjax.runs.checkpoints import Table
+from ldjax.runs.folder import Run
+from ldjax.theory.fidelity import (
+    Fidelity,
+    fidelity,
+    legible,
+    r_squared_within_types,
+)
+from ldjax.theory.signatures import Verdict, evaluate
+from ldjax.theory.signatures import table as signature_table
+from ldjax.watch.probes import ProbeSet
+from ldjax.watch.record import (
+    TEST,
+    TRACKED,
+    TRAIN,
+    everything_name,
+    part_name,
+    probe_line,
+    prompt_of,
+    series_rows,
+    set_of,
+    write_probe_lines,
+)
+from ldjax.watch.token_maps import moved_tokens
+
+__all__ = ["FinetunedRun", "conclude", "write_probes", "write_table"]
+
+
+class FinetunedRun(NamedTuple):
+    """A run that is complete.
+
+    Attributes:
+      run: The run folder.
+      summary: What came out, as in its `summary.json`.
+      figures: Pictures of it.
+      page: The page about it, for a browser.
+    """
+
+    run: Run
+    summary: dict[str, Any]
+    figures: tuple[Path, ...]
+    page: Path
+
+    @property
+    def checks(self) -> list[dict[str, Any]]:
+        """Identities, which hold of any run, and the claims of this one."""
+        return [*self.summary["identities"], *self.summary["claims"]]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all of them hold."""
+        return all(check["holds"] for check in self.checks)
+
+    def load(self) -> Pretrained:
+        """The model after the last update."""
+        return load(self.run.path)
+
+    def __str__(self) -> str:
+        """What a terminal shows."""
+        lines = [*_signatures(self.summary), *_fits(self.summary)]
+        lines += _explanations(self.summary["explanations"])
+        lines += [
+            f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}"
+            for check in self.checks
+        ]
+        lines += ["", "figures:", *map(str, self.figures)]
+        lines += [f"run folder: {self.run.path}"]
+        return "\n".join([*lines, f"the report, for a browser: {self.page}"])
+
+
+def write_probes(run: Run, prepared: Prepared) -> None:
+    """`probes.jsonl`: what the probes of the table say."""
+    watched = prepared.watched
+    texts = {TRAIN: watched.texts.train, TEST: watched.texts.test}
+    texts[TRACKED] = texts[TRAIN]
+    lines = []
+    for probe in (*watched.observed.probes, *watched.tracked.probes):
+        row = texts[set_of(probe.prompt_name)][int(prompt_of(probe.prompt_name))]
+        text = row.responses[probe.type]
+        lines.append(probe_line(probe, row.prompt, text, source=row.source))
+    write_probe_lines(run.path, lines)
+
+
+def write_table(
+    run: Run, prepared: Prepared, table: Table, *, examples_per_step: int
+) -> None:
+    """`metrics.parquet`, from what was measured so far."""
+    watched = prepared.watched
+    probes = {
+        "train": watched.tracked.probes,
+        "observed": watched.observed.probes,
+        "one_step": watched.observed.probes,
+    }
+    if watched.everything is not None:
+        probes["everything"] = tuple(
+            probe._replace(prompt_name=everything_name(probe.prompt_name))
+            for probe in watched.everything.probes
+        )
+    run.write_metrics(series_rows(table, probes, examples_per_step=examples_per_step))
+
+
+def conclude(
+    run: Run,
+    prepared: Prepared,
+    table: Table,
+    state: State,
+    *,
+    evaluations: int,
+    start: Callable[[], Any],
+    has_signatures: bool,
+    has_claims: bool,
+) -> FinetunedRun:
+    """Write the account of single tokens, the summary, the figures and the page.
+
+    Args:
+      run: The run folder, with its table.
+      prepared: What the run was made of; the shapes of its parameters suffice.
+      table: What was measured.
+      state: The state after the last update.
+      evaluations: Number of equal intervals between observations.
+      start: Gives the parameters before the first update. They are asked for once the
+        account is complete: a run that kept them would hold one more copy all along.
+      has_signatures: Whether to look for the published signatures.
+      has_claims: Whether these and others have to be there.
+    """
+    watched = prepared.watched
+    _write_tokens(run, prepared, table, state, start)
+    if prepared.base.is_adapted:
+        _write_adapter(run, prepared, state)
+    tracked = watched.tracked.probes
+    prompts, types = zip(*((p.prompt_name, p.type) for p in tracked), strict=True)
+    is_even = np.isin(
+        table["observed"]["step"], list(even_steps(prepared.num_steps, evaluations))
+    )
+    series = {name: values[is_even] for name, values in table["observed"].items()}
+    changes, signatures, claims = {}, {}, []
+    for name, rows in (("train", watched.texts.train), ("test", watched.texts.test)):
+        if not rows:
+            continue
+        curves = curves_of(series, watched.observed.probes, name)
+        changes[name] = type_changes(curves)
+        if prepared.regime is None or not has_signatures:
+            continue
+        verdicts = evaluate(curves, prepared.regime)
+        signatures[name] = [verdict._asdict() for verdict in verdicts]
+        if name == "train" and has_claims:
+            order = table.get("order", {}).get("remainder_ratio", np.zeros(0))
+            claims = check_claims(prepared.regime, curves, verdicts, order)
+    ends = _at_both_ends(watched.tracked, table)
+    fits = fidelity(table["train"], prompts, types)
+    summary = {
+        "changes": changes,
+        "signatures": signatures,
+        "regime": prepared.regime,
+        "explanations": _why(series, watched.observed, final_parts(run.metrics())),
+        "claims": claims,
+        "identities": check_identities(table, tracked, ends),
+        "fidelity": {name: fit._asdict() for name, fit in fits.items()},
+        "r_squared_within_types": r_squared_within_types(table["train"], types),
+        "counts": prepared.counts,
+        "data": watched.texts.summary | {"left_out": prepared.left_out},
+        "notes": prepared.notes,
+    }
+    run.write_summary(summary)
+    figures = (
+        *draw_curves(run),
+        *draw_predicted_against_measured(run),
+        *draw_remainder(run),
+        *draw_by_side(run),
+    )
+    return FinetunedRun(run, summary, figures, write_page([run]))
+
+
+def _write_tokens(
+    run: Run,
+    prepared: Prepared,
+    table: Table,
+    state: State,
+    start: Callable[[], Any],
+) -> None:
+    """`tokens.npz`: the account of every tracked token."""
+    tracked = prepared.watched.tracked
+    arrays: dict[str, np.ndarray] = {"step": table["tokens"]["step"]}
+    arrays |= moved_tokens(
+        linen.apply_fn(prepared.base.model),
+        start(),
+        state.params,
+        tracked,
+        probe_batch_size=prepared.plan.probes,
+    )
+    for i, (places, batch) in enumerate(tracked.batches):
+        arrays |= {
+            f"probes_{i}": places,
+            f"targets_{i}": np.asarray(batch.targets),
+            f"mask_{i}": np.asarray(batch.mask),
+            f"log_prob_{i}": table["tokens"][f"log_prob_{i}"],
+            f"predicted_{i}": np.asarray(state.predicted[i]),
+            f"measured_{i}": np.asarray(state.measured[i]),
+        }
+    with whole_file(run.path / "tokens.npz") as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def _write_adapter(run: Run, prepared: Prepared, state: State) -> None:
+    """`adapter/`: the trained adapters in PEFT's layout."""
+    base = prepared.base
+    trained = Pretrained(base.model, state.params, base.model.config, base.tokenizer)
+    folder, new = run.path / "adapter", run.path / ".adapter.new"
+    shutil.rmtree(new, ignore_errors=True)
+    save_adapters(new, trained, base=base_of(base.source))
+    # Only now: that of the same run, which was resumed.
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+
+
+def _why(
+    series: Mapping[str, np.ndarray],
+    observed: ProbeSet,
+    parts: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """The exact quantities behind the curves.
+
+    Args:
+      series: Quantities of the observed set.
+      observed: The observed probes.
+      parts: What each part of the updates did to the tracked responses of each type
+        over the whole run, mean nats.
+    """
+    types = np.array([probe.type for probe in observed.probes])
+    both_ends = series["squeezing_threshold"][[0, -1]]
+    thresholds = {
+        type_: both_ends[:, types == type_].mean(1).tolist()
+        for type_ in next(iter(parts.values()))
+    }
+    return {"parts": parts, "squeezing_threshold": thresholds}
+
+
+def _at_both_ends(tracked: ProbeSet, table: Table) -> dict[str, np.ndarray]:
+    """Log-probs of the tracked probes before and after the run, `[2, probe]`."""
+    ends = [
+        tracked.gather(
+            [
+                {"log_prob": table["tokens"][f"log_prob_{i}"][at].sum(-1)}
+                for i in range(len(tracked.batches))
+            ]
+        )["log_prob"]
+        for at in (0, -1)
+    ]
+    return {"log_prob": np.stack(ends).astype(float)}
+
+
+def _signatures(summary: Mapping[str, Any]) -> list[str]:
+    """The table of the published signatures of the trained prompts, if it has one."""
+    if "train" not in summary["signatures"]:
+        return []
+    verdicts = [Verdict(**verdict) for verdict in summary["signatures"]["train"]]
+    head = f"Published signatures ({summary['regime']}), trained prompts:"
+    return ["", head, signature_table(verdicts)]
+
+
+def _fits(summary: Mapping[str, Any]) -> list[str]:
+    """The table of predicted and measured changes, by type."""
+    lines = [
+        "",
+        "Tracked responses over the whole run, nats per sequence:",
+        f"{'type':20} {'measured':>9} {'predicted':>9} {'R2':>7} {'R2 end':>7} "
+        f"{'signs':>6} {'rest':>6} {'rest/step':>9} {'floor':>8}",
+    ]
+    fits = {name: Fidelity(**fit) for name, fit in summary["fidelity"].items()}
+    lines += [
+        f"{name:20} {fit.change:+9.2f} {fit.predicted_change:+9.2f} "
+        f"{legible(fit.r_squared):>7} {legible(fit.r_squared_at_end):>7} "
+        f"{legible(fit.sign_agreement):>6} {legible(fit.remainder_ratio):>6} "
+        f"{legible(fit.step_remainder_ratio):>9} "
+        f"{legible(fit.floor_ratio, '.1e'):>8}"
+        for name, fit in fits.items()
+    ]
+    if fits["all"].step_remainder_ratio is None:
+        lines.append("nothing moved: no update changed a tracked response")
+    if (within := summary["r_squared_within_types"]) is not None:
+        lines.append(f"R2 of all about the mean of each type: {within:.3f}")
+    return lines
+
+
+def _explanations(why: Mapping[str, Any]) -> list[str]:
+    """Where the changes come from, and which labels a push-down raises."""
+    parts = why["parts"]
+    heads = [f"{part_name(name)[:9]:>9}" for name in parts]
+    lines = [
+        "",
+        "Where they come from, nats per sequence; threshold: |p|^2 - p(y)",
+        " ".join([f"{'type':20}", *heads, "  threshold"]),
+    ]
+    for type_, (start, end) in why["squeezing_threshold"].items():
+        numbers = " ".join(f"{values[type_]:+9.2f}" for values in parts.values())
+        lines.append(f"{type_:20} {numbers}   {start:.3f} -> {end:.3f}")
+    return lines

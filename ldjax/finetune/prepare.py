@@ -1,0 +1,229 @@
+"""What a finetuning run needs before its first update, from its settings."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from ldjax.data.reference import fingerprint
+from ldjax.data.response_types import RESPONSE_TYPES
+from ldjax.finetune.budget import Plan, Work, fits
+from ldjax.finetune.probes import Watched, choose_probes
+from ldjax.finetune.rows import count_steps, told_of, training_rows
+from ldjax.finetune.settings import Config, Model
+from ldjax.finetune.start import Base, find_regime, find_start, load_base, load_shapes
+from ldjax.finetune.texts import Data, Encoder, Lengths, find_lengths, load_texts
+
+__all__ = ["Fit", "Prepared", "check_fits", "prepare", "read_texts", "start_of"]
+
+
+class Fit(NamedTuple):
+    """A model and texts that fit each other, and the memory.
+
+    Attributes:
+      base: The model; of its parameters the shapes.
+      encode: How texts are read.
+      lengths: How long they are.
+      plan: The memory that a run takes, and how many probes are computed at a time.
+    """
+
+    base: Base
+    encode: Encoder
+    lengths: Lengths
+    plan: Plan
+
+
+class Prepared(NamedTuple):
+    """What the updates and the observations need.
+
+    Attributes:
+      base: The model that the run starts from.
+      watched: The texts, and who is watched.
+      encode: How texts are read.
+      rows: Training rows, without what a reference says of them.
+      num_steps: Number of updates.
+      lengths: How long texts are.
+      plan: The memory that the run takes, and how many probes are computed at a time.
+      regime: Published signatures that the run is to be compared with, if any.
+      counts: How many texts there are and how many were cut.
+      notes: Where the run is not quite what was asked for, since its data do not allow
+        it.
+      fingerprints: Digests of parameters and training rows.
+    """
+
+    base: Base
+    watched: Watched
+    encode: Encoder
+    rows: Any
+    num_steps: int
+    lengths: Lengths
+    plan: Plan
+    regime: str | None
+    counts: dict[str, int]
+    notes: list[str]
+    fingerprints: dict[str, str]
+
+    def without_params(self) -> "Prepared":
+        """The same with the shapes of the model's parameters only."""
+        return self._replace(base=self.base.without_params())
+
+    @property
+    def max_length(self) -> int:
+        """Length of the longest prompt and response, in tokens."""
+        return self.watched.max_length
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Response types that could not be made, and of how many prompts."""
+        return self.watched.texts.summary.get("left_out", {}) | self.watched.left_out
+
+    def told(self, loss: str) -> str:
+        """One line before the training starts, and the notes."""
+        counts = self.counts
+        memory = f"{self.plan}\n" if self.plan.parts else ""
+        line = (
+            f"{memory}{loss} of {self.base.num_params:,} parameters on "
+            f"{counts['num_prompts']:,} prompts ({counts['num_prompts_cut']} cut, "
+            f"{counts['num_responses_cut']} responses cut to {self.max_length} tokens):"
+            f" {self.num_steps} updates; "
+            f"{len(self.watched.observed.probes):,} responses observed, "
+            f"{len(self.watched.tracked.probes)} tracked"
+        )
+        notes = "\n".join([line, *(f"note: {note}" for note in self.notes)])
+        return notes + told_of(counts)
+
+
+def start_of(settings: Config) -> str:
+    """What `ldjax.models.load` is to load; a base model is pretrained if need be.
+
+    Args:
+      settings: Resolved ones.
+    """
+    assert settings.model.model is not None
+    return find_start(
+        settings.model.model,
+        settings.init,
+        settings.texts,
+        seed=settings.seed,
+        cache=settings.cache,
+        smoke=settings.smoke,
+    )
+
+
+def read_texts(settings: Config) -> Data:
+    """The texts that are asked for."""
+    return load_texts(settings.texts, settings.objective.required, seed=settings.seed)
+
+
+def check_fits(settings: Config, texts: Data, source: str) -> Fit:
+    """How texts are read, how long they are, and the memory that a run will take.
+
+    Args:
+      settings: Resolved ones.
+      texts: All texts.
+      source: Where the model is.
+
+    Raises:
+      FileNotFoundError: If there is no such model.
+      MemoryError: If the run does not fit; no weights have been read yet.
+      ValueError: If the model, or its tokenizer, cannot be read.
+    """
+    shapes = load_shapes(source, settings.model)
+    encode = Encoder.of(settings.tokens, shapes)
+    lengths = find_lengths(texts, encode)
+    work = Work(
+        settings.objective,
+        settings.recipe,
+        max_length=lengths.bound,
+        num_tracked=settings.watch.tracked * len(RESPONSE_TYPES),
+        watched=None
+        if settings.watch.observe_all
+        else settings.watch.probe_prompts * len(RESPONSE_TYPES),
+        has_sampler=settings.initial_from is not None,
+    )
+    return Fit(shapes, encode, lengths, fits(shapes, work))
+
+
+def prepare(settings: Config) -> Prepared:
+    """Everything a run needs, as its settings say; nothing is written but the cache.
+
+    Args:
+      settings: Resolved and checked ones.
+
+    Raises:
+      FileNotFoundError: If there is no such model or file.
+      MemoryError: If the run does not fit, before any weights are read.
+      ValueError: If texts, model or settings cannot be used.
+    """
+    texts = read_texts(settings)
+    shapes, encode, lengths, plan = check_fits(settings, texts, start_of(settings))
+    base = sampler = load_base(shapes, seed=settings.seed)
+    if settings.initial_from is not None:
+        there = load_shapes(settings.initial_from, Model())
+        sampler = load_base(there, seed=settings.seed)
+    watched = choose_probes(
+        settings.watch,
+        texts,
+        encode,
+        lengths,
+        sampler,
+        batch_size=plan.probes,
+        seed=settings.seed,
+    )
+    objective, recipe = settings.objective, settings.recipe
+    rows, counts = training_rows(
+        watched.texts.train,
+        encode,
+        target=None if objective.has_pairs else objective.target,
+        also=watched.texts.test,
+        max_length=watched.max_length,
+    )
+    prepared = Prepared(
+        base=base,
+        watched=watched,
+        encode=encode,
+        rows=rows,
+        num_steps=count_steps(
+            len(jax.tree.leaves(rows)[0]),
+            batch_size=recipe.batch_size,
+            epochs=recipe.epochs,
+        ),
+        lengths=lengths,
+        plan=plan,
+        regime=find_regime(objective, base.source),
+        counts=counts,
+        notes=[],
+        fingerprints={"start": fingerprint(base.params), "rows": fingerprint(rows)},
+    )
+    return prepared._replace(notes=_notes(settings, prepared))
+
+
+def _notes(settings: Config, prepared: Prepared) -> list[str]:
+    """Where the run is not quite what was asked for."""
+    num_train, num_steps = len(prepared.watched.texts.train), prepared.num_steps
+    watch, asked = settings.watch, settings.tokens.max_length
+    warmup = settings.recipe.warmup_steps
+    left_out = [f"{type_} of {count}" for type_, count in prepared.left_out.items()]
+    positions = f"the model has {prepared.base.model.config.max_positions} positions"
+    found = {
+        f"cannot be made and are left out: {', '.join(left_out)} prompts": left_out,
+        f"--probe-prompts {watch.probe_prompts}: there are {num_train} to watch": (
+            watch.probe_prompts > num_train
+        ),
+        f"--tracked {watch.tracked}: there are {num_train} to track": (
+            watch.tracked > num_train
+        ),
+        f"--evaluations {watch.evaluations}: there are {num_steps} updates": (
+            watch.evaluations > num_steps
+        ),
+        f"--token-maps {watch.token_maps}: there are {num_steps} updates": (
+            watch.token_maps > num_steps
+        ),
+        f"--warmup-steps {warmup}: the run ends before, after {num_steps} updates": (
+            warmup > num_steps
+        ),
+        f"--max-length {asked}: {positions}": (
+            prepared.encode.max_length < asked
+            and bool(prepared.counts["num_prompts_cut"])
+        ),
+    }
+    return [note for note, applies in found.items() if applies]

@@ -1,0 +1,208 @@
+"""What a model is finetuned on and watched with: texts, and how they are read."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ldjax.data.batches import Example
+from ldjax.data.preferences import (
+    PreferenceRow,
+    Preferences,
+    read_preferences,
+)
+from ldjax.data.response_types import RESPONSE_TYPES
+from ldjax.data.responses import RowExamples, fill_types, to_examples
+from ldjax.data.tokenizers import Tokenizer
+from ldjax.data.world.world import World, make_world
+from ldjax.finetune.settings import HUB_DATA, Texts, Tokens
+from ldjax.finetune.start import Base
+from ldjax.models.hub.files import download
+
+__all__ = ["Data", "Encoder", "Lengths", "find_lengths", "hub_data", "load_texts"]
+
+_LONGEST_SAMPLE = 64
+_LONGEST_CUT_PROMPT = 256
+
+
+class Data(NamedTuple):
+    """Rows by set, and an account of how they were read.
+
+    Attributes:
+      train: Rows to train on, and to watch as the set `train` (the paper's D_prob).
+      test: Rows that are watched only, as the set `test` (D_probtest).
+      summary: For `summary.json`.
+    """
+
+    train: list[PreferenceRow]
+    test: list[PreferenceRow]
+    summary: dict[str, Any]
+
+
+def load_texts(texts: Texts, required: Sequence[str], *, seed: int) -> Data:
+    """The texts that are asked for, with the types that can be made filled in.
+
+    Args:
+      texts: Which.
+      required: Response types that a row must have.
+      seed: Seed of the toy world, and of what is drawn.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: If it has no rows, or a bad one that is not to be left out.
+    """
+    if texts.data == "toy":
+        return _toy(make_world(texts.world, seed=seed))
+    train, test = Path(texts.data), texts.test_data
+    if texts.data == HUB_DATA:
+        # Rows that are left out must be the same ones whatever is trained.
+        required = [*required, "chosen", "rejected"]
+        train, its_test = hub_data()
+        test = test or its_test
+    required = tuple(name for name in RESPONSE_TYPES if name in required)
+
+    def read(path: Path) -> Preferences:
+        return read_preferences(
+            path, required=required, on_bad_row=texts.on_bad_row, blank=texts.blank
+        )
+
+    found = read(train)
+    held_out = None if test is None else read(test)
+    unseen = [] if held_out is None else held_out.rows
+    summary = {"train": found.summary()}
+    if held_out is not None:
+        summary["test"] = held_out.summary()
+    rows = fill_types(found.rows[: texts.max_rows], seed=seed, unseen=unseen)
+    summary["left_out"] = _left_out(rows, has_unseen=bool(unseen))
+    return Data(rows, unseen, summary)
+
+
+def _toy(world: World) -> Data:
+    """The rows of a toy world."""
+
+    def rows(name: str, dicts: Sequence[dict[str, str]]) -> list[PreferenceRow]:
+        return [
+            PreferenceRow(
+                content["prompt"],
+                {type_: text for type_, text in content.items() if type_ != "prompt"},
+                f"{name}:{number}",
+            )
+            for number, content in enumerate(dicts, 1)
+        ]
+
+    train, test = rows("train", world.train), rows("test", world.test)
+    return Data(train, test, {"num_train": len(train), "num_test": len(test)})
+
+
+def hub_data() -> tuple[Path, Path]:
+    """Anthropic's helpful-base pairs, training and test, from the hub or its cache."""
+    files = [f"helpful-base/{name}.jsonl.gz" for name in ("train", "test")]
+    try:
+        folder = download("Anthropic/hh-rlhf", patterns=files, kind="dataset")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}\nThey are --data FOLDER/{files[0]} --test-data FOLDER/{files[1]}"
+        ) from error
+    train, test = (folder / file for file in files)
+    return train, test
+
+
+def _left_out(rows: Sequence[PreferenceRow], *, has_unseen: bool) -> dict[str, int]:
+    """Of how many rows a type could not be made (see `fill_types`)."""
+    made = ["irr_train", "random_permute"]
+    if has_unseen:
+        made += ["irr_test", "random_nonhum"]
+    lacking = {type_: sum(type_ not in row.responses for row in rows) for type_ in made}
+    return {type_: count for type_, count in lacking.items() if count}
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """The tokenisation protocol of a run, from rows of texts to token ids.
+
+    Attributes:
+      tokenizer: The tokenizer of the model that is trained.
+      max_length: Most tokens of prompt and response together.
+      max_prompt_length: Most tokens of a prompt that has to be cut.
+      tokens: The rest of the protocol.
+    """
+
+    tokenizer: Tokenizer
+    max_length: int
+    max_prompt_length: int
+    tokens: Tokens = dataclasses.field(default_factory=Tokens)
+
+    @classmethod
+    def of(cls, tokens: Tokens, base: Base) -> "Encoder":
+        """The protocol that is asked for, within the positions that a model has."""
+        model, limit = base.model.config, tokens.max_length
+        if model.positions == "learned":  # the last token is not read
+            limit = min(limit, model.max_positions + 1)
+        prompt_limit = tokens.max_prompt_length
+        if prompt_limit is None:
+            prompt_limit = min(_LONGEST_CUT_PROMPT, limit // 2)
+        if prompt_limit >= limit:
+            raise ValueError(
+                f"--max-prompt-length must be less than {limit}, the most tokens of "
+                f"prompt and response that the model has positions for, got "
+                f"{prompt_limit}"
+            )
+        return cls(base.tokenizer, limit, prompt_limit, tokens)
+
+    def __call__(
+        self, row: PreferenceRow, *, tokenizer: Tokenizer | None = None
+    ) -> RowExamples:
+        """A row as examples, by another tokenizer if it is given."""
+        return to_examples(
+            row,
+            tokenizer=tokenizer or self.tokenizer,
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
+            start_document=self.tokens.document_start,
+            leading_space=self.tokens.leading_space,
+            special_tokens=self.tokens.special_tokens,
+            keep=self.tokens.keep,
+        )
+
+    def longest(self, rows: Sequence[PreferenceRow]) -> int:
+        """Tokens of the longest prompt and response; 0 of none."""
+        examples = [e for row in rows for e in self(row).examples.values()]
+        return max(map(_length, examples), default=0)
+
+    def prompt_length(self, row: PreferenceRow) -> int:
+        """Tokens of the prompt as it is read."""
+        return len(next(iter(self(row).examples.values())).prompt_ids)
+
+
+class Lengths(NamedTuple):
+    """How long texts are, in tokens, before `chosen_initial` has been sampled.
+
+    Attributes:
+      given: Length of the longest prompt and response of the data.
+      sample: Length of a response that is sampled, without its END.
+      bound: Most that the longest prompt and response can be with those that are still
+        to be sampled.
+    """
+
+    given: int
+    sample: int
+    bound: int
+
+
+def find_lengths(texts: Data, encode: Encoder) -> Lengths:
+    """How long the texts are, by reading all of them once."""
+    encoded = [encode(row).examples for row in (*texts.train, *texts.test)]
+    given = max(_length(example) for row in encoded for example in row.values())
+    prompts = [
+        len(next(iter(row.values())).prompt_ids)
+        for row in encoded
+        if "chosen_initial" not in row
+    ]
+    sample = min(_LONGEST_SAMPLE, given // 2)
+    with_sample = max(prompts, default=0) + sample + 1
+    bound = max(given, min(encode.max_length, with_sample)) if prompts else given
+    return Lengths(given, sample, bound)
+
+
+def _length(example: Example) -> int:
+    return len(example.prompt_ids) + len(example.response_ids)
