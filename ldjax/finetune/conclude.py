@@ -29,6 +29,7 @@ from ldjax.report.curves import (
 from ldjax.report.measures import final_parts
 from ldjax.runs.checkpoints import Table
 from ldjax.runs.folder import Run
+from ldjax.theory.claims import Claim, failures, stored, told
 from ldjax.theory.fidelity import (
     Fidelity,
     fidelity,
@@ -61,24 +62,21 @@ class FinetunedRun(NamedTuple):
     Attributes:
       run: The run folder.
       summary: What came out, as in its `summary.json`.
+      checks: Identities, which hold of any run, and the claims of this one.
       figures: Pictures of it.
       page: The page about it, for a browser.
     """
 
     run: Run
     summary: dict[str, Any]
+    checks: list[Claim]
     figures: tuple[Path, ...]
     page: Path
 
     @property
-    def checks(self) -> list[dict[str, Any]]:
-        """Identities, which hold of any run, and the claims of this one."""
-        return [*self.summary["identities"], *self.summary["claims"]]
-
-    @property
     def holds(self) -> bool:
-        """Whether all of them hold."""
-        return all(check["holds"] for check in self.checks)
+        """Whether all identities and claims hold."""
+        return not failures(self.checks)
 
     def load(self) -> Pretrained:
         """The model after the last update."""
@@ -88,11 +86,7 @@ class FinetunedRun(NamedTuple):
         """What a terminal shows."""
         lines = [*_signatures(self.summary), *_fits(self.summary)]
         lines += _explanations(self.summary["explanations"])
-        lines += [
-            f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}"
-            for check in self.checks
-        ]
-        lines += ["", "figures:", *map(str, self.figures)]
+        lines += [told(self.checks), "", "figures:", *map(str, self.figures)]
         lines += [f"run folder: {self.run.path}"]
         return "\n".join([*lines, f"the report, for a browser: {self.page}"])
 
@@ -175,15 +169,15 @@ def conclude(
         if name == "train" and has_claims:
             order = table.get("order", {}).get("remainder_ratio", np.zeros(0))
             claims = check_claims(prepared.regime, curves, verdicts, order)
-    ends = _at_both_ends(watched.tracked, table)
+    identities = check_identities(table, _at_both_ends(watched.tracked, table))
     fits = fidelity(table["train"], prompts, types)
     summary = {
         "changes": changes,
         "signatures": signatures,
         "regime": prepared.regime,
         "explanations": _why(series, watched.observed, final_parts(run.metrics())),
-        "claims": claims,
-        "identities": check_identities(table, tracked, ends),
+        "claims": stored(claims),
+        "identities": stored(identities),
         "fidelity": {name: fit._asdict() for name, fit in fits.items()},
         "r_squared_within_types": r_squared_within_types(table["train"], types),
         "counts": prepared.counts,
@@ -197,7 +191,8 @@ def conclude(
         *draw_remainder(run),
         *draw_by_side(run),
     )
-    return FinetunedRun(run, summary, figures, write_page([run]))
+    checks = [*identities, *claims]
+    return FinetunedRun(run, summary, checks, figures, write_page([run]))
 
 
 def _write_tokens(

@@ -1,13 +1,13 @@
 """From what a finetuning run measured to its table, its claims and its summary."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.equation.resolution import rounding_of_sum
 from ldjax.runs.checkpoints import Table
+from ldjax.theory.claims import Claim
 from ldjax.theory.curves import Curves
 from ldjax.theory.signatures import Verdict
 from ldjax.watch.probes import Probe
@@ -15,7 +15,7 @@ from ldjax.watch.record import is_part, part, set_of
 
 __all__ = [
     "GATED",
-    "Check",
+    "SUM_ROUNDING",
     "check_claims",
     "check_identities",
     "check_order",
@@ -33,7 +33,9 @@ GATED = {
 #: When an update is halved, a remainder of second order falls fourfold.
 ORDER_BOUNDS = (3.8, 4.2)
 
-Check = dict[str, Any]
+#: What float32 may lose of a sum of products over all parameters, as a share of its
+#: parts: roundings add up as a random walk, to 6e-8 sqrt(n), for n up to 3e8.
+SUM_ROUNDING = 1e-3
 
 
 def curves_of(
@@ -74,15 +76,12 @@ def type_changes(curves: Curves) -> dict[str, dict[str, float]]:
     }
 
 
-def check_identities(
-    table: Table, probes: Sequence[Probe], observed: Mapping[str, np.ndarray]
-) -> list[Check]:
+def check_identities(table: Table, observed: Mapping[str, np.ndarray]) -> list[Claim]:
     """What holds whatever the run does, up to rounding in float32.
 
     Args:
       table: From the training loop; the series `train` has the tracked probes, and
         `tied` how their predictions compare with the derivative along the update.
-      probes: The tracked ones.
       observed: Log-probs of the tracked probes at the start and the end, `[2, probe]`,
         in nats.
     """
@@ -94,46 +93,41 @@ def check_identities(
     # The steps telescope: this tells whether what one left is what the next one found.
     allowed = rounding_of_sum(series["floor"])
     return [
-        {
-            "text": "the parts of every step and of all sum to their prediction: "
+        Claim(
+            "the parts of every step and of all sum to their prediction: "
             f"{parts:.1e} of what rounding allows",
-            "holds": parts <= 1,
-            "value": parts,
-            "bound": 1,
-        },
+            parts <= 1,
+            "identity",
+            numbers={"value": parts, "bound": 1},
+        ),
         *_check_tied(table),
-        {
-            "text": "the measured steps sum to the change of the whole run: "
+        Claim(
+            "the measured steps sum to the change of the whole run: "
             f"{whole.max():.1e} nats",
-            "holds": bool((whole <= allowed).all()),
-            "value": float(whole.max()),
-            "bound": float(allowed.min()),
-        },
+            bool((whole <= allowed).all()),
+            "identity",
+            numbers={"value": float(whole.max()), "bound": float(allowed.min())},
+        ),
     ]
 
 
-def _check_tied(table: Table) -> list[Check]:
+def _check_tied(table: Table) -> list[Claim]:
     """Whether what is predicted is of the order that the claims are about."""
     if "tied" not in table:
         return []
     gap = float(table["tied"]["gap"].max())
-    return [
-        {
-            "text": "a step's prediction is the derivative along what it moved: "
-            f"{gap:.1e} of its parts",
-            "holds": gap < 1e-3,
-            "value": gap,
-            "bound": 1e-3,
-        }
-    ]
+    text = f"a step's prediction is the derivative along what it moved: {gap:.1e}"
+    numbers = {"value": gap, "bound": SUM_ROUNDING}
+    holds = gap < SUM_ROUNDING
+    return [Claim(f"{text} of its parts", holds, "identity", numbers=numbers)]
 
 
 def gap_of_parts(series: Mapping[str, np.ndarray]) -> float:
     """By how much parts miss their prediction, over what rounding allows; at most 1.
 
     What they leave of it is called `rounding` (parameters are rounded as they move);
-    with that they would sum by construction. Of every step, where it is a floor and a
-    thousandth of the parts (sums over tokens and parameters in float32), and of all
+    with that they would sum by construction. Of every step, where it is a floor and
+    `SUM_ROUNDING` of the parts (sums over tokens and parameters in float32), and of all
     steps added up, where the floors add up as a root.
     """
     named = np.array(
@@ -145,7 +139,7 @@ def gap_of_parts(series: Mapping[str, np.ndarray]) -> float:
         float,
     )
     gap = named.sum(0) - series["predicted"]
-    size = 1e-3 * abs(named).sum(0)
+    size = SUM_ROUNDING * abs(named).sum(0)
     floor = series["floor"].astype(float)
     gaps = (gap, gap.sum(0)), (size + floor, size.sum(0) + rounding_of_sum(floor))
     # Where nothing moved, and a response is certain, there is nothing to divide by.
@@ -160,7 +154,7 @@ def check_claims(
     curves: Curves,
     verdicts: Sequence[Verdict],
     order: Sequence[float] | np.ndarray,
-) -> list[Check]:
+) -> list[Claim]:
     """What the toy world has to show.
 
     Args:
@@ -171,47 +165,38 @@ def check_claims(
     """
     gated = GATED.get(regime, ())
     claims = [
-        {
-            "text": f"{verdict.id}: {verdict.text}",
-            "holds": verdict.verdict == "holds",
-            "numbers": verdict.numbers,
-        }
+        Claim(
+            f"{verdict.id}: {verdict.text}",
+            verdict.verdict == "holds",
+            numbers={"numbers": verdict.numbers},
+        )
         for verdict in verdicts
         # A run that hardly moved has nothing to show, and its table says so.
         if verdict.id.split("_")[0] in gated and verdict.verdict != "not applicable"
     ]
     change = {name: float(curves[name][-1] - curves[name][0]) for name in _SIDES}
     if regime.startswith("sft"):
-        claims.append(
-            {
-                "text": f"chosen ends above its start: {change['chosen']:+.2f} nats",
-                "holds": change["chosen"] > 0,
-            }
-        )
+        text = f"chosen ends above its start: {change['chosen']:+.2f} nats"
+        claims.append(Claim(text, change["chosen"] > 0))
     else:
-        claims.append(
-            {
-                "text": f"rejected falls more than chosen: {change['rejected']:+.2f} "
-                f"against {change['chosen']:+.2f} nats",
-                "holds": change["rejected"] < min(change["chosen"], 0),
-            }
+        text = (
+            f"rejected falls more than chosen: {change['rejected']:+.2f} "
+            f"against {change['chosen']:+.2f} nats"
         )
+        claims.append(Claim(text, change["rejected"] < min(change["chosen"], 0)))
     return [*claims, check_order(order)]
 
 
-def check_order(order: Sequence[float] | np.ndarray) -> Check:
+def check_order(order: Sequence[float] | np.ndarray) -> Claim:
     """Whether the remainder is of second order, as far as anything moved."""
     least, most = ORDER_BOUNDS
     ratios = ", ".join(f"{ratio:.2f}" for ratio in order)
     text = f"the remainder falls {ratios} times when an update is halved"
     if not len(order):
         text = "nothing moved, so there is no remainder that falls with the update"
-    return {
-        "text": text,
-        "holds": all(least < ratio < most for ratio in order),
-        "value": [float(ratio) for ratio in order],
-        "bound": ORDER_BOUNDS,
-    }
+    numbers = {"value": [float(ratio) for ratio in order], "bound": ORDER_BOUNDS}
+    holds = all(least < ratio < most for ratio in order)
+    return Claim(text, holds, numbers=numbers)
 
 
 _SIDES = ("chosen", "rejected")

@@ -67,21 +67,20 @@ def test_the_order_of_an_update_that_moves_nothing_is_none():
     assert order_of(lambda logits, batch: 0.0 * logits.sum()) == {}
     assert order_of(sft)["remainder_ratio"] > 3
     check = results.check_order([])
-    assert check["holds"]
-    assert "nothing moved" in check["text"]
-    assert not results.check_order([4.0, 3.0])["holds"]
+    assert check.holds
+    assert "nothing moved" in check.text
+    assert not results.check_order([4.0, 3.0]).holds
 
 
 def test_a_run_in_which_nothing_moved_keeps_its_identities():
-    probes = [probe_of(0, "chosen"), probe_of(0, "rejected")]
     nothing = {k: np.zeros((3, 2)) for k in ("predicted", "measured", "floor")}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         series = {"part:update": nothing["predicted"], **nothing}
         ends = {"log_prob": np.zeros((2, 2))}
-        checks = results.check_identities({"train": series}, probes, ends)
-    assert all(check["holds"] for check in checks)
-    assert all(np.isfinite(check["value"]) for check in checks)
+        checks = results.check_identities({"train": series}, ends)
+    assert all(check.holds for check in checks)
+    assert all(np.isfinite(check.numbers["value"]) for check in checks)
 
 
 def test_a_model_of_nans_is_named_before_it_is_trained(folder, tmp_path):

@@ -63,11 +63,11 @@ def test_a_defect_below_the_floor_of_every_step_is_seen_in_their_sum():
     whole = table["train"]["measured"].sum(0)
     for lost, holds in ((0.0, True), (0.5e-6, False)):
         ends = np.stack([np.zeros(2), whole + 400 * lost])
-        found = check(table, PROBES, {"log_prob": ends})
-        assert [each["holds"] for each in found] == [True, True, holds]
+        found = check(table, {"log_prob": ends})
+        assert [each.holds for each in found] == [True, True, holds]
     table["tied"]["gap"][1] = 0.1
-    found = check(table, PROBES, {"log_prob": np.stack([np.zeros(2), whole])})
-    assert [each["holds"] for each in found] == [True, False, True]
+    found = check(table, {"log_prob": np.stack([np.zeros(2), whole])})
+    assert [each.holds for each in found] == [True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -333,15 +333,14 @@ def test_identities_that_do_not_hold_are_seen(broken):
         "part:history": 0.6 * series["predicted"],
     }
     ends = np.stack([np.zeros(4), series["measured"].sum(0)])
-    probes = [Probe(f"tracked/{i}", "chosen", Example((1,), (2,))) for i in range(4)]
-    checks = results.check_identities({"train": series}, probes, {"log_prob": ends})
-    assert all(check["holds"] for check in checks)
+    checks = results.check_identities({"train": series}, {"log_prob": ends})
+    assert all(check.holds for check in checks)
     if broken == "parts":
         series["part:update"] = series["part:update"] + 0.01
     else:
         ends[1, 2] += 1e-3
-    checks = results.check_identities({"train": series}, probes, {"log_prob": ends})
-    assert [check["holds"] for check in checks] == [
+    checks = results.check_identities({"train": series}, {"log_prob": ends})
+    assert [check.holds for check in checks] == [
         broken != "parts",
         broken != "measured",
     ]
@@ -415,4 +414,4 @@ def test_extended_sft_is_not_asked_to_lower_the_rejected():
     order = np.array([4.0, 4.0])
     for regime, expected in (("sft_extend", True), ("dpo_after_extend", False)):
         checks = results.check_claims(regime, curves, [], order)
-        assert all(check["holds"] for check in checks) == expected
+        assert all(check.holds for check in checks) == expected

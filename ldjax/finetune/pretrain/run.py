@@ -48,6 +48,7 @@ from ldjax.runs.loop import (
     mean_token_loss,
     train,
 )
+from ldjax.theory.claims import Claim, failures, stored, told
 
 __all__ = ["Config", "PretrainedRun", "main", "parse", "pretrain"]
 
@@ -62,22 +63,19 @@ class PretrainedRun(NamedTuple):
     Attributes:
       run: The run folder.
       summary: What came out, as in its `summary.json`.
+      checks: Identities, which hold of any run, and the claims of this one.
       figure: Picture of its losses.
     """
 
     run: Run
     summary: dict[str, Any]
+    checks: list[Claim]
     figure: Path
 
     @property
-    def checks(self) -> list[dict[str, Any]]:
-        """Identities, which hold of any run, and the claims of this one."""
-        return [*self.summary["identities"], *self.summary["claims"]]
-
-    @property
     def holds(self) -> bool:
-        """Whether all of them hold."""
-        return all(check["holds"] for check in self.checks)
+        """Whether all identities and claims hold."""
+        return not failures(self.checks)
 
     def load(self) -> Pretrained:
         """The model after the last update."""
@@ -86,10 +84,6 @@ class PretrainedRun(NamedTuple):
     def __str__(self) -> str:
         """What a terminal shows."""
         found, loss = self.summary, self.summary["held_out_loss"]
-        checks = [
-            f"{'holds' if check['holds'] else 'FAILS'}: {check['text']}"
-            for check in self.checks
-        ]
         return "\n".join(
             [
                 f"held-out loss ({found['held_out_tokens']:,} tokens of "
@@ -97,7 +91,7 @@ class PretrainedRun(NamedTuple):
                 f"  model   {loss['model']:.4f}",
                 f"  bigram  {loss['bigram']:.4f}  (add-k, k = "
                 f"{found['bigram_k']:.2g} chosen inside the training half)",
-                *checks,
+                told(self.checks),
                 f"\nfigures:\n{self.figure}\nrun folder: {self.run.path}",
             ]
         )
@@ -177,10 +171,21 @@ def pretrain(
         ),
     )
     (last,) = collections.deque(stages, maxlen=1)
-    checked = check_run(run, corpus, last.table, held_out_loss, smoke=settings.smoke)
-    summary = checked | {"num_params": num_params, **corpus.sizes}
+    identities = check_run(run, last.table, held_out_loss)
+    claims = [] if settings.smoke else [check_loss(last.table, corpus)]
+    summary = {
+        "claims": stored(claims),
+        "identities": stored(identities),
+        "held_out_loss": {
+            "model": final_loss(last.table),
+            "bigram": corpus.bigram["loss"],
+        },
+        "bigram_k": corpus.bigram["k"],
+        "num_params": num_params,
+        **corpus.sizes,
+    }
     run.write_summary(summary)
-    return PretrainedRun(run, summary, draw_loss(run))
+    return PretrainedRun(run, summary, [*identities, *claims], draw_loss(run))
 
 
 @command.experiment
@@ -293,36 +298,38 @@ def describe(corpus: Corpus, num_params: int, num_steps: int) -> str:
     )
 
 
-def check_run(
-    run: Run, corpus: Corpus, table: Table, held_out_loss: Any, *, smoke: bool
-) -> dict[str, Any]:
-    """What the run claims, and the losses that it is about."""
-    model_loss = float(table["held_out"]["held_out_loss"][-1])
-    claim = {
-        "text": f"held-out loss of the model, {model_loss:.4f} nats/token, below the "
-        f"bigram model's, {corpus.bigram['loss']:.4f}",
-        "holds": model_loss < corpus.bigram["loss"],
-        "value": model_loss,
-        "bound": corpus.bigram["loss"],
-    }
+def final_loss(table: Table) -> float:
+    """The last held-out loss, in nats per token."""
+    return float(table["held_out"]["held_out_loss"][-1])
+
+
+def check_run(run: Run, table: Table, held_out_loss: Any) -> list[Claim]:
+    """What holds of any run."""
     loaded = held_out_loss(load(run.path).params)
     steps = table["train"]["step"].tolist()
-    identities = [
-        {
-            "text": "the saved model has the held-out loss that was measured",
-            "holds": loaded == model_loss,
-        },
-        {
-            "text": "the table has one loss for each update",
-            "holds": steps == list(range(run.config["settings"]["num_steps"])),
-        },
+    return [
+        Claim(
+            "the saved model has the held-out loss that was measured",
+            loaded == final_loss(table),
+            "identity",
+        ),
+        Claim(
+            "the table has one loss for each update",
+            steps == list(range(run.config["settings"]["num_steps"])),
+            "identity",
+        ),
     ]
-    return {
-        "claims": [] if smoke else [claim],
-        "identities": identities,
-        "held_out_loss": {"model": model_loss, "bigram": corpus.bigram["loss"]},
-        "bigram_k": corpus.bigram["k"],
-    }
+
+
+def check_loss(table: Table, corpus: Corpus) -> Claim:
+    """Whether the model beats the bigram model."""
+    loss, bound = final_loss(table), corpus.bigram["loss"]
+    return Claim(
+        f"held-out loss of the model, {loss:.4f} nats/token, below the "
+        f"bigram model's, {bound:.4f}",
+        loss < bound,
+        numbers={"value": loss, "bound": bound},
+    )
 
 
 def draw_loss(run: Run) -> Path:
