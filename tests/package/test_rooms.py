@@ -60,7 +60,14 @@ def test_what_is_too_large_is_seen():
 def _options():
     """What programs are asked on their command lines."""
     for place, _ in (COMMANDS | STUDIES).values():
-        for field in dataclasses.fields(importlib.import_module(place).Config):
+        yield from _options_of(importlib.import_module(place).Config)
+
+
+def _options_of(settings):
+    for field in dataclasses.fields(settings):
+        if dataclasses.is_dataclass(field.default_factory):  # a record of options
+            yield from _options_of(field.default_factory)
+        else:
             yield flag(field.name)
 
 

@@ -63,4 +63,4 @@ def understood(command):
     if words == ["--help"]:
         return None
     settings = getattr(module, "Config", None) or module.main
-    return tyro.cli(settings, args=words)
+    return tyro.cli(settings, args=words, config=(tyro.conf.OmitArgPrefixes,))
