@@ -31,7 +31,7 @@ from ldjax.watch.probes import (
     make_floor_fn,
     make_observe_fn,
 )
-from ldjax.watch.token_maps import make_token_map_fn, moved_tokens
+from ldjax.watch.token_maps import TokenMaps, moved_tokens
 
 BATCH = sentences(0, 2, 3)
 PAIR = {"chosen": BATCH, "rejected": sentences(1, 2, 3)}
@@ -74,8 +74,10 @@ def of_account(verb):
 
 
 def of_token_maps(kept_bytes):
-    token_map = make_token_map_fn(
-        *(looked_up, losses.sft, SGD),
+    token_map = TokenMaps(
+        apply_fn=looked_up,
+        loss_fn=losses.sft,
+        optimizer=SGD,
         watch_fn=multiplied,
         batch_size=2,
         kept_bytes=kept_bytes,
