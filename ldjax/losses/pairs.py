@@ -33,6 +33,7 @@ def log_ratios(logits: PairLogits, batch: Pair) -> dict[str, Float[Array, "*batc
       ValueError: If a side is missing.
 
     Examples:
+      >>> from ldjax import Sequences
       >>> answer = *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool)
       >>> side = Sequences(*answer, reference=jnp.array([-2.0]))
       >>> z = {"chosen": jnp.zeros((1, 1, 4)), "rejected": jnp.zeros((1, 1, 4))}
@@ -60,6 +61,7 @@ def log_ratio_margin(logits: PairLogits, batch: Pair) -> Float[Array, "*batch"]:
       ValueError: If a side is missing.
 
     Examples:
+      >>> from ldjax import Sequences
       >>> answer = *jnp.zeros((2, 1, 1), int), jnp.ones((1, 1), bool)
       >>> z = {"chosen": jnp.zeros((1, 1, 4)), "rejected": jnp.zeros((1, 1, 4))}
       >>> pair = {

@@ -348,7 +348,7 @@ def test_identities_that_do_not_hold_are_seen(broken):
 
 def test_a_run_that_is_not_complete_is_no_start(tmp_path):
     (tmp_path / "config.json").write_text('{"settings": {"model": {}, "num_steps": 5}}')
-    with pytest.raises(ValueError, match="stopped at step 0 of 5; repeat"):
+    with pytest.raises(ValueError, match="stopped at step 0 of 5; go on"):
         load(tmp_path)
 
 

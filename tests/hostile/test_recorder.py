@@ -133,9 +133,3 @@ def test_a_folder_that_another_process_records_in_is_refused(tmp_path):
         recorder(0, PARAMS, PARAMS)
     assert not (tmp_path / "run" / ".lock").exists()  # closed: others may
     assert open_run(tmp_path / "run").metrics().height
-
-
-def test_a_sink_that_there_is_not_is_refused_in_words_of_python(tmp_path):
-    with pytest.raises(ValueError, match=r"^`log`: there is no carrier, only"):
-        ldjax.Recorder(tmp_path / "run", _logits, [GOOD], log=("carrier",))  # type: ignore[arg-type]
-    assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ programs.
 """
 
 import functools
+import importlib
 import re
 from typing import Any
 
@@ -24,6 +25,7 @@ from ldjax.models import MLP
 from ldjax.models.decoder.scoring import make_score_fn
 from ldjax.theory.displacement import pair_products
 from ldjax.theory.influence import make_influence_fn, make_step_fn
+from ldjax.watch import token_maps
 from ldjax.watch.probes import (
     Probe,
     ProbeSet,
@@ -31,7 +33,6 @@ from ldjax.watch.probes import (
     make_floor_fn,
     make_observe_fn,
 )
-from ldjax.watch.token_maps import TokenMaps, moved_tokens
 
 BATCH = sentences(0, 2, 3)
 PAIR = {"chosen": BATCH, "rejected": sentences(1, 2, 3)}
@@ -74,7 +75,7 @@ def of_account(verb):
 
 
 def of_token_maps(kept_bytes):
-    token_map = TokenMaps(
+    token_map = token_maps.TokenMaps(
         apply_fn=looked_up,
         loss_fn=losses.sft,
         optimizer=SGD,
@@ -114,7 +115,7 @@ PATHS = {
     "floor": lambda: make_floor_fn(multiplied, PROBES)(make_params()),
     "score": lambda: make_score_fn(multiplied)(make_params(), BATCH),
     "reference": lambda: add_reference(multiplied, make_params(), PAIR, batch_size=2),
-    "moved tokens": lambda: moved_tokens(
+    "moved tokens": lambda: token_maps.moved_tokens(
         *(multiplied, make_params(), make_params(), PROBES), probe_batch_size=1
     ),
     "token map along": lambda: of_token_maps(0),
@@ -151,7 +152,10 @@ def programs(monkeypatch):
         return function
 
     monkeypatch.setattr(jax, "jit", recorded)
-    return texts
+    importlib.reload(token_maps)  # its functions become programs as it is imported
+    yield texts
+    monkeypatch.undo()
+    importlib.reload(token_maps)
 
 
 @pytest.mark.parametrize("path", PATHS)
