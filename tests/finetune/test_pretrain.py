@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, cache):
     assert result.returncode == 1
     assert len(lines) == 1
     assert "At step 1: " in lines[0]
-    with pytest.raises(ValueError, match="stopped at step 0 of 12; repeat"):
+    with pytest.raises(ValueError, match="stopped at step 0 of 12; go on"):
         load(out)
 
 

@@ -24,7 +24,7 @@ def environment(cache=None, *, xla_flags="", **variables):
         settings["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     flags = (os.environ.get(name, "") for name in ("XLA_FLAGS", "FAST_XLA_FLAGS"))
     variables["XLA_FLAGS"] = " ".join(filter(None, (*flags, xla_flags)))
-    settings["PYTHONPATH"] = str(ROOT)
+    settings["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     return settings | os.environ | variables
 
 

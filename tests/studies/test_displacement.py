@@ -170,7 +170,7 @@ def test_a_criterion_that_is_wrong_is_seen():
     assert all(each.holds for each in results.check_identities("slow", account))
     claims = results.check_claims("slow", account, loss="dpo")
     assert [each.holds for each in claims] == [True, True]
-    counted = results.explained(account)["steps_on_a_pair_alone"]
+    counted = results.Alone.of(account.table).counts()
     assert (counted["taken"], counted["said_to_fall"], counted["fell"]) == (3, 1, 1)
     for name in ("product:chosen", "product:cross"):
         train[name] = np.roll(train[name], 1, axis=1)

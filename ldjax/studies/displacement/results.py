@@ -70,15 +70,24 @@ class Alone(NamedTuple):
         own, measured = alone["own"], alone["measured"]
         return cls(said, own < 0, measured < 0, abs(own) > abs(measured - own))
 
+    def counts(self) -> dict[str, int]:
+        """How many steps were taken, and what became of them."""
+        return {
+            "taken": self.said.size,
+            "said_to_fall": int(self.said.sum()),
+            "own_sides_lower_it": int(self.own.sum()),
+            "said_otherwise": int((self.own != self.said).sum()),
+            "fell": int(self.fell.sum()),
+        }
+
 
 def explained(account: Account) -> dict[str, Any]:
     """The whole run's account: mean over the watched pairs, in nats."""
     steps = account.table["train"]
     parts = {k: v for k, v in steps.items() if is_part(k)}
-    total = np.sum(list(parts.values()), axis=0)
+    total = _sum_of_parts(steps)
     remainder = steps["measured"] - steps["predicted"]
-    falls, alone = _own_sides_lower(steps), Alone.of(account.table)
-    labels = account.table["labels"]
+    falls, labels = _own_sides_lower(steps), account.table["labels"]
     return {
         "change": float(account.change.mean()),
         "parts": {k[5:]: float(v.sum(0).mean()) for k, v in parts.items()}
@@ -92,13 +101,7 @@ def explained(account: Account) -> dict[str, Any]:
             "end": float(falls[-1].mean()),
             "all": float(falls.mean()),
         },
-        "steps_on_a_pair_alone": {
-            "taken": alone.said.size,
-            "said_to_fall": int(alone.said.sum()),
-            "own_sides_lower_it": int(alone.own.sum()),
-            "said_otherwise": int((alone.own != alone.said).sum()),
-            "fell": int(alone.fell.sum()),
-        },
+        "steps_on_a_pair_alone": Alone.of(account.table).counts(),
         "labels": {
             side: {
                 f"labels:{name}": float(values.mean())
@@ -107,6 +110,10 @@ def explained(account: Account) -> dict[str, Any]:
             for side in SIDES
         },
     }
+
+
+def _sum_of_parts(steps: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.sum([v for k, v in steps.items() if is_part(k)], axis=0)
 
 
 def _of_side(labels: Mapping[str, np.ndarray], side: str) -> dict[str, np.ndarray]:
@@ -168,7 +175,8 @@ def check_identities(name: RateName, account: Account) -> list[Claim]:
 
 def check_claims(name: RateName, account: Account, *, loss: str) -> list[Claim]:
     """What a small rate has to show."""
-    share = explained(account)["r_squared"]
+    steps = account.table["train"]
+    share = r_squared(steps["measured"], _sum_of_parts(steps))
     claims = [
         Claim(
             f"{RATES[name]}: the parts explain R2 = {legible(share, '.4f')} of the "
