@@ -8,7 +8,7 @@ whichever takes more.
 
 Why the compiler is not asked. Its FLOPs, `jit(f).lower(...).cost_analysis()`, count the
 body of a loop once, however often it runs. Of kernels that loop over their columns they
-are 1/2 to 1/3000 of what is done, so methods cannot be compared by them. Its bytes,
+are 1/2 to 1/10000 of what is done, so methods cannot be compared by them. Its bytes,
 `.compile().memory_analysis()`, ask for a compilation: of 1 to 6 seconds of a processor
 for a kernel and 8 to 11 for the step of a decoder of four blocks, where this takes
 0.001 to 0.3. A plan asks for five kernels, that of a run for three programs at two
@@ -17,7 +17,7 @@ cannot be run need not compile. JAX documents both as debugging aids of arbitrar
 structure, None where a backend has none.
 
 How near it is to the bytes of XLA on CPU (JAX 0.10): 0.8 to 1.4 times as much for
-updates and observations of decoders of 0.05 to 42 M parameters, 0.8 to 1.9 times for
+updates and observations of decoders of 0.05 to 42 M parameters, 0.7 to 1.9 times for
 kernels. The exceptions: 0.5 to 0.7 times for Jacobians of convolutions and for factored
 kernels of some 20 MB; up to 8 times for NTK-vector products of wide layers with more
 examples than `_STREAMED_TERMS`.
