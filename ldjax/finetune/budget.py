@@ -237,11 +237,12 @@ def _update(work: Work, length: int) -> Any:
     """Shapes of a batch."""
     rows, objective = work.recipe.batch_size, work.objective
     side: Any = _sequences(rows, length)
-    number: Any = jax.ShapeDtypeStruct((rows,), jnp.float32)
     if objective.named.trains_on == "samples":
-        side = side._replace(advantages=number, old_log_probs=number)
+        of_tokens: Any = jax.ShapeDtypeStruct((rows, length), jnp.float32)
+        side = side._replace(advantages=of_tokens, old_log_probs=of_tokens)
     elif objective.named.has_reference:
-        side = side._replace(reference=number)
+        of_rows: Any = jax.ShapeDtypeStruct((rows,), jnp.float32)
+        side = side._replace(reference=of_rows)
     return {"chosen": side, "rejected": side} if objective.has_pairs else side
 
 

@@ -21,6 +21,14 @@ def base_of(num_layers):
     return Base(model, model, abstract_params(config), tokenizer)
 
 
+@pytest.mark.parametrize("loss", ["sft", "dpo", "simpo", "reinforce", "grpo"])
+def test_a_run_by_every_kind_of_loss_has_a_plan(loss):
+    config = Config.of(loss=loss, batch_size=4)
+    work = budget.Work(config.objective, config.recipe, max_length=9, num_tracked=8)
+    parts = budget.make_plan(base_of(1), work, 4).parts
+    assert parts["an update and its account"] > parts["parameters"]
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("loss", ["sft", "dpo", "grpo"])
 def test_a_deep_model_is_planned_from_a_few_of_its_blocks(monkeypatch, loss):
