@@ -49,11 +49,10 @@ from ldjax.watch.record import (
     prompt_of,
     series_rows,
     set_of,
-    write_probe_lines,
 )
 from ldjax.watch.token_maps import moved_tokens
 
-__all__ = ["FinetunedRun", "conclude", "write_probes", "write_table"]
+__all__ = ["FinetunedRun", "conclude", "probe_lines", "write_table"]
 
 
 class FinetunedRun(NamedTuple):
@@ -91,8 +90,8 @@ class FinetunedRun(NamedTuple):
         return "\n".join([*lines, f"the report, for a browser: {self.page}"])
 
 
-def write_probes(run: Run, prepared: Prepared) -> None:
-    """`probes.jsonl`: what the probes of the table say."""
+def probe_lines(prepared: Prepared) -> list[str]:
+    """The lines of `probes.jsonl`: what the probes of the table say."""
     watched = prepared.watched
     texts = {TRAIN: watched.texts.train, TEST: watched.texts.test}
     texts[TRACKED] = texts[TRAIN]
@@ -101,7 +100,7 @@ def write_probes(run: Run, prepared: Prepared) -> None:
         row = texts[set_of(probe.prompt_name)][int(prompt_of(probe.prompt_name))]
         text = row.responses[probe.type]
         lines.append(probe_line(probe, row.prompt, text, source=row.source))
-    write_probe_lines(run.path, lines)
+    return lines
 
 
 def write_table(

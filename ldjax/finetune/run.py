@@ -22,42 +22,56 @@ of every step sum to its prediction, the measured steps to the change of the who
 import collections
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
 
 from ldjax import command, linen
 from ldjax.data.reference import add_reference
-from ldjax.equation.sequences import ApplyFn
 from ldjax.finetune.budget import account_options, map_sizes
 from ldjax.finetune.conclude import (
     FinetunedRun,
     conclude,
-    write_probes,
+    probe_lines,
     write_table,
 )
 from ldjax.finetune.prepare import Prepared, prepare
 from ldjax.finetune.recipes import make_optimizer
 from ldjax.finetune.rows import cropped, with_advantages
-from ldjax.finetune.settings import Config, Objective, from_command_line, kept
+from ldjax.finetune.settings import Config, from_command_line, kept
 from ldjax.finetune.start import load_base, load_shapes
 from ldjax.finetune.track import make_observers, make_tracked_step, on_all_devices
 from ldjax.progress import progress
 from ldjax.runs.checkpoints import Checkpoints, Table
-from ldjax.runs.folder import start_run
+from ldjax.runs.devices import data_mesh
+from ldjax.runs.folder import Run, start_run
 from ldjax.runs.loop import make_batch_fn, train
 from ldjax.runs.sinks import make_sink
+from ldjax.watch.record import write_probe_lines
 from ldjax.watch.token_maps import TokenMaps, token_map_observer
 
-__all__ = ["Config", "FinetunedRun", "finetune", "main", "parse"]
+__all__ = [
+    "Config",
+    "FinetunedRun",
+    "Updates",
+    "finetune",
+    "main",
+    "make_batches",
+    "make_updates",
+    "parse",
+    "program_of",
+]
 
-# What may differ when a run is resumed: where things are. The model it starts from and
-# the rows it trains on are compared by their fingerprints.
+# What may differ when a run is resumed: where things are, and how it is computed. The
+# model it starts from and the rows it trains on are compared by their fingerprints.
 FREE = {"out", "resume", "overwrite", "checkpoint_every", "cache", "init", "data"} | {
     "log",
     "test_data",
     "initial_from",
     "base_model",
+    "program",
 }
 
 
@@ -92,19 +106,7 @@ def finetune(
         objective, recipe, watch = settings.objective, settings.recipe, settings.watch
         with progress("reading the data and the model"):
             prepared = prepare(settings)
-        # By the model that is trained: in bfloat16 both round alike.
-        apply_fn = linen.apply_fn(prepared.base.trained_model)
-        rows = _with_reference(
-            objective,
-            apply_fn,
-            prepared,
-            batch_size=recipe.batch_size,
-            cache=settings.cache,
-        )
-        batch_fn = cropped(
-            make_batch_fn(rows, batch_size=recipe.batch_size, seed=settings.seed)
-        )
-        batch_fn, devices = on_all_devices(batch_fn, recipe.batch_size)
+        batch_fn, devices = make_batches(settings, prepared)
         run = start_run(
             settings.out,
             all_settings(settings, prepared),
@@ -114,18 +116,11 @@ def finetune(
         )
         sinks = [make_sink(name, run) for name in settings.log]
     prepared.base.tokenizer.save(run.path)
-    write_probes(run, prepared)
+    write_probe_lines(run.path, probe_lines(prepared))
     tell(devices + prepared.told(objective.loss))
 
-    how: dict[str, Any] = {
-        "apply_fn": apply_fn,
-        "loss_fn": objective.loss_fn,
-        "optimizer": make_optimizer(recipe),
-        **account_options(prepared.base),
-    }
-    tracked, probes = prepared.watched.tracked, prepared.plan.probes
-    init, step_fn = make_tracked_step(tracked=tracked, probe_batch_size=probes, **how)
-    how |= map_sizes(prepared.plan)
+    tracked, probes = prepared.watched.tracked, probes_of(run, prepared)
+    init, step_fn, how = make_updates(settings, prepared, probes)
     observers = make_observers(
         linen.apply_fn(prepared.base.model),
         prepared.watched,
@@ -135,7 +130,7 @@ def finetune(
         is_explained=watch.one_step,
     ) | {
         "token_maps": token_map_observer(
-            TokenMaps(**how),
+            TokenMaps(**how, **map_sizes(prepared.plan)),
             tracked,
             batch_fn,
             folder=run.path / "token_maps",
@@ -190,24 +185,83 @@ def main(config: Config) -> int:
     return 0 if done.holds else 1
 
 
-def _with_reference(
-    objective: Objective,
-    apply_fn: ApplyFn,
-    prepared: Prepared,
-    *,
-    batch_size: int,
-    cache: Path,
-) -> Any:
-    """The training rows, with what the model at the start says of them."""
+class Updates(NamedTuple):
+    """The updates of a run: those of one that is replayed are the same to the bit.
+
+    Attributes:
+      init: From parameters to the state before the first one.
+      step_fn: `(state, batch) -> (state, metrics)`, compiled.
+      made_of: What both are made of: `apply_fn`, `loss_fn`, `optimizer` and options of
+        `ldjax.make_step`.
+    """
+
+    init: Callable[[Any], Any]
+    step_fn: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+    made_of: dict[str, Any]
+
+
+def make_updates(settings: Config, prepared: Prepared, probes: int) -> Updates:
+    """The updates of a run.
+
+    Args:
+      settings: Resolved ones.
+      prepared: What the run needs.
+      probes: Tracked responses that are computed at a time.
+    """
+    made_of: dict[str, Any] = {
+        "apply_fn": linen.apply_fn(prepared.base.trained_model),
+        "loss_fn": settings.objective.loss_fn,
+        "optimizer": make_optimizer(settings.recipe),
+        **account_options(prepared.base),
+    }
+    init, step_fn = make_tracked_step(
+        tracked=prepared.watched.tracked, probe_batch_size=probes, **made_of
+    )
+    return Updates(init, step_fn, made_of)
+
+
+def make_batches(
+    settings: Config, prepared: Prepared
+) -> tuple[Callable[[int], Any], str]:
+    """The batch of each update, and a line that says on which devices it lies.
+
+    With what the model at the start says of it, where the loss needs that.
+    """
+    objective, batch_size = settings.objective, settings.recipe.batch_size
+    # By the model that is trained: in bfloat16 both round alike.
+    apply_fn = linen.apply_fn(prepared.base.trained_model)
     params, rows = prepared.base.params, prepared.rows
     if objective.named.has_reference:
         with progress("scoring the reference"):
             rows = add_reference(
-                apply_fn, params, rows, batch_size=batch_size, cache=cache
+                apply_fn, params, rows, batch_size=batch_size, cache=settings.cache
             )
     if objective.named.trains_on == "samples":
         rows = with_advantages(apply_fn, params, rows, batch_size=batch_size)
-    return rows
+    batch_fn = make_batch_fn(rows, batch_size=batch_size, seed=settings.seed)
+    return on_all_devices(cropped(batch_fn), batch_size)
+
+
+def program_of(probes: int) -> dict[str, Any]:
+    """What the bits of a run depend on, besides its settings and versions.
+
+    Args:
+      probes: Tracked responses that are computed at a time.
+    """
+    options = ("enable_x64", "default_matmul_precision", "disable_most_optimizations")
+    return {
+        "probes": probes,
+        "devices": data_mesh().size,
+        "backend": jax.default_backend(),
+        **{name: getattr(jax.config, f"jax_{name}") for name in options},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def probes_of(run: Run, prepared: Prepared) -> int:
+    """Tracked responses at a time: as when the run was begun, or fewer, to fit."""
+    begun = run.config["settings"].get("program", {})
+    return min(prepared.plan.probes, begun.get("probes", prepared.plan.probes))
 
 
 def all_settings(settings: Config, prepared: Prepared) -> dict[str, Any]:
@@ -222,6 +276,7 @@ def all_settings(settings: Config, prepared: Prepared) -> dict[str, Any]:
         "num_steps": prepared.num_steps,
         "regime": prepared.regime,
         "fingerprints": prepared.fingerprints,
+        "program": program_of(prepared.plan.probes),
         "reductions": {
             "loss": "sum over tokens, mean over the batch",
             "probes": "sum over tokens",

@@ -32,6 +32,7 @@ from ldjax.runs.sinks import SinkName, check_sinks
 __all__ = [
     "HUB_DATA",
     "PRESETS_OF_THE_PAPER",
+    "UNSAID",
     "Config",
     "Model",
     "Objective",
@@ -87,7 +88,7 @@ _RANGES = {
 }
 
 #: What `config.json` has for an option that is not said, as in runs made before.
-_UNSAID: dict[str, Any] = {
+UNSAID: dict[str, Any] = {
     "max_rows": 0,
     "model": "",
     "lora_rank": 0,
@@ -128,7 +129,7 @@ def from_command_line(
 def kept(settings: Any) -> dict[str, Any]:
     """The options of some settings, as `config.json` has them."""
     options = flat(settings)
-    unsaid = {k: v for k, v in _UNSAID.items() if k in options and options[k] is None}
+    unsaid = {k: v for k, v in UNSAID.items() if k in options and options[k] is None}
     return options | unsaid
 
 
