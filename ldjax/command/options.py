@@ -6,7 +6,10 @@ line, and in `config.json`, the options of all records stand side by side.
 
 import dataclasses
 import numbers
+import types
+import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "check_numbers",
     "flag",
     "flat",
+    "restored",
     "wrong_numbers",
 ]
 
@@ -135,6 +139,53 @@ def changed(settings: Settings, **options: Any) -> Settings:
         elif field.name in options:
             new[field.name] = options[field.name]
     return dataclasses.replace(settings, **new)  # type: ignore[type-var]
+
+
+def restored(default: Settings, values: Mapping[str, Any]) -> Settings:
+    """Settings from what JSON has of them: the inverse of `flat`.
+
+    Args:
+      default: A dataclass, some of whose fields may be dataclasses; has the options
+        that `values` lacks.
+      values: By the names that `flat` gives; what is no option is left out. A text
+        stands for a path, and for a number that JSON does not know, a list for a tuple.
+
+    Raises:
+      ValueError: If a value is none of its option; names it.
+
+    Examples:
+      >>> @dataclasses.dataclass
+      ... class Config:
+      ...     data: Path = Path("toy")
+      ...     clip: float | None = None
+      >>> restored(Config(), {"clip": "inf", "versions": {}})
+      Config(data=PosixPath('toy'), clip=inf)
+    """
+    kinds = typing.get_type_hints(type(default))
+    new: dict[str, Any] = {}
+    for field in dataclasses.fields(default):  # type: ignore[arg-type]
+        name, value = field.name, getattr(default, field.name)
+        if _is_record(value):
+            new[name] = restored(value, values)
+        elif name in values:
+            try:
+                new[name] = _of_kind(kinds[name], values[name])
+            except (AttributeError, TypeError, ValueError):
+                raise ValueError(f"{name} cannot be {values[name]!r}.") from None
+    return dataclasses.replace(default, **new)  # type: ignore[type-var]
+
+
+def _of_kind(kind: Any, value: Any) -> Any:
+    """A value of JSON as an annotation has it."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        (kind,) = (each for each in inner if each is not type(None))
+        return None if value is None else _of_kind(kind, value)
+    if origin is tuple:
+        return tuple(_of_kind(inner[0], each) for each in value)
+    if origin is dict:
+        return {name: _of_kind(inner[1], each) for name, each in value.items()}
+    return kind(value) if kind in (Path, float) else value
 
 
 def _is_record(value: Any) -> bool:

@@ -76,6 +76,18 @@ class Checkpoints:
     folder: Path
     keep: int = 2
 
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, damaged ones too, in order.
+
+        Examples:
+          >>> Checkpoints(Path("nowhere")).steps()
+          []
+        """
+        if not self.folder.is_dir():
+            return []
+        names = [path.name for path in self.folder.iterdir()]
+        return sorted(int(name) for name in names if name.isdigit())
+
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint, or None if there is none.
 
@@ -108,7 +120,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        for step in self._steps():
+        for step in self.steps():
             if step >= progress.step:
                 shutil.rmtree(self.folder / str(step))
         # Host arrays carry no devices, so a run made on one machine opens on another.
@@ -154,13 +166,11 @@ class Checkpoints:
           (Array([1., 1.], dtype=...),)
         """
         damage = ""
-        for step in sorted(self._steps(), reverse=True):
+        for step in reversed(self.steps()):
             try:
                 state, table = self._read(step)
             except Exception as error:
-                # Whatever the storage library met; its words fill pages.
-                line = " ".join(str(error).split())[:_LONGEST].rstrip(".")
-                damage = f"The checkpoint {self.folder / str(step)} is damaged: {line}"
+                damage = self._damage(step, error)
                 _log.warning("%s. The one before it is read, if there is one.", damage)
                 continue
             return self._progress(step, state, table, like)
@@ -170,6 +180,34 @@ class Checkpoints:
                 "from the start."
             )
         return None
+
+    def read(self, step: int, like: Any = None) -> Progress:
+        """Read the checkpoint of a step, which is one of `steps`.
+
+        Args:
+          step: Number of steps taken.
+          like: As in `restore`.
+
+        Raises:
+          ValueError: If it is damaged, or if the state saved is not like that.
+
+        Examples:
+          >>> import tempfile
+          >>> checkpoints = Checkpoints(Path(tempfile.mkdtemp()))
+          >>> checkpoints.save(Progress(1, (jnp.ones(2),), {"train": {}}))
+          >>> checkpoints.read(1, like=(jnp.zeros(2),)).state
+          (Array([1., 1.], dtype=...),)
+        """
+        try:
+            state, table = self._read(step)
+        except Exception as error:
+            raise ValueError(f"{self._damage(step, error)}.") from error
+        return self._progress(step, state, table, like)
+
+    def _damage(self, step: int, error: Exception) -> str:
+        """Whatever the storage library met, in a line; its words fill pages."""
+        line = " ".join(str(error).split())[:_LONGEST].rstrip(".")
+        return f"The checkpoint {self.folder / str(step)} is damaged: {line}"
 
     def _read(self, step: int) -> tuple[Any, Table]:
         """State and table as they were saved.
@@ -211,12 +249,6 @@ class Checkpoints:
         if like is not None:
             state = jax.tree.map(_placed_like, state, like)
         return Progress(step, state, table)
-
-    def _steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, damaged ones too."""
-        if not self.folder.is_dir():
-            return []
-        return [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
 
     @contextmanager
     def _manager(self, *, is_writing: bool) -> Iterator["ocp.CheckpointManager"]:
