@@ -28,6 +28,7 @@ from ldjax.runs.folder import open_run
 __all__ = [
     "Base",
     "base_of",
+    "base_settings",
     "cached_base",
     "find_regime",
     "find_start",
@@ -187,10 +188,10 @@ def find_regime(objective: Objective, source: str) -> str | None:
     return after.get(before.get("regime") or "")
 
 
-def cached_base(
+def base_settings(
     size: str, texts: Texts, *, seed: int, cache: Path, smoke: bool
-) -> Path:
-    """The folder of the pretrained base model; pretrains it if it is not there."""
+) -> pretraining.Config:
+    """How a base model is pretrained, and in `out` where it is kept."""
     settings = pretraining.Config(
         text=() if texts.data == "toy" else (Path(texts.data),),
         field="prompt",
@@ -204,8 +205,15 @@ def cached_base(
     key = kept(settings) | {"out": "", "text": ""}
     asked = json.dumps(key, default=str, sort_keys=True)
     name = digest([asked, *(path.read_bytes() for path in settings.text)])[:16]
-    folder = cache / f"base-{name}"
-    settings = dataclasses.replace(settings, out=folder)
+    return dataclasses.replace(settings, out=cache / f"base-{name}")
+
+
+def cached_base(
+    size: str, texts: Texts, *, seed: int, cache: Path, smoke: bool
+) -> Path:
+    """The folder of the pretrained base model; pretrains it if it is not there."""
+    settings = base_settings(size, texts, seed=seed, cache=cache, smoke=smoke)
+    folder = settings.out
     try:
         load(folder)  # all of it: a base that is damaged is made anew
     except FileNotFoundError:
