@@ -121,6 +121,7 @@ def finetune(
 
     tracked, probes = prepared.watched.tracked, probes_of(run, prepared)
     init, step_fn, how = make_updates(settings, prepared, probes)
+    how_maps: dict[str, Any] = how | map_sizes(prepared.plan)
     observers = make_observers(
         linen.apply_fn(prepared.base.model),
         prepared.watched,
@@ -130,7 +131,7 @@ def finetune(
         is_explained=watch.one_step,
     ) | {
         "token_maps": token_map_observer(
-            TokenMaps(**how, **map_sizes(prepared.plan)),
+            TokenMaps(**how_maps),
             tracked,
             batch_fn,
             folder=run.path / "token_maps",
@@ -253,7 +254,7 @@ def program_of(probes: int) -> dict[str, Any]:
         "probes": probes,
         "devices": data_mesh().size,
         "backend": jax.default_backend(),
-        **{name: getattr(jax.config, f"jax_{name}") for name in options},
+        **{name: jax.config.values.get(f"jax_{name}") for name in options},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
