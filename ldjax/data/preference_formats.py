@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ldjax.data.response_types import RESPONSE_TYPES, SIDES
-from ldjax.files.whole import text_field
+from ldjax.data.text import text_field
 
 TURN_MARKERS = _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 

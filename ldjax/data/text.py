@@ -1,15 +1,16 @@
 """Local text as training windows: read documents, split them, pack their tokens."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from ldjax.equation.sequences import Sequences
-from ldjax.files.whole import decode_line, json_object, read_lines, text_field
+from ldjax.files.whole import decode_line, json_object, read_lines
 
-__all__ = ["pack_documents", "read_documents", "split_documents"]
+__all__ = ["pack_documents", "read_documents", "split_documents", "text_field"]
 
 
 def read_documents(paths: Sequence[Path], *, field: str | None = None) -> list[str]:
@@ -138,6 +139,39 @@ def pack_documents(
         targets=jnp.asarray(padded[1:].reshape(shape)),
         mask=jnp.asarray(scored.reshape(shape)),
     )
+
+
+def text_field(content: Mapping[str, Any], field: str) -> str:
+    """The text in a field of a JSON object, unchanged.
+
+    Args:
+      content: The fields.
+      field: The name of one.
+
+    Returns:
+      Its text.
+
+    Raises:
+      ValueError: If it is missing, or is no text.
+
+    Examples:
+      >>> text_field({"prompt": 3}, "prompt")
+      Traceback (most recent call last):
+        ...
+      ValueError: 'prompt' must be text, got int.
+    """
+    if field not in content:
+        raise ValueError(f"no field {field!r}; it has {', '.join(content) or 'none'}.")
+    text = content[field]
+    if not isinstance(text, str):
+        raise ValueError(f"{field!r} must be text, got {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON's escapes can write half a character
+        raise ValueError(
+            f"{field!r}: {error}. It holds half a character: remove or mend it."
+        ) from error
+    return text
 
 
 def _read_file(path: Path, field: str | None) -> list[str]:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ __all__ = [
     "json_object",
     "read_json_object",
     "read_lines",
-    "text_field",
     "whole_file",
     "whole_folder",
     "writing",
@@ -206,39 +205,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object.")
     return content
-
-
-def text_field(content: Mapping[str, Any], field: str) -> str:
-    """The text in a field of a JSON object, unchanged.
-
-    Args:
-      content: The fields.
-      field: The name of one.
-
-    Returns:
-      Its text.
-
-    Raises:
-      ValueError: If it is missing, or is no text.
-
-    Examples:
-      >>> text_field({"prompt": 3}, "prompt")
-      Traceback (most recent call last):
-        ...
-      ValueError: 'prompt' must be text, got int.
-    """
-    if field not in content:
-        raise ValueError(f"no field {field!r}; it has {', '.join(content) or 'none'}.")
-    text = content[field]
-    if not isinstance(text, str):
-        raise ValueError(f"{field!r} must be text, got {type(text).__name__}.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON's escapes can write half a character
-        raise ValueError(
-            f"{field!r}: {error}. It holds half a character: remove or mend it."
-        ) from error
-    return text
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ldjax.files.whole import json_object, read_lines, text_field, whole_file
+from ldjax.data.text import text_field
+from ldjax.files.whole import json_object, read_lines, whole_file
 from ldjax.runs.folder import METRIC_COLUMNS
 from ldjax.watch.probes import Probe
 
