@@ -292,11 +292,12 @@ def whole_file(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, replaces: bool = False) -> Iterator[Path]:
     """A folder to write to that becomes `path` when it is complete.
 
     Args:
       path: The folder that is wanted; it does not exist yet, or is empty.
+      replaces: Whether a folder that is there gives way, once the new one is complete.
 
     Yields:
       An empty folder beside it.
@@ -315,7 +316,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
       >>> [file.name for file in path.iterdir()]
       ['a.txt']
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    is_free = path.is_dir() and (replaces or not any(path.iterdir()))
+    if path.exists() and not is_free:
         raise FileExistsError(f"{path} is not empty. Choose another folder.")
     partial = path.with_name(f".{path.name}.partial")
     if partial.is_file() or partial.is_symlink():
@@ -329,7 +331,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             partial.mkdir(parents=True)
             yield partial
             if path.exists():
-                path.rmdir()
+                shutil.rmtree(path) if replaces else path.rmdir()
             partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,6 +1,5 @@
 """What a finetuning run leaves behind, and what it says of itself."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldjax import linen
-from ldjax.files.whole import whole_file
+from ldjax.files.whole import whole_file, whole_folder
 from ldjax.finetune.prepare import Prepared
 from ldjax.finetune.results import (
     check_claims,
@@ -16,9 +15,10 @@ from ldjax.finetune.results import (
     curves_of,
     type_changes,
 )
-from ldjax.finetune.start import base_of
+from ldjax.finetune.start import Base, base_of
 from ldjax.finetune.track import State, even_steps
-from ldjax.models import Pretrained, load, save_adapters
+from ldjax.models import Pretrained, load
+from ldjax.models.hub.peft import write_adapters
 from ldjax.report import write_page
 from ldjax.report.curves import (
     draw_by_side,
@@ -148,7 +148,7 @@ def conclude(
     watched = prepared.watched
     _write_tokens(run, prepared, table, state, start)
     if prepared.base.is_adapted:
-        _write_adapter(run, prepared, state)
+        _write_adapter(run, prepared.base, state)
     tracked = watched.tracked.probes
     prompts, types = zip(*((p.prompt_name, p.type) for p in tracked), strict=True)
     is_even = np.isin(
@@ -224,16 +224,13 @@ def _write_tokens(
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def _write_adapter(run: Run, prepared: Prepared, state: State) -> None:
+def _write_adapter(run: Run, base: Base, state: State) -> None:
     """`adapter/`: the trained adapters in PEFT's layout."""
-    base = prepared.base
-    trained = Pretrained(base.model, state.params, base.model.config, base.tokenizer)
-    folder, new = run.path / "adapter", run.path / ".adapter.new"
-    shutil.rmtree(new, ignore_errors=True)
-    save_adapters(new, trained, base=base_of(base.source))
-    # Only now: that of the same run, which was resumed.
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    # What is there is of the same run, which was resumed.
+    with whole_folder(run.path / "adapter", replaces=True) as folder:
+        write_adapters(
+            folder, state.params, base.model.config, base=base_of(base.source)
+        )
 
 
 def _why(

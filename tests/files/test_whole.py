@@ -126,6 +126,20 @@ def test_something_in_the_place_of_what_is_not_whole_is_left_there(tmp_path):
     assert (tmp_path / ".b.partial").read_text() == "somebody's"
 
 
+def test_a_folder_gives_way_once_its_successor_is_whole(tmp_path):
+    path = tmp_path / "a"
+    for name in ("old", "new"):
+        with whole_folder(path, replaces=True) as partial:
+            (partial / name).touch()
+    assert [file.name for file in path.iterdir()] == ["new"]
+    with pytest.raises(ValueError, match="a bug"), whole_folder(path, replaces=True):
+        raise ValueError("a bug")
+    assert [file.name for file in path.iterdir()] == ["new"]
+    with pytest.raises(FileExistsError, match="not empty"), whole_folder(path):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_shared_file_is_not_written_through_anothers_place(tmp_path):
     with whole_file(tmp_path / "a", is_shared=True) as mine:
         assert str(os.getpid()) in mine.name
