@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ldjax.command import frame
+
 __all__ = ["COMMANDS", "STUDIES", "main", "program"]
 
 #: What `ldjax NAME` starts: its module, and what it is for.
@@ -46,7 +48,6 @@ STUDIES = {
         "remedies for the squeezing effect",
     ),
 }
-_STOPS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
@@ -99,11 +100,9 @@ def program(
       KeyError: 'nothing'
     """
     place, _ = (COMMANDS | STUDIES)[name]
-    for number in _STOPS:
+    for number in frame.SIGNALS:
         signal.signal(number, _leave)
     module = importlib.import_module(place)
-    from ldjax.command import frame
-
     config = frame.expanded(module.parse(words, called))
     _keep_compiled(config)
     frame.run(module.main, config)
@@ -127,10 +126,10 @@ def _keep_compiled(config: Any) -> None:
         jax.config.update("jax_disable_most_optimizations", True)
 
 
-def _leave(number: int, frame: Any) -> NoReturn:
+def _leave(number: int, _: Any) -> NoReturn:
     """While the imports go on."""
-    del frame
-    line = f"{Path(sys.argv[0]).stem}: stopped by {_STOPS[signal.Signals(number)]}."
+    what = frame.SIGNALS[signal.Signals(number)]
+    line = f"{Path(sys.argv[0]).stem}: stopped by {what}."
     os.write(2, f"\n{line}\n".encode())
     os._exit(128 + number)
 

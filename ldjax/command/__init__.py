@@ -7,7 +7,17 @@ from ldjax.command.frame import (
     parse,
     run,
     set_up,
+    teller,
     worded,
 )
 
-__all__ = ["Stopped", "expanded", "experiment", "parse", "run", "set_up", "worded"]
+__all__ = [
+    "Stopped",
+    "expanded",
+    "experiment",
+    "parse",
+    "run",
+    "set_up",
+    "teller",
+    "worded",
+]

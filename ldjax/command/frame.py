@@ -27,13 +27,24 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ldjax.command.options import flat
+from ldjax.command.options import flag, flat
 
-__all__ = ["Stopped", "expanded", "experiment", "parse", "run", "set_up", "worded"]
+__all__ = [
+    "SIGNALS",
+    "Stopped",
+    "expanded",
+    "experiment",
+    "parse",
+    "run",
+    "set_up",
+    "teller",
+    "worded",
+]
 
 #: Seconds that a stopped experiment may take to end, as in the midst of a compilation.
 GRACE = 5.0
-_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+#: What stops a program, and what a user calls it.
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _LIBRARY = Path(__file__).parents[1]
 #: Attribute of an error that came while what was asked for was looked at.
 _REFUSAL = "ldjax_refusal"
@@ -169,12 +180,24 @@ def worded(message: str, options: Collection[str]) -> str:
         name, value = found.groups()
         if name not in options:
             return found[0]
-        words = name.replace("_", "-")
         if value in (None, "True", "False"):
-            return f"--no-{words}" if value == "False" else f"--{words}"
-        return f"--{words} {value.strip(chr(34) + chr(39))}"
+            return flag(f"no_{name}" if value == "False" else name)
+        return f"{flag(name)} {value.strip(chr(34) + chr(39))}"
 
     return _ARGUMENT.sub(option, message)
+
+
+def teller(config: Any) -> Callable[[str], None]:
+    """Prints what a run says of itself, its arguments as options of the command line.
+
+    Args:
+      config: The settings of the program.
+    """
+
+    def tell(message: str) -> None:
+        print(worded(message, flat(config)), flush=True)
+
+    return tell
 
 
 class _Farewell:
@@ -189,7 +212,7 @@ class _Farewell:
         receiver, sender = os.pipe()
         os.set_blocking(sender, False)
         signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, self._stop)
         # Of a checkpoint's other writers, when one of them had no room.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -226,7 +249,7 @@ class _Farewell:
 
     def _watch(self, receiver: int) -> None:
         number = 0
-        while number not in _SIGNALS:
+        while number not in SIGNALS:
             number = os.read(receiver, 1)[0]
         threading.Event().wait(GRACE)
         # Still here: inside a compilation, or something waits for its threads.
@@ -242,26 +265,28 @@ class _Farewell:
             came_back = bool(lock.release())
             if lock.folder == folder:
                 is_begun, is_back = True, came_back
-        how = f"stopped by {_SIGNALS[signal.Signals(number)]}"
+        how = f"stopped by {SIGNALS[signal.Signals(number)]}"
         if is_back:
             return f"{how} before its first numbers; the run in {out} is as it was."
         if not is_begun:
             return f"{how} before {out or 'anything'} was begun."
         if hasattr(self._config, "resume"):
-            return f"{how}; to go on: {_command('--resume')}"
-        return f"{how}; to begin anew: {_command('--overwrite')}"
+            return f"{how}; to go on: {_command('resume')}"
+        return f"{how}; to begin anew: {_command('overwrite')}"
 
 
-def _command(option: str) -> str:
+def _command(how: str) -> str:
     """The command that was given, with another of the options that say how to begin."""
     program = os.path.relpath(sys.executable)
     if program.startswith(".."):
         program = sys.executable
-    begins = {"--resume", "--no-resume", "--overwrite", "--no-overwrite"}
+    begins = {
+        flag(f"{no}{name}") for name in ("resume", "overwrite") for no in ("", "no_")
+    }
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     script = ["-m", spec.name] if spec else sys.argv[:1]
     words = [word for word in sys.argv[1:] if word not in begins]
-    return shlex.join([program, *script, *words, option])
+    return shlex.join([program, *script, *words, flag(how)])
 
 
 def _is_told(error: Exception) -> bool:
@@ -287,7 +312,7 @@ def _after_room(error: Exception, settings: Collection[Any]) -> str:
     begun = [lock.folder for lock in held_locks() if not is_replacing(lock.folder)]
     for config in settings:
         if hasattr(config, "resume") and expanded(config).out.resolve() in begun:
-            return " When there is room, --resume goes on."
+            return " When there is room, `resume=True` goes on."
     return ""
 
 

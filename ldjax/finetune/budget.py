@@ -131,8 +131,8 @@ def fits(base: Base, work: Work) -> Plan:
     if most.total > limit and (least := make_plan(base, work, 1)).total > limit:
         raise MemoryError(
             f"the run does not fit: {least}; there are {human_bytes(limit)} to use. "
-            "Choose a smaller --model, --batch-size or --max-length, adapters "
-            "(--lora-rank), or an --optimizer without moments (sgd)"
+            "Choose a smaller `model`, `batch_size` or `max_length`, adapters "
+            "(`lora_rank`), or an `optimizer` without moments (sgd)"
         )
     while most.total > limit:
         most = make_plan(base, work, most.probes // 2)

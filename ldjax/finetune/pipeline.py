@@ -109,7 +109,7 @@ def main(config: Config) -> int:
         stage = config.stage("dpo").resolved()
         stage.check()
         if config.resume and config.overwrite:
-            raise ValueError("--resume and --overwrite contradict each other")
+            raise ValueError("`resume` and `overwrite` contradict each other")
         # A bad row is found before a base is pretrained, and a model that is not there
         # or too large before anything is written.
         texts, model = read_texts(stage), stage.model.model
@@ -136,7 +136,7 @@ def main(config: Config) -> int:
     runs = {}
     for name, stage in stages.items():
         print(f"\n=== {TITLES[name]} ===", flush=True)
-        runs[name] = finetune(stage, tell=functools.partial(print, flush=True))
+        runs[name] = finetune(stage, tell=command.teller(stage))
         print(runs[name], flush=True)
     run.write_summary(
         {

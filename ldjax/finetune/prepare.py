@@ -206,22 +206,22 @@ def _notes(settings: Config, prepared: Prepared) -> list[str]:
     positions = f"the model has {prepared.base.model.config.max_positions} positions"
     found = {
         f"cannot be made and are left out: {', '.join(left_out)} prompts": left_out,
-        f"--probe-prompts {watch.probe_prompts}: there are {num_train} to watch": (
+        f"`probe_prompts={watch.probe_prompts}`: there are {num_train} to watch": (
             watch.probe_prompts > num_train
         ),
-        f"--tracked {watch.tracked}: there are {num_train} to track": (
+        f"`tracked={watch.tracked}`: there are {num_train} to track": (
             watch.tracked > num_train
         ),
-        f"--evaluations {watch.evaluations}: there are {num_steps} updates": (
+        f"`evaluations={watch.evaluations}`: there are {num_steps} updates": (
             watch.evaluations > num_steps
         ),
-        f"--token-maps {watch.token_maps}: there are {num_steps} updates": (
+        f"`token_maps={watch.token_maps}`: there are {num_steps} updates": (
             watch.token_maps > num_steps
         ),
-        f"--warmup-steps {warmup}: the run ends before, after {num_steps} updates": (
+        f"`warmup_steps={warmup}`: the run ends before, after {num_steps} updates": (
             warmup > num_steps
         ),
-        f"--max-length {asked}: {positions}": (
+        f"`max_length={asked}`: {positions}": (
             prepared.encode.max_length < asked
             and bool(prepared.counts["num_prompts_cut"])
         ),

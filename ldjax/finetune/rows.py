@@ -70,13 +70,13 @@ def count_steps(num_rows: int, *, batch_size: int, epochs: float) -> int:
     """
     if batch_size > num_rows:
         raise ValueError(
-            f"--batch-size must be at most the number of training examples, {num_rows},"
+            f"`batch_size` must be at most the number of training examples, {num_rows},"
             f" got {batch_size}"
         )
     num_steps = max(1, round(epochs * (num_rows // batch_size)))
     if num_steps > COUNT.most:
         raise ValueError(
-            f"--epochs {epochs:g} of {num_rows} examples are {num_steps:.3g} "
+            f"`epochs={epochs:g}` of {num_rows} examples are {num_steps:.3g} "
             f"updates; there can be at most {COUNT.most:g}"
         )
     return num_steps

@@ -95,10 +95,10 @@ def finetune(
       ValueError: If settings, texts or model cannot be used.
 
     Examples:
-      >>> finetune(Config.of(loss="dpo", tracked=0))
+      >>> finetune(Config.of(init=Path("/nowhere")))
       Traceback (most recent call last):
         ...
-      ValueError: --tracked must be at least 1 and at most 2147483647, got 0
+      FileNotFoundError: there is no folder /nowhere
     """
     with command.set_up():
         settings = settings.resolved()
@@ -181,7 +181,7 @@ def finetune(
 @command.experiment
 def main(config: Config) -> int:
     """Run the program; the exit status."""
-    done = finetune(config, tell=functools.partial(print, flush=True))
+    done = finetune(config, tell=command.teller(config))
     print(done)
     return 0 if done.holds else 1
 

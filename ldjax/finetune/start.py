@@ -136,7 +136,7 @@ def load_base(shapes: Base, *, seed: int) -> Base:
     if needed > (limit := default_limit()):
         raise MemoryError(
             f"the parameters of {source} take {human_bytes(needed)}; there are "
-            f"{human_bytes(limit)} to use. Choose a smaller --model"
+            f"{human_bytes(limit)} to use. Choose a smaller `model`"
         )
     found = load(source)
     _refuse_not_finite(source, found.params)
@@ -152,7 +152,7 @@ def _adapters(model: Model, base: Pretrained) -> LowRank:
     if (found := base.config.adapters) is not None:
         raise ValueError(
             f"the model has adapters of rank {found.rank} already, which are trained "
-            "without --lora-rank"
+            "without `lora_rank`"
         )
     return LowRank(
         rank=model.lora_rank,

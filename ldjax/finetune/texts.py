@@ -101,7 +101,8 @@ def hub_data() -> tuple[Path, Path]:
         folder = download("Anthropic/hh-rlhf", patterns=files, kind="dataset")
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{error}\nThey are --data FOLDER/{files[0]} --test-data FOLDER/{files[1]}"
+            f"{error}\nThey are `data=FOLDER/{files[0]}` and "
+            f"`test_data=FOLDER/{files[1]}`"
         ) from error
     train, test = (folder / file for file in files)
     return train, test
@@ -143,7 +144,7 @@ class Encoder:
             prompt_limit = min(_LONGEST_CUT_PROMPT, limit // 2)
         if prompt_limit >= limit:
             raise ValueError(
-                f"--max-prompt-length must be less than {limit}, the most tokens of "
+                f"`max_prompt_length` must be less than {limit}, the most tokens of "
                 f"prompt and response that the model has positions for, got "
                 f"{prompt_limit}"
             )

@@ -91,7 +91,7 @@ class Policy(NamedTuple):
 
 
 def check_model(model: str) -> None:
-    """Refuses a `--model` that there is not, before anything is written."""
+    """Refuses a model that there is not, before anything is written."""
     config = FinetuneConfig.of(model=model or None).resolved()
     config.check()
     if model not in ("", *MODELS):
@@ -111,7 +111,7 @@ def make_study(
 
     Args:
       world: Preset of the world.
-      model: What to start from, as `--model` of `finetune.py`.
+      model: What to start from, as of `finetune.py`.
       seed: Of the world, the base model and the choice of probes.
       cache: Where base models are kept.
       probe_prompts: Trained prompts that are watched, and half as many held-out ones.

@@ -103,9 +103,9 @@ def test_numpys_numbers_are_numbers():
 
 
 def test_more_updates_than_can_be_counted_are_refused():
-    with pytest.raises(ValueError, match=r"--epochs 1e\+30 of 40 examples are"):
+    with pytest.raises(ValueError, match=r"`epochs=1e\+30` of 40 examples are"):
         count_steps(40, batch_size=8, epochs=1e30)
-    with pytest.raises(ValueError, match="--batch-size must be at most the number"):
+    with pytest.raises(ValueError, match="`batch_size` must be at most the number"):
         count_steps(4, batch_size=8, epochs=10.0)
     assert count_steps(40, batch_size=8, epochs=1e-30) == 1
 

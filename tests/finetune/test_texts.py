@@ -121,8 +121,8 @@ def test_texts_that_spell_special_tokens_are_noted_by_the_kernel():
     texts = {side: kernel.make_text(config, side, base) for side in kernel.SIDES}
     lines = kernel.describe(base, texts).splitlines()[1:]
     assert lines == [
-        "note: special token '<|endoftext|>' of --probe-prompt taken as text",
-        "note: special token '<|padding|>' of --update-text taken as text",
+        "note: special token '<|endoftext|>' of `probe_prompt` taken as text",
+        "note: special token '<|padding|>' of `update_text` taken as text",
     ]
     read = kernel.make_text(
         dataclasses.replace(config, special_tokens="read"), "update", base

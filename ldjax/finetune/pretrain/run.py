@@ -191,7 +191,7 @@ def pretrain(
 @command.experiment
 def main(config: Config) -> int:
     """Run the program; the exit status."""
-    done = pretrain(config, tell=functools.partial(print, flush=True))
+    done = pretrain(config, tell=command.teller(config))
     print(done)
     return 0 if done.holds else 1
 
@@ -221,14 +221,14 @@ def all_settings(config: Config, corpus: Corpus, model: Transformer) -> dict[str
     batch_size, epochs = config.training.batch_size, config.training.epochs
     if batch_size > num_rows:
         raise ValueError(
-            f"--batch-size must be at most the number of rows of {config.context} "
+            f"`batch_size` must be at most the number of rows of {config.context} "
             f"tokens, {num_rows}, got {batch_size}"
         )
     steps_per_epoch = num_rows // batch_size
     num_steps = config.steps or max(1, round(epochs * steps_per_epoch))
     if num_steps > COUNT.most:
         raise ValueError(
-            f"--epochs {epochs:g} are {num_steps:.3g} updates; there can be at "
+            f"`epochs={epochs:g}` are {num_steps:.3g} updates; there can be at "
             f"most {COUNT.most:g}"
         )
     return kept(config) | {

@@ -53,7 +53,7 @@ def find(config: Config) -> Asked:
     }
     stage = next(iter(stages.values()))
     if stage.objective.named.trains_on != "pairs":
-        raise ValueError(f"--loss {config.loss} is not a loss of pairs")
+        raise ValueError(f"`loss={config.loss}` is not a loss of pairs")
     return Asked(stages, prepare(stage))
 
 

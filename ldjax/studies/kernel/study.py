@@ -69,7 +69,7 @@ def all_settings(config: Config, asked: Asked) -> dict[str, Any]:
 def measure(config: Config, asked: Asked, run: Run) -> Findings:
     """Compute the kernel, and check it in every view."""
     base, texts = asked
-    print(describe(base, texts), flush=True)
+    command.teller(config)(describe(base, texts))
     with progress("computing the kernel and its checks"):
         analysis = analyse(
             base, **texts, learning_rate=config.learning_rate, seed=config.seed

@@ -112,7 +112,7 @@ def make_text(config: Config, side: str, base: Base) -> Text:
         if config.smoke:
             prompt, text = " question :", " ".join(text.split(" ")[:6])
     read = to_examples(
-        PreferenceRow(prompt, {"chosen": text}, f"--{side}-text"),
+        PreferenceRow(prompt, {"chosen": text}, f"`{side}_text`"),
         base.tokenizer,
         max_length=_UNLIMITED,
         max_prompt_length=1,
@@ -120,16 +120,16 @@ def make_text(config: Config, side: str, base: Base) -> Text:
         leading_space="single",
         special_tokens=config.special_tokens,
     )
-    flags = {"prompt": f"--{side}-prompt", "chosen": f"--{side}-text"}
+    arguments = {"prompt": f"`{side}_prompt`", "chosen": f"`{side}_text`"}
     notes = list(read.notes)
-    for name, flag in flags.items():
-        notes = [note.replace(repr(name), flag) for note in notes]
+    for name, argument in arguments.items():
+        notes = [note.replace(repr(name), argument) for note in notes]
     example = read.examples["chosen"]
     length = len(example.prompt_ids) + len(example.response_ids) - 1
     longest = longest_input(base.model.config)
     if length > longest:
         raise ValueError(
-            f"--{side}-text: prompt and text have {length} tokens but the model reads "
+            f"`{side}_text`: prompt and text have {length} tokens but the model reads "
             f"at most {longest}; shorten them"
         )
     return Text.of(prompt, text, example, notes)

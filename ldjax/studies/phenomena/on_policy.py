@@ -117,7 +117,7 @@ def measure(start: Start, config: Config) -> Outcome:
     if num_pairs < recipe.batch_size:
         raise TooFewPairsError(
             f"on_policy: to {num_pairs} prompts the policy has samples that the scorer "
-            f"tells apart, and a batch has {recipe.batch_size}: raise --samples"
+            f"tells apart, and a batch has {recipe.batch_size}: raise `samples`"
         )
     study = with_room(start.study, arms)
     # As many updates as on all prompts.
