@@ -90,18 +90,18 @@ class Policy(NamedTuple):
     curves: Mapping[str, np.ndarray]
 
 
-def check_model(model: str) -> None:
+def check_model(model: str | None) -> None:
     """Refuses a model that there is not, before anything is written."""
-    config = FinetuneConfig.of(model=model or None).resolved()
+    config = FinetuneConfig.of(model=model).resolved()
     config.check()
-    if model not in ("", *MODELS):
+    if model is not None and model not in MODELS:
         load_shapes(model, config.model)
 
 
 def make_study(
     world: str,
     *,
-    model: str = "",
+    model: str | None = None,
     seed: int,
     cache: Path,
     probe_prompts: int = 40,
@@ -119,7 +119,7 @@ def make_study(
     """
     config = FinetuneConfig.of(
         world=world,
-        model=model or None,
+        model=model,
         seed=seed,
         cache=cache,
         probe_prompts=probe_prompts,

@@ -15,7 +15,7 @@ from ldjax.command.options import Range, wrong_numbers
 from ldjax.runs.folder import Run, create_run
 from ldjax.theory.claims import Claim, failures, told
 
-__all__ = ["Findings", "Settings", "conduct"]
+__all__ = ["Findings", "ModelSettings", "Settings", "conduct"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,19 @@ class Settings:
         wrong += wrong_numbers(self, self.ranges)
         if wrong:
             raise ValueError("; ".join(wrong))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings(Settings):
+    """What a study of language models is asked besides."""
+
+    world: str = "demo"
+    """Preset of the toy world: demo, small or paper."""
+    model: str | None = None
+    """What to start from: the size of a base model, a folder or an id on the hub (see
+    `finetune.py`); by default toy for the toy world, 0.4M for a file."""
+    cache: Path = Path("runs/cache")
+    """Where base models and compiled functions are kept."""
 
 
 class Findings(NamedTuple):

@@ -25,11 +25,14 @@ WRONG_COUNTS = (-7, 10**21, 10**4000)
 RIGHT = {("clip", float("inf")), ("clip", 1e300)}
 
 
+#: What has no number by default.
 OF_NO_DEFAULT = {
     "max_rows": 8,
     "lora_rank": 2,
     "lora_alpha": 2.0,
     "max_prompt_length": 8,
+    "sft_epochs": 1.0,
+    "dpo_epochs": 1.0,
 }
 
 
@@ -49,8 +52,8 @@ def wrong_settings(config):
 def test_every_number_of_a_command_has_a_range(script):
     place, _ = (COMMANDS | STUDIES)[script]
     config = importlib.import_module(place).Config()
-    if script == "finetune":  # what has no number by default
-        config = changed(config, **OF_NO_DEFAULT)
+    unsaid = {name for name, value in flat(config).items() if value is None}
+    config = changed(config, **{n: OF_NO_DEFAULT[n] for n in unsaid & {*OF_NO_DEFAULT}})
     if hasattr(config, "resolved"):
         config = config.resolved()
     refused = 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldjax.finetune.settings import Config as FinetuneConfig
-from ldjax.studies.study import Settings
+from ldjax.studies.study import ModelSettings
 
 __all__ = ["RATES", "Config", "RateName"]
 
@@ -19,7 +19,7 @@ RATES: Mapping[RateName, str] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Settings):
+class Config(ModelSettings):
     """Why did the chosen answer fall?"""
 
     out: Path = Path("runs/displacement")
@@ -32,21 +32,16 @@ class Config(Settings):
     """`toy`, or a file of JSON lines (see `finetune.py`)."""
     blank: Literal["bad", "keep"] = "bad"
     """What a blank chosen or rejected response is."""
-    world: str = "demo"
-    """Preset of the toy world: demo, small or paper."""
-    model: str = ""
-    """What to start from: the size of a base model, a folder or an id on the hub (see
-    `finetune.py`); by default toy for the toy world, 0.4M for a file."""
     rates: tuple[RateName, ...] = ("slow", "plain", "small")
     """Recipes of `finetune.py` to train by: plain gradient descent at a small rate and
     at one that moves answers by nats, and Adam at the training rate."""
     init: Path | None = None
     """Run folder of `finetune.py` to start from; by default the base model (pretrained
     if the cache has none) is finetuned on the chosen answers first."""
-    sft_epochs: float = 0.0
-    """Passes of that over the training prompts, instead of the recipe's, if not 0."""
-    epochs: float = 0.0
-    """Passes over the pairs, instead of the recipe's, if not 0."""
+    sft_epochs: float | None = None
+    """Passes of that over the training prompts, instead of the recipe's."""
+    epochs: float | None = None
+    """Passes over the pairs, instead of the recipe's."""
     tracked: int = 8
     """Pairs that are accounted for at every update."""
     observations: int = 10
@@ -54,10 +49,8 @@ class Config(Settings):
     step is taken on each watched pair alone."""
     max_length: int = 512
     """Of prompt and response together, in tokens."""
-    max_prompt_length: int = 0
+    max_prompt_length: int | None = None
     """Of a prompt that has to be cut, in tokens (see `finetune.py`)."""
-    cache: Path = Path("runs/cache")
-    """Where base models and compiled functions are kept."""
     seed: int = 0
     """Of the world, the base model, the choice of pairs and the order of data."""
     smoke: bool = False
@@ -81,15 +74,15 @@ class Config(Settings):
             loss=loss,
             coefficients={} if is_sft else self.coefficients,
             recipe=recipe,
-            epochs=(self.sft_epochs if is_sft else self.epochs) or None,
+            epochs=self.sft_epochs if is_sft else self.epochs,
             data=self.data,
             blank=self.blank,
             world=self.world,
-            model=self.model or None,
+            model=self.model,
             init=self.init,
             tracked=self.tracked,
             max_length=self.max_length,
-            max_prompt_length=self.max_prompt_length or None,
+            max_prompt_length=self.max_prompt_length,
             cache=self.cache,
             seed=self.seed,
             smoke=self.smoke,

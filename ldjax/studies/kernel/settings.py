@@ -18,7 +18,7 @@ class Config(Settings):
 
     out: Path = Path("runs/kernel")
     """Run folder to write."""
-    model: str = ""
+    model: str | None = None
     """Model to look into: the folder of a run or in the layout of Hugging Face, or an
     id on the hub such as EleutherAI/pythia-70m. By default the base model of the toy
     world, which is pretrained once and cached (2 minutes)."""

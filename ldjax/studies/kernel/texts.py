@@ -72,10 +72,10 @@ class Text(NamedTuple):
 
 def load_model(config: Config) -> Base:
     """The model that is asked for."""
-    if config.smoke and not config.model:
+    if config.smoke and config.model is None:
         return random_model(config.seed)
     settings = FinetuneConfig.of(
-        model=config.model or None, cache=config.cache, seed=config.seed
+        model=config.model, cache=config.cache, seed=config.seed
     ).resolved()
     settings.check()
     shapes = load_shapes(start_of(settings), settings.model)

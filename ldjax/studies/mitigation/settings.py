@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Literal
 from ldjax.command.options import POSITIVE, SEED
 from ldjax.data.world.world import PRESETS as WORLDS
 from ldjax.finetune.recipes import RECIPES
-from ldjax.studies.study import Settings
+from ldjax.studies.study import ModelSettings
 
 __all__ = ["Config"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Settings):
+class Config(ModelSettings):
     """Extended SFT before DPO, and other losses than DPO."""
 
     out: Path = Path("runs/mitigation")
@@ -22,9 +22,6 @@ class Config(Settings):
     """Each is a world, a base model and an order of the data of its own."""
     world: str = "small"
     """Preset of the toy world: demo, small or paper."""
-    model: str = "toy"
-    """What to start from: the size of a base model, a folder or an id on the hub (see
-    `finetune.py`)."""
     losses: tuple[Literal["ipo", "simpo", "rpo", "gated_dpo"], ...] = (
         "ipo",
         "simpo",
@@ -42,8 +39,6 @@ class Config(Settings):
     """Trained prompts whose responses are observed; and half as many held-out ones."""
     evaluations: int = 4
     """Observations per epoch after SFT, which has 20 in all."""
-    cache: Path = Path("runs/cache")
-    """Where base models and compiled functions are kept."""
 
     ranges: ClassVar = {"sft_epochs": POSITIVE, "seeds": SEED}
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ldjax.command.options import COUNT, POSITIVE, SEED, flag
 from ldjax.data.world.world import PRESETS as WORLDS
-from ldjax.studies.study import Settings
+from ldjax.studies.study import ModelSettings
 
 __all__ = ["NAMES", "Config"]
 
@@ -15,7 +15,7 @@ NAMES = ("hallucination", "fingerprint", "repeater", "longer_sft", "on_policy")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Settings):
+class Config(ModelSettings):
     """The paper's phenomena of finetuning, measured through the exact kernel."""
 
     out: Path = Path("runs/phenomena")
@@ -25,11 +25,6 @@ class Config(Settings):
     longer_sft, on_policy; by default all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each of a toy world, its base model, the choice of probes and all draws."""
-    world: str = "demo"
-    """Preset of the toy world: demo, small or paper."""
-    model: str = "toy"
-    """What to start from: the size of a base model, a folder or an id on the hub (see
-    `finetune.py`)."""
     probe_prompts: int = 40
     """Trained prompts whose responses are watched; and half as many held-out ones."""
     sft_epochs: int = 10
@@ -52,8 +47,6 @@ class Config(Settings):
     among them; the cost is in proportion to it."""
     heat_prompts: int = 10
     """Prompts of the heat map."""
-    cache: Path = Path("runs/cache")
-    """Where base models and compiled functions are kept."""
 
     ranges: ClassVar = {
         "dpo_epochs": POSITIVE,

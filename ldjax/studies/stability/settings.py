@@ -6,28 +6,23 @@ from typing import Any, ClassVar
 
 from ldjax.command.options import COUNT, POSITIVE, SEED
 from ldjax.finetune.settings import Config as StageConfig
-from ldjax.studies.study import Settings
+from ldjax.studies.study import ModelSettings
 
 __all__ = ["Config"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Settings):
+class Config(ModelSettings):
     """Exact kernel norms and the paper's proxies of them along SFT and DPO."""
 
     out: Path = Path("runs/kernel_stability")
     """Run folder to write."""
     data: str = "toy"
     """`toy`, or a file of JSON lines (see `finetune.py`)."""
-    world: str = "demo"
-    """Preset of the toy world: demo, small or paper."""
-    model: str = ""
-    """What to start from: the size of a base model, a folder or an id on the hub (see
-    `finetune.py`); by default toy for the toy world, 0.4M for a file."""
-    sft_epochs: float = 0.0
-    """Passes of SFT over the training prompts, instead of the recipe's, if not 0."""
-    dpo_epochs: float = 0.0
-    """Passes of DPO, instead of the recipe's, if not 0."""
+    sft_epochs: float | None = None
+    """Passes of SFT over the training prompts, instead of the recipe's."""
+    dpo_epochs: float | None = None
+    """Passes of DPO, instead of the recipe's."""
     updates: int = 2
     """Update examples: trained prompts whose kernels are computed."""
     update_tokens: int = 2
@@ -41,16 +36,14 @@ class Config(Settings):
     """Trained prompts over which the authors' code evaluates its proxies."""
     step_norm: float = 0.01
     """Length of the gradient steps whose measured change the proxies are made of."""
-    cache: Path = Path("runs/cache")
-    """Where base models and compiled functions are kept."""
     seed: int = 0
     """Of everything."""
     smoke: bool = False
     """The whole path at tiny size."""
 
     ranges: ClassVar = {
-        "sft_epochs": POSITIVE._replace(also=(0,)),
-        "dpo_epochs": POSITIVE._replace(also=(0,)),
+        "sft_epochs": POSITIVE,
+        "dpo_epochs": POSITIVE,
         "probe_prompts": COUNT,
         "step_norm": POSITIVE,
         "seed": SEED,
@@ -71,17 +64,17 @@ class Config(Settings):
             "--times must be at least 2": self.times < 2,
         }
 
-    def stage(self, loss: Any, *, base: str = "") -> StageConfig:
+    def stage(self, loss: Any, *, base: str | None = None) -> StageConfig:
         """The settings of one run, from a base that was found if it is given."""
         return StageConfig.of(
             loss=loss,
             data=self.data,
             world=self.world,
-            epochs=(self.sft_epochs if loss == "sft" else self.dpo_epochs) or None,
+            epochs=self.sft_epochs if loss == "sft" else self.dpo_epochs,
             probe_prompts=self.probe_prompts,
             tracked=self.updates,
             cache=self.cache,
             seed=self.seed,
             smoke=self.smoke,
-            model=base or self.model or None,
+            model=base or self.model,
         )
