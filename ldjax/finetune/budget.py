@@ -101,9 +101,15 @@ class Plan(NamedTuple):
         )
 
 
-def account_options(base: Base) -> dict[str, Any]:
-    """What `ldjax.make_step` is told of a run besides loss and optimizer."""
-    options: dict[str, Any] = {"watch_fn": linen.apply_fn(base.model)}
+def account_options(base: Base, objective: Objective, recipe: Recipe) -> dict[str, Any]:
+    """What `ldjax.make_step` is told of a run."""
+    options: dict[str, Any] = {
+        # In the precision of the run; what is watched is in float32.
+        "apply_fn": linen.apply_fn(base.trained_model),
+        "watch_fn": linen.apply_fn(base.model),
+        "loss_fn": objective.loss_fn,
+        "optimizer": make_optimizer(recipe),
+    }
     return options | ({"where": is_adapter} if base.is_adapted else {})
 
 
@@ -160,7 +166,8 @@ def map_sizes(plan: Plan) -> dict[str, int]:
 def _parts(base: Base, work: Work, probes: int) -> dict[str, int]:
     """Bytes by what they are for; of deep models as few blocks are traced."""
     model = base.model.config
-    init, _ = _make_step(base, work, probes)
+    options = account_options(base, work.objective, work.recipe)
+    init, _ = make_step(**options)
     state = jax.eval_shape(init, base.params)
     kept = {"parameters": _bytes(state.params), "optimizer": _bytes(state.opt_state)}
     low, high = _TRACED_DEPTHS
@@ -182,10 +189,11 @@ def _parts(base: Base, work: Work, probes: int) -> dict[str, int]:
 def _passing(base: Base, work: Work, probes: int) -> dict[str, int]:
     """What an update and an observation take while they are computed."""
     length = work.max_length - 1
-    init, step = _make_step(base, work, probes)
+    options = account_options(base, work.objective, work.recipe)
+    init, step = make_step(probe_batch_size=probes, **options)
     state = jax.eval_shape(init, base.params)
     update, watched = _update(work, length), _sequences(work.num_tracked, length)
-    watch_fn = linen.apply_fn(base.model)
+    watch_fn = options["watch_fn"]
 
     def look(params: Any, batch: Sequences) -> Any:
         logits = watch_fn(params, batch)
@@ -207,16 +215,6 @@ def _passing(base: Base, work: Work, probes: int) -> dict[str, int]:
             peak_bytes(compare, state.params, state.params, observed),
         ),
     }
-
-
-def _make_step(base: Base, work: Work, probes: int) -> Any:
-    return make_step(
-        linen.apply_fn(base.trained_model),
-        work.objective.loss_fn,
-        make_optimizer(work.recipe),
-        probe_batch_size=probes,
-        **account_options(base),
-    )
 
 
 def _cut(base: Base, num_layers: int) -> Base:

@@ -38,7 +38,6 @@ from ldjax.finetune.conclude import (
     write_table,
 )
 from ldjax.finetune.prepare import Prepared, prepare
-from ldjax.finetune.recipes import make_optimizer
 from ldjax.finetune.rows import cropped, with_advantages
 from ldjax.finetune.settings import Config, from_command_line, kept
 from ldjax.finetune.start import load_base, load_shapes
@@ -123,7 +122,7 @@ def finetune(
     init, step_fn, how = make_updates(settings, prepared, probes)
     how_maps: dict[str, Any] = how | map_sizes(prepared.plan)
     observers = make_observers(
-        linen.apply_fn(prepared.base.model),
+        how["watch_fn"],
         prepared.watched,
         num_steps=prepared.num_steps,
         evaluations=watch.evaluations,
@@ -209,12 +208,7 @@ def make_updates(settings: Config, prepared: Prepared, probes: int) -> Updates:
       prepared: What the run needs.
       probes: Tracked responses that are computed at a time.
     """
-    made_of: dict[str, Any] = {
-        "apply_fn": linen.apply_fn(prepared.base.trained_model),
-        "loss_fn": settings.objective.loss_fn,
-        "optimizer": make_optimizer(settings.recipe),
-        **account_options(prepared.base),
-    }
+    made_of = account_options(prepared.base, settings.objective, settings.recipe)
     init, step_fn = make_tracked_step(
         tracked=prepared.watched.tracked, probe_batch_size=probes, **made_of
     )
