@@ -262,7 +262,8 @@ def probes_of(run: Run, prepared: Prepared) -> int:
 def all_settings(settings: Config, prepared: Prepared) -> dict[str, Any]:
     """What `config.json` says of the run."""
     return kept(settings) | {
-        "base_model": settings.model.model,
+        # A run that another one is begun from says where that began.
+        "base_model": settings.model.model if settings.init is None else None,
         "model": dataclasses.asdict(prepared.base.model.config),
         # As they were used, not as they were asked for.
         "max_length": prepared.encode.max_length,

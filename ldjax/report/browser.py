@@ -14,14 +14,18 @@ import polars as pl
 
 from ldjax.data.tokenizers import Tokenizer, load_tokenizer
 from ldjax.report.damage import Damage
+from ldjax.report.measures import part_names
 from ldjax.report.packing import packed
 from ldjax.runs.folder import Run
 from ldjax.watch.record import (
+    INTEGRATED,
     MEASURED,
     PREDICTED,
     PROBES_FILE,
     TRACKED,
+    in_set,
     observed_name,
+    probe_lengths,
     read_probe_lines,
     set_of,
     single_step,
@@ -32,12 +36,14 @@ __all__ = ["browser_content", "token_texts"]
 
 #: Observations and updates of a curve, at most.
 MOST_POINTS = 200
-#: Tokens of an update that are named for each watched token; the others are summed.
-MOST_SHARES = 24
+#: Tokens of an update are named for each watched token until they are so much of what
+#: all of them did to either side, or so many; the others are summed.
+MOST_OF_IT = 0.9
+MOST_SHARES = 120
 #: A character has at most so many bytes, so at most so many tokens.
 _LONGEST_CHARACTER = 4
 
-_TRACKED = (PREDICTED, MEASURED)
+_TRACKED = (PREDICTED, MEASURED, INTEGRATED)
 _OBSERVED = ("log_prob", "argmax_log_prob", *map(single_step, _TRACKED))
 
 
@@ -90,7 +96,7 @@ def browser_content(
 
 
 def _browser(run: Run, metrics: pl.DataFrame, damage: Damage) -> dict[str, Any]:
-    lines = read_probe_lines(run.path)
+    lines, lengths = read_probe_lines(run.path), probe_lengths(run.path)
     tracked = [_key(line) for line in lines if set_of(line["probe"]) == TRACKED]
     responses = {_key(line): line for line in lines}  # tracked ones are observed too
     places = {key: place for place, key in enumerate(responses)}
@@ -99,14 +105,17 @@ def _browser(run: Run, metrics: pl.DataFrame, damage: Damage) -> dict[str, Any]:
     return {
         "prompts": [{"name": name, "text": text} for name, text in prompts.items()],
         "responses": [
-            {"prompt": numbers[name], "type": type_, "text": line["text"]}
-            for (name, type_), line in responses.items()
+            {"prompt": numbers[key[0]], "type": key[1], "text": line["text"]}
+            | ({"tokens": lengths[key]} if key in lengths else {})
+            for key, line in responses.items()
         ],
         "observed": _observed(metrics, places),
         "tracked": _tracked(metrics, [places[key] for key in tracked], tracked),
         "tokens": damage.instead(
             None,
-            lambda: _tokens(run, [places[key] for key in tracked], damage),
+            lambda: _tokens(
+                run, metrics, {key: places[key] for key in tracked}, damage
+            ),
             run.path / "tokens.npz",
             "its tokens",
         ),
@@ -205,7 +214,12 @@ def _table(rows: pl.DataFrame, steps: np.ndarray, count: int) -> np.ndarray:
     return table
 
 
-def _tokens(run: Run, places: Sequence[int], damage: Damage) -> dict[str, Any] | None:
+def _tokens(
+    run: Run,
+    metrics: pl.DataFrame,
+    tracked: Mapping[tuple[str, str], int],
+    damage: Damage,
+) -> dict[str, Any] | None:
     """The account of every tracked token, by place of the response."""
     path = run.path / "tokens.npz"
     if not (path.is_file() and (run.path / "tokenizer.json").is_file()):
@@ -222,6 +236,9 @@ def _tokens(run: Run, places: Sequence[int], damage: Damage) -> dict[str, Any] |
     arrays = _arrays(path)
     scored = _scored(arrays)
     maps, updates = _token_maps(run, scored, damage)
+    places = list(tracked.values())
+    for update in updates:
+        update["balances"] = _balances_at(metrics, update["step"], tracked)
     return {
         "steps": arrays["step"].tolist(),
         "updates": updates,
@@ -323,15 +340,45 @@ def _token_map(
     }
 
 
+def _balances_at(
+    metrics: pl.DataFrame, step: int, tracked: Mapping[tuple[str, str], int]
+) -> dict[int, dict[str, Any]]:
+    """What one update changed each tracked response by, and the parts of it."""
+    *names, left = part_names(metrics) or [""]
+    if not names:
+        return {}
+    rows = metrics.filter((pl.col("step") == step) & in_set(TRACKED))
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for probe, type_, quantity, value in rows[
+        "probe", "type", "quantity", "value"
+    ].iter_rows():
+        found.setdefault((observed_name(probe), type_), {})[quantity] = value
+    balances = {}
+    for key in found.keys() & tracked.keys():
+        numbers = found[key]
+        parts = {name: numbers[name] for name in names if name in numbers}
+        parts[left] = numbers[MEASURED] - sum(parts.values())
+        balances[tracked[key]] = {"measured": numbers[MEASURED], "parts": parts}
+    return balances
+
+
 def _largest(shares: np.ndarray) -> dict[str, Any]:
-    """The largest numbers of each row, where they stand, and the sum of the others."""
-    count = min(MOST_SHARES, shares.shape[1])
-    places = np.argsort(-np.abs(shares), axis=1)[:, :count]
+    """The largest numbers of each row, where they stand, and the sum of the others.
+
+    That of the others is `rest`, and of their sizes `hidden`.
+    """
+    order = np.argsort(-np.abs(shares), axis=1)
+    sizes = np.take_along_axis(np.abs(shares), order, axis=1).cumsum(
+        1, dtype=np.float64
+    )
+    needed = (sizes < MOST_OF_IT * sizes[:, -1:]).sum(1).max(initial=0) + 1
+    places = order[:, : min(needed, MOST_SHARES, shares.shape[1])]
     kept = np.take_along_axis(shares, places, axis=1)
     return {
         "places": packed(places),
         "shares": packed(kept),
         "rest": packed(shares.sum(1, dtype=np.float64) - kept.sum(1)),
+        "hidden": packed(sizes[:, -1] - sizes[:, places.shape[1] - 1]),
     }
 
 

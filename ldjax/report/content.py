@@ -10,24 +10,35 @@ import polars as pl
 from ldjax.data.response_types import GROUPS, RESPONSE_TYPES
 from ldjax.report.browser import browser_content
 from ldjax.report.damage import Damage
+from ldjax.report.glossary import GLOSSARY
+from ldjax.report.ledger import pack
 from ldjax.report.measures import (
     PARTS,
     PROBE_SETS,
     Curve,
     accumulated_curves,
-    final_parts,
     part_names,
     remainder_ratio,
 )
+from ldjax.report.numbers.balance import balances
+from ldjax.report.numbers.lines import GREEDY, MARGIN, Line, mean_lines, per_token
 from ldjax.report.packing import encoded, packed
-from ldjax.report.words import MEANINGS, change_lines, headline, what_happened
+from ldjax.report.words import MEANINGS, headline, sentences
 from ldjax.runs.folder import Run
-from ldjax.watch.record import FLOOR, MEASURED, PREDICTED, TRACKED, in_set
+from ldjax.watch.record import (
+    FLOOR,
+    INTEGRATED,
+    MEASURED,
+    PREDICTED,
+    TRACKED,
+    in_set,
+    probe_lengths,
+)
 
 __all__ = ["constants", "evenly", "run_content"]
 
 #: More points than a chart has pixels for are left out.
-MOST_POINTS = 400
+MOST_POINTS = 300
 #: Tables of more cells are left out, such as a kernel between long texts.
 MOST_CELLS = 200_000
 
@@ -40,10 +51,11 @@ def constants() -> dict[str, Any]:
       ('random_permute', 'random_nonhum')
     """
     return {
-        "groups": {**GROUPS, "margin and greedy": ("margin", "greedy")},
+        "groups": {**GROUPS, "margin and greedy": (MARGIN, GREEDY)},
         "meanings": MEANINGS,
         "parts": PARTS,
         "sets": PROBE_SETS,
+        "glossary": GLOSSARY,
     }
 
 
@@ -85,34 +97,76 @@ def run_content(run: Run) -> dict[str, Any]:
     if (path := run.path / "summary.json").is_file():
         read = lambda: _of_summary(metrics, run.summary)
         told = damage.instead(told, read, path, "its numbers")
-    curves = {name: change_lines(metrics, name) for name in PROBE_SETS}
-    parts = {name: accumulated_curves(metrics, name) for name in part_names(metrics)}
+    probes = browser_content(run, metrics, damage)
     return finite(
         {
             "name": run.path.resolve().name,
             "headline": head,
-            "probes": browser_content(run, metrics, damage),
+            "updates": _updates(metrics),
+            "sentences": sentences(_lines(metrics), balances(metrics)),
             **told,
-            "told": [*damage.notes, *told["told"]],
-            "curves": {name: _drawn(lines) for name, lines in curves.items()},
-            "tracked": {
-                name: _drawn(accumulated_curves(metrics, name))
-                for name in (MEASURED, PREDICTED)
-            },
-            "parts": {name: _drawn(lines) for name, lines in parts.items()},
-            "ends": final_parts(metrics),
+            **_numbers(metrics),
+            "per_token": _per_token(run, metrics) if probes else None,
             "remainder": _drawn(_remainder(metrics)),
-            "figures": [] if any(curves.values()) else _figures(run),
+            "probes": probes,
+            "ledger": pack(run.path, damage),
+            "figures": [] if any(_lines(metrics).values()) else _figures(run),
             "config": config,
+            "notes": damage.notes,
         }
     )
+
+
+def _numbers(metrics: pl.DataFrame) -> dict[str, Any]:
+    """What charts and the table at the top show."""
+    parts = {name: accumulated_curves(metrics, name) for name in part_names(metrics)}
+    compared = (MEASURED, PREDICTED, INTEGRATED)
+    return {
+        "curves": {
+            name: {type_: _line(line) for type_, line in lines.items()}
+            for name, lines in _lines(metrics).items()
+        },
+        "tracked": {
+            name: _drawn(accumulated_curves(metrics, name)) for name in compared
+        },
+        "parts": {name: _drawn(lines) for name, lines in parts.items()},
+        "balances": {
+            name: balance._asdict() for name, balance in balances(metrics).items()
+        },
+    }
+
+
+def _per_token(run: Run, metrics: pl.DataFrame) -> dict[str, Any] | None:
+    """The same numbers per token, where the lengths of the responses are known."""
+    lengths = probe_lengths(run.path)
+    return _numbers(per_token(metrics, lengths)) if lengths else None
+
+
+def _lines(metrics: pl.DataFrame) -> dict[str, dict[str, Line]]:
+    return {name: mean_lines(metrics, name) for name in PROBE_SETS}
+
+
+def _line(line: Line) -> dict[str, Any]:
+    places = evenly(len(line.x), MOST_POINTS)
+    arrays = {name: getattr(line, name)[places] for name in ("x", "y", "error")}
+    packs = {name: packed(array) for name, array in arrays.items()}
+    return packs | {"start": line.start, "count": line.count}
+
+
+def _updates(metrics: pl.DataFrame) -> int:
+    """How many updates were done: an observation is before one, a comparison of one."""
+    is_tracked = in_set(TRACKED)
+    ends = [metrics.filter(rows)["step"].max() for rows in (is_tracked, ~is_tracked)]
+    done = [
+        end + more for end, more in zip(ends, (1, 0), strict=True) if end is not None
+    ]
+    return max(done, default=0)
 
 
 def _of_summary(metrics: pl.DataFrame, summary: Mapping[str, Any]) -> dict[str, Any]:
     """What is told of a run with the help of its `summary.json`."""
     checks = [*summary.get("claims", []), *summary.get("identities", [])]
     return {
-        "told": what_happened(metrics, summary.get("fidelity", {})),
         "checks": [{"text": of["text"], "holds": bool(of["holds"])} for of in checks],
         "signatures": {
             name: [dict(verdict) for verdict in verdicts]

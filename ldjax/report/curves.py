@@ -14,12 +14,12 @@ from matplotlib.colors import to_hex, to_rgb
 from ldjax.data.response_types import GROUPS, RESPONSE_TYPES
 from ldjax.report.figures import COLORS, figure, scatter
 from ldjax.report.measures import (
-    PARTS,
     PROBE_SETS,
     Curve,
     accumulated_curves,
     change_curves,
     final_parts,
+    part_label,
     part_names,
     remainder_ratio,
     tracked_steps,
@@ -219,7 +219,7 @@ def _color(name: str) -> str:
 
 
 def _part_color(part: str) -> str:
-    return COLORS[part_name(part)]
+    return COLORS.get(part_name(part), "#777777")
 
 
 def _place(name: str) -> int:
@@ -245,7 +245,7 @@ def _stacked_bars(
     for part, changes in parts.items():
         heights = np.array([changes[name] for name in names])
         starts = np.where(heights > 0, tops, bottoms)
-        look = {"color": _part_color(part), "label": PARTS[part]}
+        look = {"color": _part_color(part), "label": part_label(part)}
         ax.bar(places, heights, 0.7, bottom=starts, **look)
         tops, bottoms = tops + heights.clip(min=0), bottoms + heights.clip(max=0)
     ends = [measured[name].y[-1] for name in names]

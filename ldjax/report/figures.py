@@ -40,7 +40,11 @@ COLORS = {
     "weight_decay": "#555555",
     "noise": "#7A68A6",
     "rounding": "#A3A3A3",
+    "history of chosen": "#56B4E9",
+    "history of rejected": "#F0C869",
+    "history of update": "#66C2A5",
     "remainder": "#C0C0C0",
+    "quadrature": "#C0C0C0",
     "other": ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
 }
 _STYLE: dict[Any, Any] = {

@@ -14,6 +14,7 @@ import polars as pl
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.watch.record import (
     FLOOR,
+    INTEGRATED,
     MEASURED,
     PREDICTED,
     REMAINDER,
@@ -21,33 +22,49 @@ from ldjax.watch.record import (
     TRACKED,
     TRAIN,
     in_set,
+    is_part,
     part,
+    part_name,
 )
 
 __all__ = [
     "PARTS",
     "PROBE_SETS",
+    "QUADRATURE",
     "Curve",
     "accumulated_curves",
     "change_curves",
     "final_parts",
+    "part_label",
     "part_names",
     "remainder_ratio",
     "tracked_steps",
 ]
 
 PROBE_SETS = {TRAIN: "trained prompts", TEST: "held-out prompts"}
+#: Measured - integrated: what the nodes along each update miss.
+QUADRATURE = "quadrature"
+#: What adds up to a measured change, and in words.
 PARTS = {
     part("chosen"): "chosen side",
     part("rejected"): "rejected side",
     part("update"): "this step's gradient",
     part("history"): "optimizer's history",
+    part("history of chosen"): "history of the chosen side",
+    part("history of rejected"): "history of the rejected side",
+    part("history of update"): "history of the gradients",
+    part("before"): "history before the run",
     part("accumulated"): "earlier micro-batches",
     part("weight_decay"): "weight decay",
     part("noise"): "noise",
     part("rounding"): "rounding",
+    PREDICTED: "first order",
+    INTEGRATED: "integrated along the updates",
     REMAINDER: "remainder",
+    QUADRATURE: "quadrature",
 }
+#: What is left of the measured change, and of what account of it.
+_ACCOUNTED = {REMAINDER: PREDICTED, QUADRATURE: INTEGRATED}
 
 
 class Curve(NamedTuple):
@@ -99,7 +116,8 @@ def accumulated_curves(metrics: pl.DataFrame, quantity: str) -> dict[str, Curve]
 
     Args:
       metrics: The table of a run.
-      quantity: A quantity such as `measured`; `remainder` is measured - predicted.
+      quantity: A quantity such as `measured`; `remainder` is measured - predicted,
+        and `quadrature` is measured - integrated.
 
     Returns:
       Curves over the updates done, from 0 before the first.
@@ -111,10 +129,10 @@ def accumulated_curves(metrics: pl.DataFrame, quantity: str) -> dict[str, Curve]
       >>> accumulated_curves(metrics, "measured")["chosen"].y.tolist()
       [0.0, 0.5, 1.0]
     """
-    if quantity == REMAINDER:
-        predicted = accumulated_curves(metrics, PREDICTED)
+    if quantity in _ACCOUNTED:
+        accounted = accumulated_curves(metrics, _ACCOUNTED[quantity])
         return {
-            name: Curve(curve.x, curve.y - predicted[name].y)
+            name: Curve(curve.x, curve.y - accounted[name].y)
             for name, curve in accumulated_curves(metrics, MEASURED).items()
         }
     return {
@@ -190,19 +208,32 @@ def tracked_steps(metrics: pl.DataFrame) -> pl.DataFrame:
 
 
 def part_names(metrics: pl.DataFrame) -> list[str]:
-    """The parts that were recorded and that add up to the measured change.
+    """The parts that were recorded and that add up to the measured change, in order.
 
     Examples:
       >>> part_names(pl.DataFrame({"quantity": ["part:history", "loss"]}))
       ['part:history']
     """
     logged = set(metrics["quantity"].unique())
+    parts = {name for name in logged if is_part(name)}
+    if part("chosen") in parts:
+        parts.discard(part("update"))  # the two sides together
+    found = [name for name in PARTS if name in parts]
+    found += sorted(parts - PARTS.keys())
     # What is left of the measured change is a part only beside others.
-    if logged & PARTS.keys() and {MEASURED, PREDICTED} <= logged:
-        logged.add(REMAINDER)
-    if part("chosen") in logged:
-        logged.discard(part("update"))  # the two sides together
-    return [name for name in PARTS if name in logged]
+    left = QUADRATURE if INTEGRATED in logged else REMAINDER
+    is_compared = {MEASURED, _ACCOUNTED[left]} <= logged
+    return [*found, left] if found and is_compared else found
+
+
+def part_label(name: str) -> str:
+    """A part in words.
+
+    Examples:
+      >>> part_label("part:weight_decay"), part_label("part:mine")
+      ('weight decay', 'mine')
+    """
+    return PARTS.get(name, part_name(name))
 
 
 def final_parts(metrics: pl.DataFrame) -> dict[str, dict[str, float]]:

@@ -1,8 +1,8 @@
-"""A page about runs: one file with its data, its script and the chart library.
+"""A page about runs: one file with its data, its style and its script.
 
 Texts of a run may be anything. They reach the page compressed, become text nodes there,
-and no script runs but the two that are meant to: the page's policy names them by their
-hashes, and lets nothing be fetched.
+and no script runs but the one that is meant to: the page's policy names it by its hash,
+and lets nothing be fetched.
 """
 
 import base64
@@ -12,18 +12,29 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ldjax.files.whole import whole_file
 from ldjax.report.content import constants, run_content
+from ldjax.report.following import following
 from ldjax.report.packing import compressed
 from ldjax.runs.folder import Run
 
 __all__ = ["page", "write_page"]
 
 _POLICY = (
-    "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; "
+    "default-src 'none'; script-src {script}; style-src 'unsafe-inline'; "
     "img-src data: blob:; base-uri 'none'; form-action 'none'"
 )
+#: They share one scope, in this order: what runs at once comes after what it needs.
+_SCRIPTS = (
+    *("data.js", "numbers.js", "elements.js", "glossary.js", "address.js"),
+    *("export.js", "plot.js", "lines.js", "bars.js", "heat.js", "view.js"),
+    *("overview.js", "curves.js", "account.js"),
+    *("responses.js", "detail.js", "tokens.js", "ledger.js"),
+    *("sections.js", "start.js"),
+)
+_STYLES = ("base.css", "overview.css", "charts.css", "responses.css")
 
 
 def write_page(runs: Sequence[Run], out: Path | None = None) -> Path:
@@ -70,30 +81,36 @@ def page(runs: Sequence[Run]) -> str:
       >>> "<title>&lt;b&gt;" in page([run])
       True
     """
-    from plotly.offline import get_plotlyjs
-
     template = resources.files("ldjax.report") / "template"
-    files = {
-        name: (template / f"page.{name}").read_text(encoding="utf-8")
-        for name in ("html", "css", "js")
-    }
-    library = get_plotlyjs()
-    names = ", ".join(run.path.resolve().name for run in runs)
-    content = {"constants": constants(), "runs": [run_content(run) for run in runs]}
-    scripts = " ".join(_hash(script) for script in (library, files["js"]))
+    read = lambda name: (template / name).read_text(encoding="utf-8")
+    script = "".join(
+        ("'use strict';\n(async () => {\n", *map(read, _SCRIPTS), "})();\n")
+    )
+    content = {"constants": constants(), "runs": _runs(runs)}
     parts = {
-        "POLICY": html.escape(_POLICY.format(scripts=scripts), quote=False),
-        "TITLE": html.escape(names),
-        "STYLE": files["css"],
-        "LIBRARY": compressed(library),
+        "POLICY": html.escape(_POLICY.format(script=_hash(script)), quote=False),
+        "TITLE": html.escape(", ".join(run["name"] for run in content["runs"])),
+        "STYLE": "\n".join(map(read, _STYLES)),
         "DATA": compressed(json.dumps(content, allow_nan=False)),
-        "SCRIPT": files["js"],
+        "SCRIPT": script,
     }
     # In one go: what is put in may itself hold such a name.
-    pieces = files["html"].split("@@")
+    pieces = read("page.html").split("@@")
     return "".join(
         parts[piece] if place % 2 else piece for place, piece in enumerate(pieces)
     )
+
+
+def _runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The content of each run, under a name of its own."""
+    contents = [run_content(run) for run in runs]
+    seen: dict[str, int] = {}
+    for content, after in zip(contents, following(runs), strict=True):
+        name = content["name"]
+        seen[name] = seen.get(name, 0) + 1
+        more = f" ({seen[name]})" if seen[name] > 1 else ""
+        content |= {"name": f"{name}{more}", "after": after}
+    return contents
 
 
 def _hash(script: str) -> str:

@@ -1,27 +1,22 @@
 """What happened in a finetuning run, in plain language with numbers."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from ldjax.data import response_types
-from ldjax.report.measures import PROBE_SETS, change_curves
+from ldjax.report.measures import PROBE_SETS, QUADRATURE, part_label
+from ldjax.report.numbers.balance import Balance
+from ldjax.report.numbers.lines import GREEDY, MARGIN, Line
+from ldjax.watch.record import REMAINDER
 
-__all__ = [
-    "MEANINGS",
-    "change_lines",
-    "headline",
-    "named",
-    "told",
-    "what_happened",
-]
+__all__ = ["MEANINGS", "headline", "named", "sentences", "told"]
 
 #: What the lines of a chart mean: response types, and what is derived from them.
 MEANINGS = {
     **response_types.MEANINGS,
-    "margin": "chosen - rejected",
-    "greedy": "the greedy token after each prefix, y*",
+    MARGIN: "chosen - rejected",
+    GREEDY: "the greedy token after each prefix, y*",
     "argmax": "the greedy token after each prefix, y*",
 }
 _SETTINGS = {
@@ -31,12 +26,11 @@ _SETTINGS = {
     "optimizer": "by {}",
     "learning_rate": "at {:g}",
     "lora_rank": "adapters of rank {}",
-    "base_model": "base model {}",
 }
 
 
 def headline(settings: Mapping[str, Any]) -> str:
-    """What was done, in one line; empty for a run of another kind.
+    """What was done and from where, in one line; empty for a run of another kind.
 
     Args:
       settings: Those in the run's `config.json`.
@@ -44,6 +38,8 @@ def headline(settings: Mapping[str, Any]) -> str:
     Examples:
       >>> headline({"loss": "dpo", "num_steps": 1200, "learning_rate": 5e-4})
       'loss dpo, 1,200 updates, at 0.0005'
+      >>> headline({"loss": "dpo", "init": "runs/sft", "base_model": "toy"})
+      'loss dpo, from the run sft'
     """
     if "loss" not in settings:
         return ""
@@ -52,7 +48,18 @@ def headline(settings: Mapping[str, Any]) -> str:
         for name, text in _SETTINGS.items()
         if settings.get(name)
     ]
-    return ", ".join(given).replace(" updates, of", " updates of")
+    return ", ".join([*given, *_start(settings)]).replace(" updates, of", " updates of")
+
+
+def _start(settings: Mapping[str, Any]) -> list[str]:
+    """What it started from; a base model only where no other run is named."""
+    if init := settings.get("init"):
+        return [f"from the run {Path(init).name}"]
+    if base := settings.get("base_model"):
+        # An id on the hub has a slash too, but is no path of the machine.
+        name = Path(base).name if Path(base).is_absolute() else base
+        return [f"from the base model {name}"]
+    return []
 
 
 def named(type_: str) -> str:
@@ -91,94 +98,93 @@ def told(end: float, highest: float) -> str:
     return f"{'rises' if end > 0 else 'falls'} by {abs(end):.1f}"
 
 
-def what_happened(
-    metrics: pl.DataFrame, fidelity: Mapping[str, Mapping[str, Any]]
+def sentences(
+    lines: Mapping[str, Mapping[str, Line]], balances: Mapping[str, Balance]
 ) -> list[str]:
-    """Sentences about a run.
+    """A run in three sentences: the two sides, the other types, the account.
 
     Args:
-      metrics: The table of the run.
-      fidelity: That in its `summary.json`, by response type; may be empty.
+      lines: Those of `mean_lines`, by set of prompts.
+      balances: Those of `balances`.
 
     Returns:
-      One sentence for each set of prompts and thing of interest.
+      The sentences, without those that there are no numbers for.
 
     Examples:
-      >>> from ldjax.runs.folder import METRIC_COLUMNS
-      >>> rows = [(s, s, "train/0", "chosen", "log_prob", 3.0 * s) for s in (0, 1)]
-      >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
-      >>> what_happened(metrics, {})
-      ['On trained prompts, chosen (the preferred answer) rises by 3.0 nats.']
+      >>> import numpy as np
+      >>> line = Line(np.arange(2), np.array([0.0, 3.0]), np.array([0.0, 0.5]), -9.0, 4)
+      >>> sentences({"train": {"chosen": line}}, {})
+      ['On 4 trained prompts chosen rises by 3.0 ± 0.5 nats.']
     """
-    sentences = []
+    first = next((lines[name] for name in PROBE_SETS if lines.get(name)), {})
+    found = [_of_sides(lines), _of_others(first), _of_account(balances)]
+    return [f"{text[0].upper()}{text[1:]}." for text in found if text]
+
+
+def _of_sides(lines: Mapping[str, Mapping[str, Line]]) -> str:
+    """The two sides and their margin; of further sets where they end."""
+    clauses = []
     for name, text in PROBE_SETS.items():
-        sentences += _of_set(change_lines(metrics, name), f"On {text}")
-    if "all" in fidelity:
-        sentences.append(_of_fit(fidelity["all"]))
-    return sentences
+        of = lines.get(name, {})
+        sides = [side for side in response_types.SIDES if side in of]
+        if not sides:
+            continue
+        say = _moved if not clauses else lambda side, line: f"{side} {_change(line)}"
+        moved = [say(side, of[side]) for side in sides]
+        nats = " nats" if not clauses else ""
+        clause = f"on {of[sides[0]].count} {text} {' and '.join(moved)}{nats}"
+        if MARGIN in of:
+            verb = "grows" if of[MARGIN].end > 0 else "shrinks"
+            clause += f", the margin {verb} by {abs(of[MARGIN].end):.1f}"
+        clauses.append(clause)
+    return "; ".join(clauses)
 
 
-def change_lines(metrics: pl.DataFrame, probe_set: str) -> dict[str, Any]:
-    """Curves by type, with `margin` and `greedy` where they were observed.
-
-    Examples:
-      >>> from ldjax.runs.folder import METRIC_COLUMNS
-      >>> rows = [(0, 0, "train/0", k, "log_prob", 1.0) for k in ("chosen", "rejected")]
-      >>> metrics = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
-      >>> list(change_lines(metrics, "train"))
-      ['chosen', 'rejected', 'margin']
-    """
-    lines = change_curves(metrics, "log_prob", probe_set)
-    greedy = change_curves(metrics, "argmax_log_prob", probe_set)
-    if set(response_types.SIDES) <= lines.keys():
-        (x, chosen), (_, rejected) = (lines[side] for side in response_types.SIDES)
-        lines["margin"] = lines["chosen"]._replace(x=x, y=chosen - rejected)
-    if "chosen" in greedy:
-        lines["greedy"] = greedy["chosen"]
-    return lines
-
-
-def _of_set(lines: Mapping[str, Any], where: str) -> list[str]:
-    if not lines:
-        return []
-    moves = {name: float(curve.y[-1]) for name, curve in lines.items()}
-    main = [
-        f"{named(name)} {told(moves[name], float(lines[name].y.max()))} nats"
-        for name in response_types.SIDES
-        if name in lines
-    ]
-    sentences = [f"{where}, {' and '.join(main)}."] if main else []
-    if "margin" in moves:
-        verb = "grows" if moves["margin"] > 0 else "shrinks"
-        sentences.append(
-            f"The margin between them {verb} by {abs(moves['margin']):.1f} nats."
-        )
-    special = (*response_types.SIDES, "margin", "greedy")
-    others = [name for name in moves if name not in special]
-    others.sort(key=lambda name: moves[name])
-    if others:
-        low, high = others[0], others[-1]
-        sentences.append(
-            f"Of the other types {named(high)} ends highest, at "
-            f"{moves[high]:+.1f}, and {named(low)} lowest, at {moves[low]:+.1f} nats."
-        )
-    if "greedy" in moves:
-        sentences.append(
-            "The greedy tokens after each prefix of chosen change by "
-            f"{moves['greedy']:+.1f} nats together."
-        )
-    return sentences
-
-
-def _of_fit(fit: Mapping[str, Any]) -> str:
-    missed, right = fit["step_remainder_ratio"], fit["sign_agreement"]
-    single = [f"misses {100 * missed:.0f} %"] if missed is not None else []
-    if right is not None:
-        single.append(f"has the sign right in {100 * right:.0f} % of cases")
-    text = (
-        "Added up over all updates, first order predicts "
-        f"{fit['predicted_change']:+.2f} nats for a tracked response where "
-        f"{fit['change']:+.2f} were measured"
+def _of_others(lines: Mapping[str, Line]) -> str:
+    """The two ends of the other types, and the greedy tokens."""
+    special = (*response_types.SIDES, MARGIN, GREEDY)
+    others = sorted(
+        (line.end, name) for name, line in lines.items() if name not in special
     )
-    of_single = f"; of a single update it {', and '.join(single)}" if single else ""
-    return f"{text}{of_single}."
+    clauses = []
+    if others:
+        (low, lowest), (high, highest) = others[0], others[-1]
+        clause = f"of the other types {named(highest)} ends highest, at {high:+.1f}"
+        if lowest != highest:
+            clause += f", and {named(lowest)} lowest, at {low:+.1f} nats"
+        clauses.append(clause)
+    if GREEDY in lines:
+        end = lines[GREEDY].end
+        clauses.append(f"the greedy tokens y* change by {end:+.1f} nats together")
+    return "; ".join(clauses)
+
+
+def _of_account(balances: Mapping[str, Balance]) -> str:
+    """How far the parts account for the change of one type, and the largest of them."""
+    if not balances:
+        return ""
+    type_ = "chosen" if "chosen" in balances else next(iter(balances))
+    count, measured, predicted, integrated, _, parts = balances[type_]
+    of = f"{count} tracked response{'s' if count > 1 else ''} of type {type_}"
+    accounts = [f"first order at the start of each update says {predicted:+.2f}"]
+    if integrated is not None:
+        accounts.insert(0, f"the integral along the updates gives {integrated:+.2f}")
+    main = [name for name in parts if name not in (REMAINDER, QUADRATURE)]
+    main = sorted(main, key=lambda name: -abs(parts[name]))[:2]
+    largest = " and ".join(f"{part_label(name)} {parts[name]:+.1f}" for name in main)
+    text = (
+        f"over all updates {of} changed by {measured:+.2f} nats: {', '.join(accounts)}"
+    )
+    return f"{text}; the largest parts are {largest}" if len(main) > 1 else text
+
+
+def _moved(side: str, line: Line) -> str:
+    """A side's curve in words, with the standard error of where it ends."""
+    text = told(line.end, float(line.y.max()))
+    error = line.error[-1]
+    is_move = not text.startswith("stays")
+    return f"{side} {text}{f' ± {error:.1f}' if is_move and error == error else ''}"
+
+
+def _change(line: Line) -> str:
+    return f"{line.end:+.1f}"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FLOOR",
+    "INTEGRATED",
     "MEASURED",
     "PREDICTED",
     "PROBES_FILE",
@@ -46,6 +47,7 @@ __all__ = [
     "observed_name",
     "part",
     "part_name",
+    "probe_lengths",
     "probe_line",
     "probe_name",
     "prompt_of",
@@ -63,6 +65,8 @@ TRAIN, TEST, TRACKED = "train", "test", "tracked"
 #: The change that first order predicts, the one that happened, and what rounding can
 #: make of it; in nats.
 PREDICTED, MEASURED, FLOOR = "predicted", "measured", "floor"
+#: The integral of the derivative along the update, by the nodes of a run; in nats.
+INTEGRATED = "integrated"
 #: Measured - predicted. It is not in the table, but derived by its readers.
 REMAINDER = "remainder"
 PROBES_FILE = "probes.jsonl"
@@ -329,3 +333,18 @@ def read_probe_lines(folder: Path) -> list[dict[str, str]]:
     if not contents:
         raise ValueError("it is empty")
     return [{name: text_field(of, name) for name in names} for of in contents]
+
+
+def probe_lengths(folder: Path) -> dict[tuple[str, str], int]:
+    """The number of tokens of every probe, by its name and type; none if unsaid.
+
+    Args:
+      folder: That of a run with `probes.jsonl`.
+    """
+    lines = read_lines(folder / PROBES_FILE)
+    contents = [json_object(line.data) for line in lines if line.data]
+    return {
+        (of["probe"], of["type"]): of["num_tokens"]
+        for of in contents
+        if isinstance(of.get("num_tokens"), int) and of["num_tokens"] > 0
+    }

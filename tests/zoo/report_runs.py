@@ -29,6 +29,8 @@ def make_run(
     prompts=None,
     steps=(0, 1, 2),
     maps=True,
+    integrated=False,
+    settings=None,
     seed=0,
 ):
     """A run on some texts: one prompt for each, or as many as asked for.
@@ -39,7 +41,8 @@ def make_run(
     names = list(texts)
     prompts = len(names) if prompts is None else prompts
     tokenizer = train_bpe(["a plain text"], vocab_size=270)
-    run = create_run(path, {"loss": "dpo", "model": {"vocab_size": 300}})
+    model = {"loss": "dpo", "model": {"vocab_size": 300}}
+    run = create_run(path, model | (settings or {}))
     tokenizer.save(run.path)
     lines = [
         (f"{set_name}/{i:04d}", type_, texts[names[i % len(names)]])
@@ -50,8 +53,9 @@ def make_run(
     with (run.path / "probes.jsonl").open("w", encoding="utf-8") as file:
         for probe, type_, text in lines:
             line = {"probe": probe, "type": type_, "prompt": text, "text": text}
+            line["num_tokens"] = 1 + len(text)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    run.write_metrics(_metrics(lines, steps, rng))
+    run.write_metrics(_metrics(lines, steps, integrated, rng))
     run.write_summary({"fidelity": {}, "claims": [], "identities": []})
     tracked = [text for *_, text in lines[-len(types) :]]
     _write_tokens(run, tokenizer, tracked, steps, rng)
@@ -60,28 +64,40 @@ def make_run(
     return run
 
 
-def _metrics(lines, steps, rng):
-    frames = []
-    for set_name, quantities in {
-        "train": ("log_prob", "argmax_log_prob", "measured_step", "predicted_step"),
-        "tracked": ("measured", "predicted", "floor", "part:chosen", "part:rejected"),
-    }.items():
-        of = [line for line in lines if line[0].startswith(set_name)]
-        for quantity in quantities:
-            count = len(of) * len(steps)
-            frames.append(
-                pl.DataFrame(
-                    {
-                        "step": np.repeat(steps, len(of)),
-                        "examples": 4 * np.repeat(steps, len(of)),
-                        "probe": [probe for probe, *_ in of] * len(steps),
-                        "type": [type_ for _, type_, _ in of] * len(steps),
-                        "quantity": [quantity] * count,
-                        "value": rng.normal(size=count),
-                    }
-                )
-            )
+def _metrics(lines, steps, integrated, rng):
+    train, tracked = (
+        [line for line in lines if line[0].startswith(name)]
+        for name in ("train", "tracked")
+    )
+    observed = ("log_prob", "argmax_log_prob", "measured_step", "predicted_step")
+    frames = [
+        _frame(train, steps, name, rng.normal(size=(len(steps), len(train))))
+        for name in observed
+    ]
+    parts = rng.normal(size=(2, len(steps), len(tracked)))
+    of = {"part:chosen": parts[0], "part:rejected": parts[1]}
+    of["floor"] = np.full(parts.shape[1:], 1e-6)
+    # The parts are those of the integral where there is one, else of first order.
+    of["predicted"] = parts.sum(0)
+    if integrated:
+        of["integrated"] = parts.sum(0)
+        of["predicted"] = parts.sum(0) + rng.normal(size=parts.shape[1:])
+    of["measured"] = parts.sum(0) + 0.1 * rng.normal(size=parts.shape[1:])
+    frames += [_frame(tracked, steps, name, values) for name, values in of.items()]
     return pl.concat(frames).select(METRIC_COLUMNS)
+
+
+def _frame(lines, steps, quantity, values):
+    return pl.DataFrame(
+        {
+            "step": np.repeat(steps, len(lines)),
+            "examples": 4 * np.repeat(steps, len(lines)),
+            "probe": [probe for probe, *_ in lines] * len(steps),
+            "type": [type_ for _, type_, _ in lines] * len(steps),
+            "quantity": [quantity] * values.size,
+            "value": values.ravel(),
+        }
+    )
 
 
 def _write_tokens(run, tokenizer, texts, steps, rng):

@@ -1,0 +1,58 @@
+// Words that explain themselves to who hovers, focuses or taps them.
+const tip = element("div", { id: "tip", role: "tooltip", hidden: true });
+document.body.append(tip);
+
+function term(word, text = word) {
+  if (!(word in constants.glossary)) return document.createTextNode(text);
+  return element("button", { type: "button", className: "term", "data-term": word }, text);
+}
+
+const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+const TERMS = new RegExp(`(?<![\\w*])(${Object.keys(constants.glossary)
+  .sort((a, b) => b.length - a.length).map(escaped).join("|")})(?![\\w*])`, "g");
+
+// A sentence with the first of each word that the glossary knows as a term.
+function explained(sentence) {
+  const seen = new Set();
+  return sentence.split(TERMS).map((piece) => {
+    if (seen.has(piece) || !(piece in constants.glossary)) return piece;
+    seen.add(piece);
+    return term(piece);
+  });
+}
+
+function showTip(node) {
+  const { term: word } = node.dataset;
+  tip.replaceChildren(element("strong", {}, word), ` ${constants.glossary[word]}`);
+  tip.hidden = false;
+  node.setAttribute("aria-describedby", "tip");
+  const at = node.getBoundingClientRect();
+  const { offsetWidth, offsetHeight } = tip;
+  const left = Math.min(at.left, document.documentElement.clientWidth - offsetWidth - 8);
+  const below = at.bottom + 6 + offsetHeight <= innerHeight;
+  tip.style.left = `${Math.max(8, left)}px`;
+  tip.style.top = `${below ? at.bottom + 6 : Math.max(4, at.top - offsetHeight - 6)}px`;
+}
+
+function hideTip() {
+  tip.hidden = true;
+  document.querySelector(".term[aria-describedby]")?.removeAttribute("aria-describedby");
+}
+
+for (const kind of ["pointerover", "focusin", "click"]) {
+  document.addEventListener(kind, ({ target }) => {
+    const node = target.closest?.(".term");
+    if (node) showTip(node);
+    else if (kind !== "focusin") hideTip();
+  });
+}
+document.addEventListener("focusout", hideTip);
+document.addEventListener("keydown", ({ key }) => { if (key === "Escape") hideTip(); });
+document.addEventListener("scroll", hideTip, { passive: true, capture: true });
+
+function glossarySection() {
+  byId("glossary").append(folded("All words", () => element("dl", {},
+    ...Object.entries(constants.glossary).flatMap(([word, meaning]) => [
+      element("dt", {}, word), element("dd", {}, meaning)]))));
+}
+
