@@ -39,7 +39,9 @@ MOST_POINTS = 200
 #: Tokens of an update are named for each watched token until they are so much of what
 #: all of them did to either side, or so many; the others are summed.
 MOST_OF_IT = 0.9
-MOST_SHARES = 120
+MOST_SHARES = 96
+#: They are whole numbers of a unit, up to this one.
+_LARGEST = np.iinfo(np.int16).max
 #: A character has at most so many bytes, so at most so many tokens.
 _LONGEST_CHARACTER = 4
 
@@ -293,7 +295,7 @@ def _token_maps(
 
     Returns:
       By response, `maps`: for each recorded update the `places` of these tokens in the
-      update, their `shares` and the sum of the `rest`. And the updates: `step` and the
+      update and what else `_largest` says of them. And the updates: `step` and the
       `texts` of each side, as token ids.
     """
     updates: list[dict[str, Any]] = []
@@ -363,22 +365,27 @@ def _balances_at(
 
 
 def _largest(shares: np.ndarray) -> dict[str, Any]:
-    """The largest numbers of each row, where they stand, and the sum of the others.
+    """The largest numbers of each row, and where they stand.
 
-    That of the others is `rest`, and of their sizes `hidden`.
+    Returns:
+      Their `places`, and the `shares` in whole numbers of a `unit` for each row; of the
+      others the sum is the `rest`, and that of their sizes is `hidden`.
     """
-    order = np.argsort(-np.abs(shares), axis=1)
-    sizes = np.take_along_axis(np.abs(shares), order, axis=1).cumsum(
-        1, dtype=np.float64
-    )
-    needed = (sizes < MOST_OF_IT * sizes[:, -1:]).sum(1).max(initial=0) + 1
-    places = order[:, : min(needed, MOST_SHARES, shares.shape[1])]
-    kept = np.take_along_axis(shares, places, axis=1)
+    sizes = np.abs(shares).astype(np.float64)
+    whole = sizes.sum(1)
+    order = np.argsort(-sizes, axis=1)
+    first = np.take_along_axis(sizes, order, axis=1).cumsum(1)
+    needed = (first < MOST_OF_IT * whole[:, None]).sum(1).max(initial=0) + 1
+    places = order[:, : min(needed, MOST_SHARES)]
+    small = np.uint16 if shares.shape[1] <= 1 << 16 else np.int32
+    kept = np.take_along_axis(shares, places, axis=1).astype(np.float64)
+    unit = np.maximum(np.abs(kept).max(1, initial=0) / _LARGEST, np.finfo("f4").tiny)
     return {
-        "places": packed(places),
-        "shares": packed(kept),
+        "places": packed(places.astype(small)),
+        "shares": packed((kept / unit[:, None]).round().astype(np.int16)),
+        "unit": packed(unit),
         "rest": packed(shares.sum(1, dtype=np.float64) - kept.sum(1)),
-        "hidden": packed(sizes[:, -1] - sizes[:, places.shape[1] - 1]),
+        "hidden": packed(whole - np.abs(kept).sum(1)),
     }
 
 

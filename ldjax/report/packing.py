@@ -20,10 +20,11 @@ def encoded(data: bytes) -> str:
 
 
 def packed(array: Any) -> dict[str, str]:
-    """An array in the form that Plotly reads, and `numbers` of the page's script.
+    """An array in the form that `numbers` of the page's script reads.
 
     Args:
-      array: Numbers; whole ones become int32, others float32.
+      array: Numbers; whole ones become int32 unless they have 16 bits, others
+        float32.
 
     Returns:
       `dtype`, `shape` and `bdata` (base64, little-endian).
@@ -33,7 +34,8 @@ def packed(array: Any) -> dict[str, str]:
       {'dtype': 'i4', 'shape': '2', 'bdata': 'AQAAAAIAAAA='}
     """
     array = np.asarray(array)
-    dtype = "i4" if np.issubdtype(array.dtype, np.integer) else "f4"
+    kind = "i4" if np.issubdtype(array.dtype, np.integer) else "f4"
+    dtype = {np.dtype("i2"): "i2", np.dtype("u2"): "u2"}.get(array.dtype, kind)
     data = np.ascontiguousarray(array, f"<{dtype}").tobytes()
     return {
         "dtype": dtype,

@@ -75,7 +75,7 @@ def test_what_a_damaged_file_told_is_left_out_and_said(run, name, damage, caplog
     before = run_content(run)
     DAMAGE[damage](run.path / name)
     after = run_content(run)
-    said = after["told"][0]
+    said = after["notes"][0]
     assert said.startswith(f"{run.path / name} is damaged, {FILES[name]}: ")
     assert "\n" not in said
     assert said in caplog.messages

@@ -197,7 +197,7 @@ def test_what_is_left_out_is_not_added_up(tmp_path):
         assert not numbers(incomplete, "measured")
         page = run_content(incomplete)
         assert page["curves"]["train"].keys() >= {"chosen", "rejected", "mine"}
-        assert page["tracked"] == {"measured": {}, "predicted": {}}
+        assert not any(page["tracked"].values())
 
 
 @pytest.mark.usefixtures("compiled")
@@ -216,7 +216,7 @@ def test_the_page_shows_the_run(tmp_path):
     ]
     curve = page["curves"]["test"]["mine"]
     np.testing.assert_allclose(unpacked(curve["y"]), np.array(means) - means[0], 1e-4)
-    np.testing.assert_array_equal(unpacked(curve["x"]), 2 * np.arange(NUM_STEPS + 1))
+    np.testing.assert_array_equal(unpacked(curve["x"]), np.arange(NUM_STEPS + 1))
     for kind in ("measured", "predicted"):
         assert len(unpacked(page["tracked"][kind]["mine"]["y"])) == NUM_STEPS + 1
     browser = page["probes"]

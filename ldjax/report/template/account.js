@@ -45,8 +45,8 @@ function remainderChart() {
       dash: name === "rounding floor" ? "dot" : laneDash(run),
       width: name === "all types" ? 2.5 : 1.5 })));
   return lineChart(byId("remainder-chart"), () => ({ lines: lines(), isLog: true,
-    title: "What first order misses of a single update", xLabel: "updates",
-    yLabel: "|measured − first order| / |measured|, running median", spans: stageSpans() }));
+    title: "What first order misses of single updates, running median", xLabel: "updates",
+    yLabel: "|measured − first order| / |measured|", spans: stageSpans() }));
 }
 
 function causes() {

@@ -3,8 +3,8 @@ const PART_COLORS = {
   "part:chosen": "var(--c0)", "part:rejected": "var(--c1)", "part:update": "var(--c2)",
   "part:history": "var(--c3)", "part:history of chosen": "var(--c4)",
   "part:history of rejected": "var(--c5)", "part:history of update": "var(--c3)",
-  "part:before": "var(--c6)", "part:accumulated": "var(--c6)",
-  "part:weight_decay": "var(--c7)", "part:noise": "var(--c8)", "part:rounding": "var(--c9)",
+  "part:before": "var(--c8)", "part:accumulated": "var(--c10)",
+  "part:weight_decay": "var(--c6)", "part:noise": "var(--c11)", "part:rounding": "var(--c7)",
   predicted: "var(--c2)", integrated: "var(--c2)", remainder: "var(--c9)",
   quadrature: "var(--c9)",
 };

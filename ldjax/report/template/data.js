@@ -15,7 +15,7 @@ function textOf(id) {
 const { constants, runs } = JSON.parse(await textOf("data"));
 const several = runs.length > 1;
 
-const ARRAYS = { f4: Float32Array, i4: Int32Array };
+const ARRAYS = { f4: Float32Array, i4: Int32Array, i2: Int16Array, u2: Uint16Array };
 const unpacked = new WeakMap();
 
 function numbers(packed) {

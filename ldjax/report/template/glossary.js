@@ -14,7 +14,7 @@ const TERMS = new RegExp(`(?<![\\w*])(${Object.keys(constants.glossary)
 // A sentence with the first of each word that the glossary knows as a term.
 function explained(sentence) {
   const seen = new Set();
-  return sentence.split(TERMS).map((piece) => {
+  return sentence.replaceAll(/(?<=\s)-(?=\d)/g, "−").split(TERMS).map((piece) => {
     if (seen.has(piece) || !(piece in constants.glossary)) return piece;
     seen.add(piece);
     return term(piece);

@@ -1,7 +1,7 @@
 // Lines over training, with bands of two standard errors.
 const DASHES = { solid: "none", dash: "7 4", dot: "2 3", dashdot: "8 3 2 3" };
-const MARGINS = { left: 52, right: 10, top: 22, bottom: 38 };
-const HEIGHT = 270;
+const MARGINS = { left: 52, right: 10, top: 34, bottom: 38 };
+const HEIGHT = 280;
 
 // A line: `name` in its legend, `hovered` in what is read out, `x`, `y` and a look.
 function lineOf(name, x, y, look = {}) {

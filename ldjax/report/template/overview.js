@@ -55,13 +55,16 @@ function stageTable() {
     const has = (run, type) => hasCurve(run, type) || type in numbersOf(run).balances;
     const types = ALL_TYPES.filter((type) => stages.some((run) => has(run, type)));
     if (!types.length) return;
-    parent.replaceChildren(element("div", { className: `scroll stages${stages.length > 3
-      ? " many" : ""}`, tabIndex: 0 }, element("table", {},
-      element("caption", {}, `Every type, in ${unitOf()}: mean at the start, mean change ` +
-        "± standard error, its course, and what it is the sum of"),
-      tableHead(stages), element("tbody", {}, ...types.map((type) => element("tr", {},
-        element("th", { scope: "row" }, term(type)),
-        ...stages.flatMap((run, i) => stageCells(run, type, i, showBalance))))))));
+    parent.replaceChildren(
+      element("p", { className: "quiet" }, ...explained(`Every type of response, in ` +
+        `${unitOf()}: mean at the start, mean change ± standard error, its course, and the ` +
+        "balance of the tracked ones. A bar opens its numbers.")),
+      element("div", { className: `scroll stages${stages.length > 3 ? " many" : ""}`,
+        tabIndex: 0 }, element("table", {}, tableHead(stages),
+        element("tbody", {}, ...types.map((type) => element("tr", {},
+          element("th", { scope: "row" }, term(type)),
+          ...stages.flatMap((run, i) => stageCells(run, type, i, showBalance))))))),
+      partsLegend(stages));
     show(now);
   };
   const show = (place) => {
@@ -84,23 +87,35 @@ function stageTable() {
   onView(() => { fill(); clear(detail); });
 }
 
-function sharedCount(counts) {
-  const found = [...new Set(counts)];
-  return found.length === 1 ? `n = ${found[0]}` : "n in the cells";
+// The colours of the bars.
+function partsLegend(stages) {
+  const names = new Set(stages.flatMap((run) =>
+    Object.values(numbersOf(run).balances).flatMap(({ parts }) => Object.keys(parts))));
+  const node = element("div", { className: "legend" }, ...[...names].map((name) =>
+    element("span", {}, mark(partColor(name)), partLabel(name))));
+  if (names.size) node.append(element("span", {}, mark("var(--text)"), "measured"));
+  return node;
+}
+
+// How many make a mean, where it is the same number for all types.
+function sharedCount(of, what) {
+  const found = [...new Set(Object.values(of).map(({ count }) => count))];
+  return found.length === 1 ? [`${found[0]} ${what}`] : [];
 }
 
 function tableHead(stages) {
   const cell = (i, text, more = {}) => element("th", { scope: "col", "data-of": i, ...more }, text);
   return element("thead", {},
     element("tr", {}, element("th", { scope: "col", rowSpan: 2 }, "type"),
-      ...stages.map((run, i) => cell(i, run.name, { colSpan: 4, scope: "colgroup" }))),
-    element("tr", {}, ...stages.flatMap((run, i) => {
-      const { curves, balances } = numbersOf(run);
-      const n = (all) => all.length ? `, ${sharedCount(all.map(({ count }) => count))}` : "";
-      return [cell(i, "start"), cell(i, `change${n(Object.values(curves[view.set] ?? {}))}`),
-        cell(i, "course"), cell(i, element("span", {}, term("balance"),
-          n(Object.values(balances)) || ""))];
-    })));
+      ...stages.map((run, i) => {
+        const { curves, balances } = numbersOf(run);
+        const n = [...sharedCount(curves[view.set] ?? {}, "prompts"),
+          ...sharedCount(balances, "tracked")].join(", ");
+        return cell(i, element("span", {}, run.name, element("small", {}, n && ` n = ${n}`)),
+          { colSpan: 4, scope: "colgroup" });
+      })),
+    element("tr", {}, ...stages.flatMap((_, i) => [cell(i, "start"), cell(i, "change"),
+      cell(i, "course"), cell(i, term("balance"))])));
 }
 
 function stageCells(run, type, i, showBalance) {
@@ -108,8 +123,8 @@ function stageCells(run, type, i, showBalance) {
   const number_ = (...content) => element("td", { "data-of": i, className: "number" }, ...content);
   const { curves, balances } = numbersOf(run);
   const curve = curves[view.set]?.[type];
-  const counts = new Set(Object.values(curves[view.set] ?? {}).map(({ count }) => count));
-  const n = counts.size > 1 && curve ? [element("small", {}, ` n ${curve.count}`)] : [];
+  const isShared = sharedCount(curves[view.set] ?? {}, "").length;
+  const n = curve && !isShared ? [element("small", {}, ` n ${curve.count}`)] : [];
   const of = curve ? [number_(brief(curve.start, type === "margin")),
     number_(element("strong", {}, brief(numbers(curve.y).at(-1))),
       element("small", {}, ` ± ${brief(numbers(curve.error).at(-1), false)}`), ...n),
@@ -124,14 +139,15 @@ function stageCells(run, type, i, showBalance) {
 
 function spark({ x, y }, color) {
   const [xs, ys] = [numbers(x), numbers(y)];
-  const [width, height] = [84, 26];
+  const [width, height] = [72, 26];
   const finite = [...ys].filter(Number.isFinite);
   const toX = scaleOf([xs[0], xs.at(-1)], [2, width - 4]);
   const toY = scaleOf([Math.min(0, ...finite), Math.max(0, ...finite)], [height - 3, 3]);
   const node = path({ x: xs, y: ys, color, dash: "solid", width: 1.75 }, toX, toY);
   const dot = drawn("circle", { cx: toX(xs.at(-1)), cy: toY(ys.at(-1)), r: 2.5 });
   dot.style.fill = color;
-  return drawn("svg", { width, height, class: "spark", "aria-hidden": "true" },
+  return drawn("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "spark",
+    "aria-hidden": "true" },
     drawn("line", { x1: 0, x2: width, y1: toY(0), y2: toY(0), class: "zero" }), node,
     ...(Number.isFinite(ys.at(-1)) ? [dot] : []));
 }
@@ -146,9 +162,10 @@ const balanceText = (balance) => [...partsOf(balance).map(({ name, value }) =>
   `${name} ${signed(value)}`), `measured ${signed(balance.measured)}`].join(", ");
 
 function miniBar({ parts, total }, scale) {
-  const [width, height] = [104, 20];
+  const [width, height] = [92, 20];
   const x = scaleOf(scale, [3, width - 3]);
-  return drawn("svg", { width, height, "aria-hidden": "true" },
+  return drawn("svg", { width, height, viewBox: `0 0 ${width} ${height}`,
+    "aria-hidden": "true" },
     drawn("line", { x1: x(0), x2: x(0), y1: 0, y2: height, class: "zero" }),
     ...segments(parts, x, 5, 10), totalMark(total, x, 5, 10));
 }

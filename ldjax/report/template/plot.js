@@ -54,8 +54,11 @@ function ticks(low, high, most = 6) {
 
 function powers(low, high) {
   const found = [];
-  for (let i = Math.ceil(Math.log10(low)); 10 ** i <= high; i++) found.push(10 ** i);
-  return found;
+  const per = high / low > 100 ? [1] : [1, 2, 5];
+  for (let i = Math.floor(Math.log10(low)); 10 ** i <= high; i++) {
+    found.push(...per.map((each) => +(each * 10 ** i).toPrecision(12)));
+  }
+  return found.filter((value) => value >= low && value <= high);
 }
 
 function scaleOf([low, high], [from, to], isLog = false) {
@@ -83,7 +86,7 @@ function axes(svg, x, y, { xLabel, yLabel, isLog, isWhole = true }) {
   }
   texts.append(
     drawn("text", { x: x.to, y: y.from + 32, "text-anchor": "end" }, xLabel),
-    drawn("text", { x: 4, y: 12 }, yLabel));
+    drawn("text", { x: 4, y: 10 }, yLabel));
   svg.append(grid, texts);
 }
 

@@ -24,7 +24,7 @@ const turned = (order) => (a, b) => order(b, a);
 const COLUMNS = [
   { key: "prompt", head: "prompt", orders: [named("prompt"), turned(named("prompt"))] },
   { key: "type", head: "type", orders: [named("type"), turned(named("type"))] },
-  { key: "text", head: "response", orders: [named("text"), turned(named("text"))] },
+  { key: "text", head: "response", name: "words", orders: [named("text"), turned(named("text"))] },
   { key: "start", head: "start", orders: [rose("start"), fell("start")] },
   { key: "change", head: "change", orders: [moved("change"), rose("change"), fell("change")],
     told: ["moved most", "rose most", "fell most"] },
@@ -128,8 +128,8 @@ function responseSection() {
 }
 
 function responseTable(rows, state, sort, select) {
-  const heads = COLUMNS.map(({ key, head }) => element("th", { scope: "col", "data-key": key,
-    className: key, "aria-sort": key !== state.key ? "none"
+  const heads = COLUMNS.map(({ key, head, name = key }) => element("th", { scope: "col",
+    "data-key": key, className: name, "aria-sort": key !== state.key ? "none"
       : ["other", "descending", "ascending"][key === "change" || key === "each"
         ? state.turn : 2 - state.turn] },
   element("button", { type: "button", onclick: () => sort(key) }, head)));
@@ -138,7 +138,7 @@ function responseTable(rows, state, sort, select) {
       onclick: () => select(place) },
     element("td", { className: "prompt" }, prompt),
     element("td", { className: "type" }, type),
-    element("td", { className: "text" }, element("button", { type: "button", dir: "auto" },
+    element("td", { className: "words" }, element("button", { type: "button", dir: "auto" },
       visible(excerpt(text)) || "(blank)", ...(detailed ? [element("small", {}, " tokens")] : []))),
     element("td", { className: "number start" }, brief(start, false)),
     element("td", { className: "number change" }, brief(change)),

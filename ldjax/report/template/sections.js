@@ -77,6 +77,7 @@ function configurationSection() {
 function contents() {
   const sections = [...document.querySelectorAll("main > section")].filter(({ hidden }) => !hidden);
   byId("contents").append(...sections.map(({ id, firstElementChild }) =>
-    element("a", { href: `#${id}` }, firstElementChild.textContent)));
+    element("a", { href: `#${id}` },
+      firstElementChild.dataset.short ?? firstElementChild.textContent)));
 }
 

@@ -93,7 +93,7 @@ function showMap(parent, run, place, at) {
   const content = element("div");
   const show = (j) => {
     const map = maps[j];
-    const [places, shares] = [row(map.places, at), row(map.shares, at)];
+    const [places, shares] = [row(map.places, at), sharesOf(map, at)];
     const of = new Map([...places].map((each, i) => [each, shares[i]]));
     let next = 0;
     const texts = tokens.updates[j].texts.map((text) => {
@@ -128,22 +128,27 @@ function mapText(tokens, { side, row: place, ids, values, sum }, scale) {
     element("div", { className: "text tokens", dir: "auto" }, ...spans));
 }
 
+// They are whole numbers of a unit of their own for each watched token.
+const sharesOf = ({ shares, unit }, at) =>
+  Float64Array.from(row(shares, at), (share) => share * numbers(unit)[at]);
+
 // What the colours explain: of the update's own gradient, and beside what else it did.
 function mapSentence(run, place, at, j) {
   const { updates, responses } = run.probes.tokens;
   const map = responses[place].maps[j];
   const rest = numbers(map.rest)[at];
-  const shares = row(map.shares, at);
+  const shares = sharesOf(map, at);
   const own = sumOf(shares) + rest;
   const sizes = sumOf([...shares].map(Math.abs));
   const all = sizes + numbers(map.hidden)[at];
-  const covered = all ? `, ${percent(sizes / all)} of what its tokens did to either side` : "";
+  const covered = all ? ` (${percent(sizes / all)} of what all tokens did to either side)` : "";
   const of = updates[j].balances?.[place];
   const whole = !of ? "" : ` Of the whole response, this update changed ${signed(of.measured)} ` +
     `nats: ${Object.entries(of.parts).map(([name, value]) =>
       `${partLabel(name)} ${signed(value)}`).join(", ")}. Only gradients of this update have ` +
     "tokens to colour.";
-  return `This update's own gradient moved the token by ${signed(own)} nats. The coloured ` +
-    `tokens are ${signed(own - rest)} of it${covered}.${whole}`;
+  return `This update's own gradient moved the token by ${signed(own)} nats: ` +
+    `${signed(own - rest)} by the coloured tokens${covered} and ${signed(rest)} by the ` +
+    `others.${whole}`;
 }
 
