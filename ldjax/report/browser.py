@@ -40,8 +40,8 @@ MOST_POINTS = 200
 #: all of them did to either side, or so many; the others are summed.
 MOST_OF_IT = 0.9
 MOST_SHARES = 96
-#: They are whole numbers of a unit, up to this one.
-_LARGEST = np.iinfo(np.int16).max
+#: They are whole numbers of a unit; a unit that is rounded down leaves them room.
+_LARGEST = np.iinfo(np.int16).max - 1
 #: A character has at most so many bytes, so at most so many tokens.
 _LONGEST_CHARACTER = 4
 
@@ -380,10 +380,13 @@ def _largest(shares: np.ndarray) -> dict[str, Any]:
     small = np.uint16 if shares.shape[1] <= 1 << 16 else np.int32
     kept = np.take_along_axis(shares, places, axis=1).astype(np.float64)
     unit = np.maximum(np.abs(kept).max(1, initial=0) / _LARGEST, np.finfo("f4").tiny)
+    unit = unit.astype(np.float32)[:, None]
+    counts = (kept / unit).round().astype(np.int16)
+    kept = counts * unit.astype(np.float64)  # as the page reads them
     return {
         "places": packed(places.astype(small)),
-        "shares": packed((kept / unit[:, None]).round().astype(np.int16)),
-        "unit": packed(unit),
+        "shares": packed(counts),
+        "unit": packed(unit[:, 0]),
         "rest": packed(shares.sum(1, dtype=np.float64) - kept.sum(1)),
         "hidden": packed(whole - np.abs(kept).sum(1)),
     }

@@ -22,6 +22,7 @@ def following(runs: Sequence[Run]) -> list[int | None]:
 
     Examples:
       >>> import tempfile
+      >>> from pathlib import Path
       >>> from ldjax.runs.folder import create_run
       >>> folder = Path(tempfile.mkdtemp())
       >>> sft = create_run(folder / "sft", {"out": "runs/sft"})
@@ -32,8 +33,9 @@ def following(runs: Sequence[Run]) -> list[int | None]:
     settings = [_settings(run) for run in runs]
     places: dict[str, int] = {}
     for place, (run, of) in enumerate(zip(runs, settings, strict=True)):
-        places |= dict.fromkeys([str(run.path.resolve()), str(of.get("out"))], place)
-    found = [places.get(str(of.get("init"))) for of in settings]
+        names = [run.path.resolve(), *([of["out"]] if of.get("out") else [])]
+        places |= dict.fromkeys(map(str, names), place)
+    found = [places.get(str(of["init"])) if of.get("init") else None for of in settings]
     return [
         None if _is_circle(found, place) else before
         for place, before in enumerate(found)

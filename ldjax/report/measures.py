@@ -17,6 +17,7 @@ from ldjax.watch.record import (
     INTEGRATED,
     MEASURED,
     PREDICTED,
+    QUADRATURE,
     REMAINDER,
     TEST,
     TRACKED,
@@ -30,7 +31,6 @@ from ldjax.watch.record import (
 __all__ = [
     "PARTS",
     "PROBE_SETS",
-    "QUADRATURE",
     "Curve",
     "accumulated_curves",
     "change_curves",
@@ -42,8 +42,6 @@ __all__ = [
 ]
 
 PROBE_SETS = {TRAIN: "trained prompts", TEST: "held-out prompts"}
-#: Measured - integrated: what the nodes along each update miss.
-QUADRATURE = "quadrature"
 #: What adds up to a measured change, and in words.
 PARTS = {
     part("chosen"): "chosen side",

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ldjax.data import response_types
-from ldjax.report.measures import PROBE_SETS, QUADRATURE, part_label
+from ldjax.report.measures import PROBE_SETS, part_label
 from ldjax.report.numbers.balance import Balance
 from ldjax.report.numbers.lines import GREEDY, MARGIN, Line
-from ldjax.watch.record import REMAINDER
+from ldjax.watch.record import QUADRATURE, REMAINDER
 
 __all__ = ["MEANINGS", "headline", "named", "sentences", "told"]
 

@@ -7,8 +7,9 @@ named by a set and a prompt, as `train/0017`, and what is measured depends on th
   numbers of `ldjax.theory.quantities.sequence_quantities`; and `predicted_step` and
   `measured_step`, the change by the update that follows.
 * `tracked/`: trained prompts whose changes are recorded at every update, so that they
-  add up to that of the run: `predicted`, `measured`, the rounding `floor`, and
-  `part:...` for each part of the update.
+  add up to that of the run: `predicted`, `integrated`, `measured`, the rounding
+  `floor`, and `part:...` for each part of the update. Parts sum to `integrated`, and in
+  runs that recorded none to `predicted`.
 * `all-train/` and `all-test/`: every row of the data, at both ends of the run.
 
 What the probes say stands beside the table, in `probes.jsonl`.
@@ -35,6 +36,7 @@ __all__ = [
     "MEASURED",
     "PREDICTED",
     "PROBES_FILE",
+    "QUADRATURE",
     "REMAINDER",
     "TEST",
     "TRACKED",
@@ -65,10 +67,11 @@ TRAIN, TEST, TRACKED = "train", "test", "tracked"
 #: The change that first order predicts, the one that happened, and what rounding can
 #: make of it; in nats.
 PREDICTED, MEASURED, FLOOR = "predicted", "measured", "floor"
-#: The integral of the derivative along the update, by the nodes of a run; in nats.
+#: The change by the derivative at nodes along each update, which its parts sum to.
 INTEGRATED = "integrated"
-#: Measured - predicted. It is not in the table, but derived by its readers.
-REMAINDER = "remainder"
+#: Measured - predicted, and measured - integrated: what lies between the nodes. They
+#: are not in the table, but derived by its readers.
+REMAINDER, QUADRATURE = "remainder", "quadrature"
 PROBES_FILE = "probes.jsonl"
 
 _PART = "part:"
@@ -143,7 +146,7 @@ def single_step(quantity: str) -> str:
 
 
 def part(name: str) -> str:
-    """The quantity of a part of the predicted change.
+    """The quantity of a part of an update's change.
 
     Examples:
       >>> part("history"), part_name("part:history")
@@ -153,7 +156,7 @@ def part(name: str) -> str:
 
 
 def is_part(quantity: str) -> bool:
-    """Whether a quantity is a part of the predicted change."""
+    """Whether a quantity is a part of an update's change."""
     return quantity.startswith(_PART)
 
 

@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 import polars as pl
 
-from ldjax.report.measures import QUADRATURE, accumulated_curves, part_names
+from ldjax.report.measures import accumulated_curves, part_names
 from ldjax.watch.record import (
     FLOOR,
     INTEGRATED,
     MEASURED,
     PREDICTED,
+    QUADRATURE,
     REMAINDER,
     TRACKED,
     in_set,

@@ -48,7 +48,10 @@ for (const kind of ["pointerover", "focusin", "click"]) {
 }
 document.addEventListener("focusout", hideTip);
 document.addEventListener("keydown", ({ key }) => { if (key === "Escape") hideTip(); });
-document.addEventListener("scroll", hideTip, { passive: true, capture: true });
+document.addEventListener("scroll", () => {
+  const node = document.querySelector(".term[aria-describedby]");
+  if (node) showTip(node);  // it moves along
+}, { passive: true, capture: true });
 
 function glossarySection() {
   byId("glossary").append(folded("All words", () => element("dl", {},

@@ -41,6 +41,7 @@ function responseSection() {
   byId("responses").hidden = !able.length;
   if (!able.length) return;
   const lists = new Map();
+  let isOpening = false;
   const rowsOf = (run) => {
     if (!lists.has(run)) lists.set(run, listed(run));
     return lists.get(run);
@@ -54,6 +55,7 @@ function responseSection() {
   const which = choice("Run", able.map((run, i) => [i, run.name]), (i) => {
     const { prompt, type } = chosen();
     open(able[i], (each) => each.prompt === prompt && each.type === type);
+    remember(state.token);
   });
   const types = choice("Type", [], (type) => { state.type = type; state.most = FIRST_ROWS; fill(); });
   byId("response-controls").append(...(able.length > 1 ? [which.node] : []),
@@ -95,7 +97,9 @@ function responseSection() {
     showResponse(byId("response"), state, chosen(), select, remember);
   }
 
+  // What was chosen, by who reads: the page by itself leaves the address as it is.
   function remember(token) {
+    if (isOpening) return;
     state.token = token;
     const { prompt, type } = chosen();
     toAddress({ run: state.run.name, probe: prompt, type, token });
@@ -111,8 +115,10 @@ function responseSection() {
     types.select.value = state.type;
     const rows = sorted(rowsOf(run), "change", moved("change"));
     const found = rows.find(isWanted) ?? rows.find(({ detailed }) => detailed) ?? rows[0];
+    isOpening = true;
     fill();
     select(found.place, token);
+    isOpening = false;
   }
 
   function follow() {
