@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["compressed", "encoded", "packed", "unpacked"]
+__all__ = ["compressed", "encoded", "packed", "small", "unpacked"]
 
 
 def encoded(data: bytes) -> str:
@@ -42,6 +42,17 @@ def packed(array: Any) -> dict[str, str]:
         "shape": ", ".join(map(str, array.shape)),
         "bdata": encoded(data),
     }
+
+
+def small(places: np.ndarray) -> np.ndarray:
+    """Places in 16 bits, if they have room there.
+
+    Examples:
+      >>> small(np.array([0, 70])).dtype, small(np.array([70_000])).dtype
+      (dtype('uint16'), dtype('int32'))
+    """
+    has_room = places.max(initial=0) <= np.iinfo(np.uint16).max
+    return places.astype(np.uint16 if has_room else np.int32)
 
 
 def unpacked(content: dict[str, str]) -> np.ndarray:
