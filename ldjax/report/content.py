@@ -11,7 +11,7 @@ from ldjax.data.response_types import GROUPS, RESPONSE_TYPES
 from ldjax.report.browser import browser_content
 from ldjax.report.damage import Damage
 from ldjax.report.glossary import GLOSSARY
-from ldjax.report.ledger import pack
+from ldjax.report.ledger import ledger_content
 from ldjax.report.measures import (
     PARTS,
     PROBE_SETS,
@@ -109,7 +109,7 @@ def run_content(run: Run) -> dict[str, Any]:
             "per_token": _per_token(run, metrics) if probes else None,
             "remainder": _drawn(_remainder(metrics)),
             "probes": probes,
-            "ledger": pack(run.path, damage),
+            "ledger": ledger_content(run, damage),
             "figures": [] if any(_lines(metrics).values()) else _figures(run),
             "config": config,
             "notes": damage.notes,

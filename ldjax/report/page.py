@@ -31,10 +31,11 @@ _SCRIPTS = (
     *("data.js", "numbers.js", "elements.js", "glossary.js", "address.js"),
     *("export.js", "plot.js", "lines.js", "bars.js", "heat.js", "view.js"),
     *("overview.js", "curves.js", "account.js"),
-    *("responses.js", "detail.js", "tokens.js", "ledger.js"),
+    *("responses.js", "detail.js", "tokens.js"),
+    *("balance.js", "ledger.js", "trained.js"),
     *("sections.js", "start.js"),
 )
-_STYLES = ("base.css", "overview.css", "charts.css", "responses.css")
+_STYLES = ("base.css", "overview.css", "charts.css", "responses.css", "ledger.css")
 
 
 def write_page(runs: Sequence[Run], out: Path | None = None) -> Path:

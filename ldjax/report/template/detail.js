@@ -17,9 +17,11 @@ function showResponse(parent, { run, token }, chosen, select, remember) {
       block([term(type), type in constants.meanings ? `: ${constants.meanings[type]}` : ""],
         chosen.text)));
   responseCurves(parent, run, place);
-  const origins = element("div");
-  const tokenOrigins = element("div");
   const asked = { run, probe: prompt, type };
+  const origins = element("div");
+  parent.append(origins);
+  showLedger(origins, asked);
+  const tokenOrigins = element("div");
   const detail = probes.tokens?.responses[place];
   if (detail) {
     showTokens(parent, run, place, token, (at) => {
@@ -30,8 +32,7 @@ function showResponse(parent, { run, token }, chosen, select, remember) {
   } else {
     remember();
   }
-  parent.append(origins, tokenOrigins);
-  showLedger(origins, asked);
+  parent.append(tokenOrigins);
 }
 
 function responseCurves(parent, run, response) {

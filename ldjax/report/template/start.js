@@ -3,6 +3,7 @@ viewControls();
 overviewSection();
 curveSection();
 accountSection();
+originSection();
 responseSection();
 signatureSection();
 mapSection();
