@@ -8,6 +8,7 @@ really move, by how much does first-order theory say it should have, and why::
 * `make_step`: a training step that predicts, measures and explains.
 * `decompose`: `A`, `K` and `G` of one step as linear maps.
 * `empirical_ntk`: the kernel `K`, by the method of your choice.
+* `path_integral`: the change between two checkpoints, by layer, matrix or adapter.
 * `preconditioner`: the diagonal `P` of a step, for the kernel `J P J^T`.
 * `jacobian`, `LinearMap`: what they are made of.
 * `Sequences`, `losses`: what is trained on and scored.
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         log_softmax,
         make_pending_step,
         make_step,
+        path_integral,
         preconditioner,
         sequence_log_probs,
         token_log_probs,
@@ -82,6 +84,7 @@ __all__ = [
     "make_step",
     "models",
     "ntk",
+    "path_integral",
     "preconditioner",
     "report",
     "runs",

@@ -4,8 +4,9 @@
 
 Read it in this order: `sequences` (what is read and scored), `log_probs` (with `A`),
 `linear_map` and `jacobian`, `decompose` (`A`, `K` and `G` of one step), `update_parts`
-(what the update of an optimizer is made of), `account` and `step` (a training step that
-tells all of it).
+(what the update of an optimizer is made of), `path` (derivatives along all of an
+update, for what first order leaves), `account` and `step` (a training step that tells
+all of it).
 """
 
 from ldjax.equation.decompose import StepDecomposition, decompose
@@ -17,6 +18,7 @@ from ldjax.equation.log_probs import (
     sequence_log_probs,
     token_log_probs,
 )
+from ldjax.equation.path import path_integral
 from ldjax.equation.preconditioner import preconditioner
 from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import (
@@ -42,6 +44,7 @@ __all__ = [
     "log_softmax",
     "make_pending_step",
     "make_step",
+    "path_integral",
     "preconditioner",
     "sequence_log_probs",
     "token_log_probs",

@@ -33,6 +33,7 @@ __all__ = [
     "rounding_of_sum",
     "spread_rows",
     "unit",
+    "widened",
 ]
 
 #: Floors in units of `unit` times one plus the noise. The error of a difference is that
@@ -192,13 +193,34 @@ def perturbed(params: Any, eps: float) -> Any:
         # each other. (Random bits would be a program to compile for every shape.)
         mixed = places * jnp.uint32(0x9E3779B1)
         mixed = (mixed ^ (mixed >> jnp.uint32(15))) * jnp.uint32(0x85EBCA77)
-        dtype = values.dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if not jnp.issubdtype(values.dtype, jnp.floating):
             return values
-        if eps < jnp.finfo(dtype).eps:
-            dtype = jnp.promote_types(dtype, jnp.float32)
-        step = jnp.asarray(eps, dtype)
-        return values.astype(dtype) * jnp.where(mixed >> 31 == 0, 1 + step, 1 - step)
+        step = jnp.asarray(eps, values.dtype)
+        return values * jnp.where(mixed >> 31 == 0, 1 + step, 1 - step)
+
+    return jax.tree.map(leaf, widened(params, eps))
+
+
+def widened(params: Any, eps: float) -> Any:
+    """Parameters that can hold what a computation tells apart.
+
+    Those that are stored in a coarser precision than they are computed with become
+    float32; all others stay.
+
+    Args:
+      params: A pytree of arrays.
+      eps: Of the precision that the model computes in (`compute_eps`).
+
+    Examples:
+      >>> widened(jnp.bfloat16(1.0), 1e-7).dtype, widened(jnp.bfloat16(1.0), 0.01).dtype
+      (dtype('float32'), dtype(bfloat16))
+    """
+
+    def leaf(values: Array) -> Array:
+        dtype = jnp.result_type(values)
+        is_half = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+        is_coarser = is_half and eps < jnp.finfo(dtype).eps
+        return jnp.asarray(values, jnp.float32 if is_coarser else dtype)
 
     return jax.tree.map(leaf, params)
 

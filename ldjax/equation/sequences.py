@@ -22,6 +22,7 @@ __all__ = [
     "Params",
     "Sequences",
     "check_sequences",
+    "in_chunks",
     "is_sequences",
     "like",
     "sides_of",
@@ -149,6 +150,47 @@ def like(batch: Batch, values: Iterable[Any]) -> Any:
       {'chosen': 1, 'rejected': 2}
     """
     return jax.tree.structure(batch, is_leaf=is_sequences).unflatten(values)
+
+
+def in_chunks(
+    fn: Callable[[Sequences], Any], sequences: Sequences, size: int | None
+) -> Any:
+    """A function of slices of a batch, one at a time.
+
+    Args:
+      fn: Of any number of rows, from which arrays with as many first entries.
+      sequences: All rows.
+      size: Rows of a slice; None for all at once.
+
+    Returns:
+      What it returns for all of them.
+
+    Examples:
+      >>> rows = Sequences(jnp.arange(5.0), *jnp.zeros((2, 5, 1), bool))
+      >>> in_chunks(lambda some: 2 * some.tokens, rows, 2)
+      Array([0., 2., 4., 6., 8.], dtype=...)
+    """
+    total = sequences.targets.shape[0]
+    if size is None or total <= size:
+        return fn(sequences)
+    # The last chunk overlaps the one before, so that all have one shape and the
+    # examples are neither padded nor copied.
+    starts = jnp.minimum(jnp.arange(0, total, size), total - size)
+
+    def of_slice(start: Array) -> Any:
+        return fn(
+            jax.tree.map(
+                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), sequences
+            )
+        )
+
+    fresh = total - (len(starts) - 1) * size  # rows of the last chunk not seen yet
+
+    def join(chunks: Array) -> Array:
+        before = chunks[:-1].reshape(-1, *chunks.shape[2:])
+        return jnp.concatenate([before, chunks[-1, size - fresh :]])
+
+    return jax.tree.map(join, jax.lax.map(of_slice, starts))
 
 
 def check_sequences(

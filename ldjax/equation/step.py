@@ -2,7 +2,8 @@ r"""Optimizer steps that account for themselves.
 
 `make_step` makes a training step, in optax's shape, that also says by how much every
 watched log-probability moved (`measured`), by how much first-order theory says it
-should have moved (`predicted`), and why (`parts`). The prediction is the derivative
+should have moved (`predicted`), and why (`parts`; with nodes on the way of the update
+they add up to what was measured). The prediction is the derivative
 of the log-probs along the update that the optimizer really applied, so it is right for
 any optax chain; for plain SGD it equals :math:`-\eta A K G`.
 
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ldjax.equation import resolution
-from ldjax.equation.account import Account, Optimizer, StepState
+from ldjax.equation.account import Account, Change, Optimizer, StepState
+from ldjax.equation.path import Nodes
 from ldjax.equation.resolution import Observed
 from ldjax.equation.sequences import ApplyFn, Batch, LossFn, Params, is_sequences
 
@@ -42,7 +44,7 @@ class StepComparison(NamedTuple):
         minus old, as they are stored.
       measured: New minus old log-prob, from two forward passes.
       remainder: `measured - predicted`, :math:`O(\eta^2)`.
-      parts: A dict of contributions that sum to `predicted`: one for each side of the
+      parts: A dict of contributions that sum to `integrated`: one for each side of the
         update (`"update"`, or its keys such as `"chosen"` and `"rejected"`),
         `"history"`, `"weight_decay"` and what else the optimizer has, and
         `"rounding"`: what is left of the change of the parameters, which is what
@@ -55,15 +57,25 @@ class StepComparison(NamedTuple):
         rounded anew in the last place of the precision that the model computes in
         (the largest of some 8 probes or an eighth of them, every 64 steps). It is a
         bound as far as these speak for the others.
+      integrated: The derivative along the change of the parameters, averaged over the
+        nodes on its way: `measured` up to their error. It is `predicted` without nodes.
 
     Examples:
-      The share of the measured change that first order leaves unexplained:
+      The shares of the measured change that first order and a midpoint leave
+      unexplained:
 
       >>> one = jnp.ones((1, 1))
-      >>> parts = {"update": 0.9 * one}
-      >>> comparison = StepComparison(0.9 * one, one, 0.1 * one, parts, 1e-6 * one)
-      >>> jnp.linalg.norm(comparison.remainder) / jnp.linalg.norm(comparison.measured)
-      Array(0.1, dtype=...)
+      >>> found = StepComparison(
+      ...     predicted=0.75 * one,
+      ...     measured=one,
+      ...     remainder=0.25 * one,
+      ...     parts={"update": 0.875 * one, "history": 0.125 * one},
+      ...     floor=1e-6 * one,
+      ...     integrated=one,
+      ... )
+      >>> share = lambda rest: jnp.linalg.norm(rest) / jnp.linalg.norm(found.measured)
+      >>> share(found.remainder), share(found.quadrature)
+      (Array(0.25, dtype=...), Array(0., dtype=...))
     """
 
     predicted: Any
@@ -71,6 +83,12 @@ class StepComparison(NamedTuple):
     remainder: Any
     parts: dict[str, Any]
     floor: Any
+    integrated: Any
+
+    @property
+    def quadrature(self) -> Any:
+        """What the nodes leave of the change: `measured - integrated`, in nats."""
+        return jax.tree.map(jnp.subtract, self.measured, self.integrated)
 
 
 class PendingState(NamedTuple):
@@ -80,8 +98,10 @@ class PendingState(NamedTuple):
       now: The training state.
       probe: The fixed probe set.
       observed: Watched log-probs at the start of the last step, and their rounding.
-      predicted: What that step was predicted to change.
-      parts: Its parts.
+      change: What that step was predicted to change, at the start and integrated over
+        the nodes before its end.
+      awaited: The directions that it is the sum of, if a node is at its end: as many
+        copies of the trained parameters. Else none.
 
     Examples:
       >>> state = PendingState(StepState(None, None, 0, 0), None, None, None, {})
@@ -92,8 +112,8 @@ class PendingState(NamedTuple):
     now: StepState
     probe: Batch
     observed: Observed
-    predicted: Any
-    parts: dict[str, Any]
+    change: Change
+    awaited: dict[str, Params]
 
 
 def make_step(
@@ -102,6 +122,7 @@ def make_step(
     optimizer: Optimizer,
     *,
     parts: str | None = "side",
+    nodes: Nodes = None,
     full_vocab: bool | None = None,
     probe_batch_size: int | None = None,
     watch_fn: ApplyFn | None = None,
@@ -123,6 +144,12 @@ def make_step(
     A probe costs a forward pass before the step, a forward-mode pass per part, and a
     forward pass after; see `make_pending_step` to save the last one.
 
+    First order is the derivative at the start. Averaged over `nodes` on the way it is
+    `integrated`, which is `measured` up to a high order of the update, and the parts
+    sum to that (docs/theory/equation.md#path). A node on the way costs a forward pass
+    and the forward-mode passes of the parts, which the start then does without; at the
+    end, whose log-probs are measured anyway, it costs the latter alone.
+
     Args:
       apply_fn: `(params, sequences) -> logits`, `[batch, pos, vocab]`, float32 or
         wider. Treats the examples of a batch independently of one another.
@@ -132,6 +159,11 @@ def make_step(
       parts: `"side"` splits the prediction by side of the update, history and weight
         decay; `"example"` also by example (a backward and a forward-mode pass for
         each); None skips the split and its cost.
+      nodes: Where on its way the update is differentiated, for `integrated` and the
+        parts: `"midpoint"` (third order), `"trapezoid"` (third), `"simpson"` (fifth),
+        or a number `n` of Gauss-Legendre nodes (order `2 n + 1`). None: at its start,
+        where `integrated` is `predicted`. Parameters that are stored in less than what
+        is watched is computed in lie there between those that can be stored.
       full_vocab: Watch every label of the vocabulary instead of the targets. By
         default yes for images (floating-point `tokens`), no for language.
       probe_batch_size: Probes observed at a time. Bounds memory: the peak does not
@@ -153,7 +185,7 @@ def make_step(
         type that nothing can be computed from.
       ValueError: If shapes do not fit; if a token id is in no table that the model
         looks it up in, or a target under the mask is no label; if `parts` is asked of
-        an optimizer whose update cannot be split.
+        an optimizer whose update cannot be split; if `nodes` are of no known rule.
 
     References:
       Ren & Sutherland 2025, Proposition 1; equation 7 for the sides of a pair.
@@ -169,12 +201,24 @@ def make_step(
       Array([ 0.0333, -0.0167, -0.0167], dtype=...)
       >>> comparison.measured[0, 0].round(4)
       Array([ 0.033..., -0.016..., -0.016...], dtype=...)
+
+      A step too large for first order, integrated:
+
+      >>> init, step = make_step(
+      ...     apply_fn, ldjax.losses.sft, optax.sgd(5.0), nodes="simpson"
+      ... )
+      >>> _, comparison = step(init(jnp.zeros((2, 3))), images, images)
+      >>> [of[0, 0, 0].round(2) for of in comparison[:2]]
+      [Array(1.67, dtype=...), Array(0.95, dtype=...)]
+      >>> comparison.integrated[0, 0, 0].round(2)
+      Array(0.94, dtype=...)
     """
     account = Account.checked(
         apply_fn,
         loss_fn,
         optimizer,
         parts=parts,
+        nodes=nodes,
         full_vocab=full_vocab,
         probe_batch_size=probe_batch_size,
         watch_fn=watch_fn,
@@ -185,26 +229,22 @@ def make_step(
     def taken(
         state: StepState, update: Batch, probe: Batch
     ) -> tuple[StepState, StepComparison]:
-        new_state, reasons = account.train(state, update)
-        old, predicted, by_part = account.explain(state.params, reasons, probe)
-        new = account.watch(new_state.params, probe)
-        new_state = new_state._replace(noise=account.resolve(state, probe, old))
-        return new_state, _compare(
-            probe=probe,
-            old=old,
-            new=new,
-            predicted=predicted,
-            parts=by_part,
-            noise=new_state.noise,
-        )
+        new_state, reasons = account.trainer.train(state, update)
+        old, change, _ = account.explain(state.params, reasons, probe)
+        awaited = account.awaited(reasons)
+        new, at_end = account.arrive(new_state.params, awaited, probe)
+        noise = account.watcher.noise(state, probe, old)
+        change = account.complete(change, at_end)
+        return new_state._replace(noise=noise), _compare(probe, old, new, change, noise)
 
     def step(
         state: StepState, update: Batch, probe: Batch
     ) -> tuple[StepState, StepComparison]:
-        account.apply_fn.check(taken, state=state, update=update, probe=probe)
+        door = account.trainer.apply_fn
+        door.check(taken, state=state, update=update, probe=probe)
         return taken(state, update, probe)
 
-    return account.init, step
+    return account.trainer.init, step
 
 
 def make_pending_step(
@@ -221,7 +261,9 @@ def make_pending_step(
 
     The log-probs that the next step computes anyway, on its way to its prediction,
     are the ones this step's measurement needs; so a probe costs no forward pass after
-    the step.
+    the step. Likewise a node at the end of a step is the start of the next: the
+    directions of the update wait for it in the state, and the `"trapezoid"` needs no
+    more passes through the model than first order.
 
     Args:
       apply_fn: `(params, sequences) -> logits`.
@@ -252,14 +294,16 @@ def make_pending_step(
     account = Account.checked(apply_fn, loss_fn, optimizer, **options)
 
     def init(params: Params, update: Batch, probe: Batch) -> PendingState:
-        now = account.init(params)
+        now = account.trainer.init(params)
 
-        def observed(update: Batch) -> tuple[Any, Any, dict[str, Any]]:
-            return account.explain(params, account.train(now, update)[1], probe)
+        def awaiting(update: Batch) -> tuple[Observed, Change, dict[str, Params]]:
+            _, reasons = account.trainer.train(now, update)
+            observed, change, _ = account.explain(now.params, reasons, probe)
+            return observed, change, account.awaited(reasons)
 
         unmeasured = jax.tree.map(
             lambda s: jnp.full(s.shape, jnp.nan, s.dtype),
-            jax.eval_shape(observed, update),
+            jax.eval_shape(awaiting, update),
         )
         return PendingState(now, probe, *unmeasured)
 
@@ -267,45 +311,36 @@ def make_pending_step(
     def taken(
         state: PendingState, update: Batch
     ) -> tuple[PendingState, StepComparison]:
-        now, reasons = account.train(state.now, update)
-        old, predicted, by_part = account.explain(
-            state.now.params, reasons, state.probe
+        now, reasons = account.trainer.train(state.now, update)
+        old, change, at_end = account.explain(
+            state.now.params, reasons, state.probe, state.awaited
         )
-        before = _measured(state, old.log_probs)
-        now = now._replace(noise=account.resolve(state.now, state.probe, old))
-        return PendingState(now, state.probe, old, predicted, by_part), before
+        before = measured(state, old.log_probs, at_end)
+        now = now._replace(noise=account.watcher.noise(state.now, state.probe, old))
+        awaited = account.awaited(reasons)
+        return PendingState(now, state.probe, old, change, awaited), before
+
+    def measured(
+        state: PendingState, new: Any, at_end: dict[str, Any]
+    ) -> StepComparison:
+        """What awaited its measurement, now that what is watched after it is known."""
+        change = account.complete(state.change, at_end)
+        return _compare(state.probe, state.observed, new, change, state.now.noise)
 
     def step(state: PendingState, update: Batch) -> tuple[PendingState, StepComparison]:
-        account.apply_fn.check(taken, state=state, update=update)
+        account.trainer.apply_fn.check(taken, state=state, update=update)
         return taken(state, update)
 
     @jax.jit
     def finish(state: PendingState) -> StepComparison:
-        return _measured(state, account.watch(state.now.params, state.probe))
+        arrived = account.arrive(state.now.params, state.awaited, state.probe)
+        return measured(state, *arrived)
 
     return init, step, finish
 
 
-def _measured(state: PendingState, new: Any) -> StepComparison:
-    """What awaited its measurement, now that the log-probs after it are known."""
-    return _compare(
-        probe=state.probe,
-        old=state.observed,
-        new=new,
-        predicted=state.predicted,
-        parts=state.parts,
-        noise=state.now.noise,
-    )
-
-
 def _compare(
-    *,
-    probe: Batch,
-    old: Observed,
-    new: Any,
-    predicted: Any,
-    parts: dict[str, Any],
-    noise: Array,
+    probe: Batch, old: Observed, new: Any, change: Change, noise: Array
 ) -> StepComparison:
     measured = jax.tree.map(jnp.subtract, new, old.log_probs)
 
@@ -314,9 +349,10 @@ def _compare(
         return jnp.where(mask, resolution.floor(unit, noise.astype(unit.dtype)), 0)
 
     return StepComparison(
-        predicted=predicted,
+        predicted=change.predicted,
         measured=measured,
-        remainder=jax.tree.map(jnp.subtract, measured, predicted),
-        parts=parts,
+        remainder=jax.tree.map(jnp.subtract, measured, change.predicted),
+        parts=change.parts,
         floor=jax.tree.map(floor, probe, old.unit, is_leaf=is_sequences),
+        integrated=change.integrated,
     )

@@ -15,8 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldjax.equation import preconditioner
+from ldjax.equation.account.training import StepState, Trainer
+from ldjax.equation.doors import Door
 from ldjax.equation.log_probs import token_log_probs
+from ldjax.equation.path import Nodes, difference, path_of, widened_for
 from ldjax.equation.sequences import ApplyFn, LossFn, is_sequences
+from ldjax.equation.subset import merge, split
 from ldjax.files.whole import whole_file
 from ldjax.precision import exact_products, watched
 from ldjax.runs.loop import Observer
@@ -83,6 +87,9 @@ class TokenMaps:
 
     .. math:: T_{m,l} = -\nabla_\theta \log\pi(y_m) \cdot P J_l^\top G_l
 
+    The gradient of the log-probs is taken at the start of the update, or averaged over
+    nodes on its way, so that the map sums to what the gradient's own part really did.
+
     One backward pass through its own row for each token `l` of the update, which says
     how it moves the parameters. Then one through its own row for each watched token
     `m`, for all moves that are kept; or, where fewer are kept than a row has tokens,
@@ -96,6 +103,8 @@ class TokenMaps:
       optimizer: An optax transformation that acts element by element.
       watch_fn: `(params, sequences) -> logits` of what is watched.
       where: Which parameters are trained; by default all.
+      nodes: Where on the way of the update the log-probs are differentiated, as in
+        `ldjax.make_step`; None for its start. Each costs as much.
       batch_size: Tokens that are differentiated at a time, each a copy of the
         parameters.
       kept_bytes: Memory for the moves that are kept; at least `batch_size` of them are.
@@ -106,6 +115,7 @@ class TokenMaps:
     optimizer: Any
     watch_fn: ApplyFn
     where: Any = None
+    nodes: Nodes = None
     batch_size: int
     kept_bytes: int
 
@@ -122,11 +132,14 @@ class TokenMaps:
         Returns:
           By side of the update, for each batch of probes `[probe, pos, row,
           update_pos]` in nats. Summed over the update these are the own part of the
-          step's prediction, `-A K_P G`. (At Adam's first step `P` is `1 / |g|`: where
-          the gradients of the two sides of a pair cancel, what a token of one side does
-          is known to about 1e-3 in float32; their sum to 1e-5.)
+          step's prediction, `-A K_P G`, or with nodes that of the integrated change:
+          the parts that are its sides, of `ldjax.StepComparison`. (At Adam's first step
+          `P` is `1 / |g|`: where the gradients of the two sides of a pair cancel, what
+          a token of one side does is known to about 1e-3 in float32; their sum to
+          1e-5.)
         """
         P, residual = _terms(self, state, update)
+        way = None if self.nodes is None else _way(self, state, update)
         sides, G = _sides(update), _sides(residual)
         bytes_of_one = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
         size = max(1, self.kept_bytes // (self.batch_size * bytes_of_one))
@@ -148,23 +161,23 @@ class TokenMaps:
             moved = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each)
             del each  # as large as all of `moved`
             for i, probe in enumerate(probes):
-                shares = self._effects(state.params, moved, probe)
+                shares = self._effects(state.params, way, moved, probe)
                 for (name, (rows, places)), share in zip(
                     those, np.split(shares, len(those), axis=-1), strict=True
                 ):
                     maps[name][i][:, :, rows, places] = share
         return maps
 
-    def _effects(self, params: Any, moved: Any, probe: Any) -> np.ndarray:
+    def _effects(self, params: Any, way: Any, moved: Any, probe: Any) -> np.ndarray:
         """What the moves do to a batch of probes, `[probe, pos, token]`."""
         mask = np.asarray(probe.mask)
         num = len(jax.tree.leaves(moved)[0])
         if num < mask.shape[1]:
-            return np.asarray(_along(self.watch_fn, params, moved, probe))
+            return np.asarray(_along(self, params, way, moved, probe))
         shares = np.zeros((*mask.shape, num))
         for rows, places in _tokens(mask, self.batch_size):
             shares[rows, places] = _against(
-                self.watch_fn, params, moved, probe, rows, places
+                self, params, way, moved, probe, rows, places
             )
         return shares
 
@@ -193,6 +206,15 @@ def _terms(how: TokenMaps, state: Any, update: Any) -> tuple[Any, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def _way(how: TokenMaps, state: Any, update: Any) -> Any:
+    """By how much the update changes the parameters as they are stored."""
+    trainer = Trainer(Door(how.apply_fn), how.loss_fn, how.optimizer, None, how.where)
+    training = StepState(state.params, state.opt_state, state.step, state.loss)
+    new_state, _ = trainer.train(training, update)
+    return difference(new_state.params, state.params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _moves(
     apply_fn: ApplyFn, params: Any, P: Any, side: Any, G: Any, rows: Any, places: Any
 ) -> Any:
@@ -213,31 +235,62 @@ def _log_probs(watch_fn: ApplyFn, params: Any, probe: Any) -> Any:
     return token_log_probs(logits, probe.targets, probe.mask)
 
 
+def _resolved(how: TokenMaps, params: Any, probe: Any) -> Any:
+    """Parameters between which there are others, if nodes are on the way."""
+    if how.nodes is None:
+        return params
+    trained, rest = (params, {}) if how.where is None else split(params, how.where)
+    whole = lambda p: merge(p, rest) if rest else p
+    fn = lambda p: _log_probs(how.watch_fn, whole(p), probe)
+    return whole(widened_for(fn, trained))
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _along(watch_fn: ApplyFn, params: Any, moved: Any, probe: Any) -> Any:
+def _along(how: TokenMaps, params: Any, way: Any, moved: Any, probe: Any) -> Any:
     """What the moves do to a batch of probes, `[probe, pos, token]`."""
-    of_params = functools.partial(_log_probs, watch_fn, probe=probe)
-    pushforward = lambda move: jax.jvp(of_params, (params,), (move,))[1]
-    return jax.vmap(pushforward, out_axes=-1)(moved)
+    of_params = functools.partial(_log_probs, how.watch_fn, probe=probe)
+    params = _resolved(how, params, probe)
+
+    def pushforward(params: Any) -> Any:
+        along = lambda move: jax.jvp(of_params, (params,), (move,))[1]
+        return jax.vmap(along, out_axes=-1)(_like(moved, params))
+
+    return path_of(how.nodes).mean(pushforward, params, way)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _against(
-    watch_fn: ApplyFn, params: Any, moved: Any, probe: Any, rows: Any, places: Any
+    how: TokenMaps,
+    params: Any,
+    way: Any,
+    moved: Any,
+    probe: Any,
+    rows: Any,
+    places: Any,
 ) -> Any:
     """What the moves do to single tokens of a batch of probes, `[m, token]`."""
 
-    def slope(row: Any, place: Any) -> Any:
-        example = jax.tree.map(lambda leaf: leaf[row][None], probe)
-        return jax.grad(lambda p: _log_probs(watch_fn, p, example)[0, place])(params)
+    def slopes(params: Any) -> Any:
+        def slope(row: Any, place: Any) -> Any:
+            example = jax.tree.map(lambda leaf: leaf[row][None], probe)
+            of_params = lambda p: _log_probs(how.watch_fn, p, example)[0, place]
+            return jax.grad(of_params)(params)
 
+        return jax.vmap(slope)(rows, places)
+
+    params = _resolved(how, params, probe)
+    averaged = path_of(how.nodes).mean(slopes, params, way)
     with exact_products():
         products = jax.tree.map(
             lambda a, b: a.reshape(len(a), -1) @ b.reshape(len(b), -1).T,
-            jax.vmap(slope)(rows, places),
-            moved,
+            averaged,
+            _like(moved, params),
         )
     return sum(jax.tree.leaves(products))
+
+
+def _like(moved: Any, params: Any) -> Any:
+    return jax.tree.map(lambda move, p: move.astype(p.dtype), moved, params)
 
 
 def token_map_observer(

@@ -15,7 +15,7 @@ from witnesses.references import exact_parts, flat, sides, unflat
 from zoo.cases import make_case
 
 from ldjax import losses, make_step
-from ldjax.equation import account
+from ldjax.equation.account import training
 
 CLIP = 0.05  # below every gradient norm of the cases
 
@@ -97,7 +97,7 @@ def check_against_brute_force(case_name, name, *, parts="side", num_steps=3):
 
 
 def check_sums(comparison, case):
-    """`parts` sum to `predicted`, `remainder` is the difference, masks are zero."""
+    """`parts` sum to the prediction, `remainder` is the difference, masks are zero."""
     comparison = jax.tree.map(np.asarray, comparison)
     rank = jax.tree.leaves(comparison.predicted)[0].ndim
     total = jax.tree.map(np.zeros_like, comparison.predicted)
@@ -273,13 +273,13 @@ def test_logits_linear_in_the_parameters_are_predicted_at_any_rate():
 
 
 def _mutate(monkeypatch, change):
-    original = account.Account.train
+    original = training.Trainer.train
 
     def train(self, state, update):
         new_state, reasons = original(self, state, update)
         return new_state, change(reasons)
 
-    monkeypatch.setattr(account.Account, "train", train)
+    monkeypatch.setattr(training.Trainer, "train", train)
     _injected_step.cache_clear()
 
 
@@ -325,14 +325,14 @@ def test_brute_force_catches(mutation, monkeypatch):
 
 def test_brute_force_and_sums_catch_a_missing_clip_factor(monkeypatch):
     case, (make, _) = make_case("pair"), OPTIMIZERS["clip, adamw"]
-    original = account.frozen_update
+    original = training.frozen_update
 
     def without_clip(optimizer, gradient, state, params, **extra):
         del optimizer
         adamw = optax.with_extra_args_support(optax.adamw(1e-3, weight_decay=0.1))
         return original(adamw, gradient, state[1], params, **extra)
 
-    monkeypatch.setattr(account, "frozen_update", without_clip)
+    monkeypatch.setattr(training, "frozen_update", without_clip)
     init, step = make_step(case.apply_fn, case.loss_fn, make(1e-3))
     state, _ = step(init(case.params), case.update, case.probe)
     _, comparison = step(state, case.update, case.probe)

@@ -21,6 +21,7 @@ from ldjax.data.batches import Example
 from ldjax.data.reference import add_reference
 from ldjax.equation.account import Account
 from ldjax.equation.linear_map import DenseMap
+from ldjax.equation.path import path_integral
 from ldjax.models import MLP
 from ldjax.models.decoder.scoring import make_score_fn
 from ldjax.theory.displacement import pair_products
@@ -58,20 +59,23 @@ def make_params():
 
 
 def make_account():
-    return Account.checked(looked_up, losses.sft, SGD, watch_fn=multiplied)
+    return Account.checked(
+        looked_up, losses.sft, SGD, watch_fn=multiplied, nodes="simpson"
+    )
 
 
 def of_account(verb):
     account = make_account()
-    state = account.init(make_params())
-    _, reasons = account.train(state, BATCH)
+    state = account.trainer.init(make_params())
+    new_state, reasons = account.trainer.train(state, BATCH)
     observed, *_ = account.explain(state.params, reasons, BATCH)
-    arguments = {
-        "explain": (state.params, reasons, BATCH),
-        "watch": (state.params, BATCH),
-        "resolve": (state, BATCH, observed),
-    }
-    jax.jit(getattr(account, verb))(*arguments[verb])
+    call, *arguments = {
+        "explain": (account.explain, state.params, reasons, BATCH),
+        "arrive": (account.arrive, new_state.params, account.awaited(reasons), BATCH),
+        "log_probs": (account.watcher.log_probs, state.params, BATCH),
+        "noise": (account.watcher.noise, state, BATCH, observed),
+    }[verb]
+    jax.jit(call)(*arguments)
 
 
 def of_token_maps(kept_bytes):
@@ -83,7 +87,7 @@ def of_token_maps(kept_bytes):
         batch_size=2,
         kept_bytes=kept_bytes,
     )
-    state = make_account().init(make_params())
+    state = make_account().trainer.init(make_params())
     token_map(state, BATCH, [batch for _, batch in PROBES.batches])
 
 
@@ -108,8 +112,11 @@ def of_dense_map():
 PATHS = {
     **{
         verb: functools.partial(of_account, verb)
-        for verb in ("explain", "watch", "resolve")
+        for verb in ("explain", "arrive", "log_probs", "noise")
     },
+    "path integral": lambda: jax.jit(
+        lambda old: path_integral(lambda p: multiplied(p, BATCH), old, make_params())
+    )(make_params()),
     "observe": lambda: make_observe_fn(multiplied, PROBES)(make_params()),
     "change": lambda: make_change_fn(multiplied, PROBES)(make_params(), make_params()),
     "floor": lambda: make_floor_fn(multiplied, PROBES)(make_params()),
@@ -169,6 +176,7 @@ def test_products_have_all_digits(path, programs):
 
 def test_what_is_trained_is_as_its_user_has_it(programs):
     account = Account.checked(multiplied, losses.sft, SGD)
-    jax.jit(lambda s: account.train(s, BATCH)[0])(account.init(make_params()))
+    trainer = account.trainer
+    jax.jit(lambda s: trainer.train(s, BATCH)[0])(trainer.init(make_params()))
     assert "dot_general" in programs[-1]
     assert "HIGHEST" not in programs[-1]

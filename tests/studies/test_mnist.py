@@ -103,7 +103,10 @@ def drawn_results(*, lost=0.0, effect=1.0, parts=("update", "weight_decay")):
         # As of any step.
         told["rounding"] = predicted - np.sum(list(told.values()), axis=0)
         rest, floor = measured - predicted, np.full(shape, 1e-6)
-        results.add_steps(epoch, StepComparison(predicted, measured, rest, told, floor))
+        results.add_steps(
+            epoch,
+            StepComparison(predicted, measured, rest, told, floor, predicted),
+        )
     results.change = results.totals["measured"] + lost
     labels, table = np.repeat(np.arange(10), 12), rng.normal(size=(10, 10))
     start = 5 * (1 - effect) * rng.normal(size=(10, 10))[labels]

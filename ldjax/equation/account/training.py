@@ -1,0 +1,239 @@
+"""The update itself, and what it is made of.
+
+`Trainer` takes the optimizer step and keeps the directions in parameter space that it
+is the sum of.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ldjax.equation.doors import Door
+from ldjax.equation.path import difference
+from ldjax.equation.sequences import (
+    ApplyFn,
+    Batch,
+    LossFn,
+    Params,
+    Sequences,
+    like,
+    sides_of,
+)
+from ldjax.equation.subset import merge, split
+from ldjax.equation.update_parts import PARTS, frozen_update
+
+#: Parts of a step that are no side of its update.
+REST = frozenset({*PARTS, "rounding"})
+
+# `optax.MultiSteps` has the two methods but is not of the type.
+Optimizer = optax.GradientTransformation | optax.MultiSteps
+
+
+class StepState(NamedTuple):
+    """What continues from one step to the next.
+
+    Attributes:
+      params: Parameters after the last step.
+      opt_state: State of the optimizer.
+      step: Number of steps taken.
+      loss: Loss of the last step at its own start, in nats; NaN before the first.
+      noise: Rounding noise of the watched log-probs, in the units of
+        `StepComparison.floor`; measured anew every 64 steps, and where it is unknown.
+
+    Examples:
+      >>> from ldjax import make_step
+      >>> from ldjax.losses import sft
+      >>> init, _ = make_step(lambda w, s: w * s.tokens, sft, optax.sgd(0.1))
+      >>> init(jnp.ones(3)).step
+      Array(0, dtype=int32)
+    """
+
+    params: Params
+    opt_state: Any
+    step: Int[Array, ""]
+    loss: Float[Array, ""]
+    noise: Any = None
+
+
+class Reasons(NamedTuple):
+    """Why the parameters moved: directions in parameter space.
+
+    `total` is new minus old parameters, as they are stored; `parts` is what the update
+    is the sum of, before it was added and rounded; a part with one direction for each
+    of `count` examples is in `by_example`, as `(direction_of, count)`.
+    """
+
+    total: Params
+    parts: dict[str, Params]
+    by_example: dict[str, tuple[Callable[[Array], Params], int]]
+
+    @property
+    def directions(self) -> dict[str, Params]:
+        """The whole, by no name, and its parts but the examples."""
+        return {"": self.total} | self.parts
+
+
+class Trainer(NamedTuple):
+    """A training step, with the settings of `ldjax.make_step` that it depends on."""
+
+    apply_fn: Door
+    loss_fn: LossFn
+    optimizer: Optimizer
+    parts: str | None
+    where: Any
+
+    def init(self, params: Params) -> StepState:
+        """The state before the first step."""
+        # A weakly typed parameter would change its type, and compile anew, in step 2.
+        params = jax.tree.map(lambda p: jnp.asarray(p, jnp.result_type(p)), params)
+        trained, _ = self.split(params)
+        _require_floating(trained)
+        unknown = jnp.full((), jnp.nan, jnp.result_type(*jax.tree.leaves(trained)))
+        return StepState(
+            params=params,
+            opt_state=self.optimizer.init(trained),
+            step=jnp.zeros((), jnp.int32),
+            loss=unknown,
+            noise=unknown.astype(jnp.float32),
+        )
+
+    def split(self, params: Params) -> tuple[Params, Callable[[Params], Params]]:
+        """What is trained, and from that to all parameters."""
+        if self.where is None:
+            return params, lambda trained: trained
+        trained, rest = split(params, self.where)
+        return trained, lambda trained: merge(trained, rest)
+
+    def train(self, state: StepState, update: Batch) -> tuple[StepState, Reasons]:
+        """The optimizer step itself, and the directions it is made of."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, optax.MultiSteps):
+            optimizer = optimizer.gradient_transformation()
+        optimizer = optax.with_extra_args_support(optimizer)
+        params, whole = self.split(state.params)
+        opt_state = state.opt_state
+
+        def apply_fn(params: Params, sequences: Sequences) -> Array:
+            return self.apply_fn(whole(params), sequences)
+
+        def loss_of(params: Params) -> Array:
+            logits = [apply_fn(params, side) for side in sides.values()]
+            return self.loss_fn(like(update, logits), update)
+
+        sides = _named_sides(update)
+        logits, pullbacks = {}, {}
+        for name, side in sides.items():
+            logits[name], pullbacks[name] = jax.vjp(
+                lambda p, side=side: apply_fn(p, side), params
+            )
+        loss, residual = jax.value_and_grad(self.loss_fn)(
+            like(update, logits.values()), update
+        )
+        residuals = dict(zip(sides, jax.tree.leaves(residual), strict=True))
+        gradients = {name: pullbacks[name](residuals[name])[0] for name in sides}
+        gradient = jax.tree.map(lambda *leaves: sum(leaves), *gradients.values())
+
+        offered = {"value": loss, "grad": gradient, "value_fn": loss_of}
+        offered |= {"obj_fn": loss_of, "grad_fn": lambda p, _: jax.grad(loss_of)(p)}
+        (updates, new_opt_state), extra_args = _updated(
+            optimizer, gradient, opt_state, params, offered
+        )
+        # What is stored is what is read below: without the barrier XLA may keep the
+        # sum as it was before it was rounded to the parameters' dtype.
+        stored = jax.lax.optimization_barrier(optax.apply_updates(params, updates))
+        new_state = state._replace(
+            params=whole(stored),
+            opt_state=new_opt_state,
+            step=state.step + 1,
+            loss=loss.astype(state.loss.dtype),
+        )
+        total = difference(stored, params)
+        if self.parts is None:
+            return new_state, Reasons(total, {}, {})
+
+        own, rest = frozen_update(optimizer, gradient, opt_state, params, **extra_args)
+        if self.parts == "example":
+            by_example = {
+                name: _by_example(apply_fn, params, side, residuals[name], own)
+                for name, side in sides.items()
+            }
+            return new_state, Reasons(total, rest, by_example)
+        by_side = {name: own(gradients[name]) for name in sides}
+        return new_state, Reasons(total, by_side | rest, {})
+
+
+def _named_sides(update: Batch) -> dict[str, Sequences]:
+    """The sides of an update, none of which is called as another part of the step."""
+    sides = sides_of(update)
+    if taken := sides.keys() & REST:
+        raise ValueError(
+            f"A side cannot be called {sorted(taken)}: the parts of an update that are "
+            "not its gradient have these names. Rename the key."
+        )
+    return sides
+
+
+def _require_floating(params: Params) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"The parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, which no "
+                "gradient moves. Close it over in `apply_fn`, or leave it out of what "
+                "is trained with `where=`."
+            )
+
+
+def _updated(
+    optimizer: optax.GradientTransformationExtraArgs,
+    gradient: Params,
+    opt_state: Any,
+    params: Params,
+    offered: Mapping[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """What the optimizer returns, and the extra arguments that it takes.
+
+    optax has no way to ask a chain which ones its members take, so it is tried.
+    """
+    offered = dict(offered)
+    while True:
+        try:
+            return optimizer.update(gradient, opt_state, params, **offered), offered
+        except TypeError as error:
+            unwanted = set(re.findall(r"'(\w+)'", str(error))) & offered.keys()
+            if "nexpected keyword argument" in str(error) and unwanted:
+                offered = {k: v for k, v in offered.items() if k not in unwanted}
+                continue
+            if missing := re.search(r"missing \d+ required.*argument", str(error)):
+                raise TypeError(
+                    f"This optimizer's update is {error.args[0][missing.start() :]}; "
+                    "of those, ldjax passes `value`, `grad`, `value_fn`, `grad_fn` and "
+                    "`obj_fn`. Bind it, as in "
+                    "`optax.GradientTransformation(tx.init, "
+                    "functools.partial(tx.update, NAME=...))`."
+                ) from error
+            raise
+
+
+def _by_example(
+    apply_fn: ApplyFn,
+    params: Params,
+    side: Sequences,
+    residual: Array,
+    own: Callable[[Params], Params],
+) -> tuple[Callable[[Array], Params], int]:
+    """The share of the update that each example of one side is responsible for."""
+
+    def direction_of(index: Array) -> Params:
+        example, cotangent = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index, 1),
+            (side, residual),
+        )
+        _, pullback = jax.vjp(lambda p: apply_fn(p, example), params)
+        return own(pullback(cotangent)[0])
+
+    return direction_of, side.targets.shape[0]
