@@ -3,14 +3,15 @@
 `Program` reads a jaxpr once, without any value, and learns of every number whether it
 is *linear* in the inputs that carry shares, or *frozen*: a scale that this step used
 (`ldjax.programs.rules`). Then it runs on values, and `respond` sends any share of its
-inputs through the linear numbers alone. What the shares are called is
-`ldjax.equation.update_parts`.
+inputs through the linear numbers alone; it may be transposed (`jax.vjp`). What the
+shares are called is `ldjax.equation.update_parts`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ldjax.programs.calls import CALLS
@@ -19,6 +20,7 @@ from ldjax.programs.rules import (
     Fact,
     fact_of_constant,
     frozen,
+    is_identity,
     linear,
     linear_together,
     rule,
@@ -32,13 +34,17 @@ class _Op(NamedTuple):
 
     `varying` are the places of the operands that it is linear in, None if the results
     are frozen; `is_ratio` if the share is that of the operand times result / operand.
+    `spread` is `run` on shares, which may be wider than the values.
     """
 
     run: Callable[..., Sequence[Any]]
+    spread: Callable[..., Sequence[Any]]
     ins: Sequence[int]
     outs: Sequence[int]
     varying: Sequence[int] | None
     is_ratio: bool = False
+    is_choice: bool = False
+    is_quotient: bool = False
 
 
 class Program:
@@ -52,6 +58,7 @@ class Program:
         self.constants: dict[int, Any] = {}
         outputs = self._walk(closed.jaxpr, closed.consts, range(self.num_inputs))
         self.outputs = [self._admit_noise(number) for number in outputs]
+        self._droppable = self._find_droppable()
 
     def run(self, inputs: Sequence[Any], wanted: Sequence[int]) -> dict[int, Any]:
         """The values of all numbers that those wanted depend on."""
@@ -66,35 +73,56 @@ class Program:
         values: Mapping[int, Any],
         parts: Mapping[int, Any],
         wanted: Sequence[int],
+        *,
+        is_wide: bool = False,
     ) -> list[Any]:
         """The share of the numbers wanted that comes from these parts of the inputs.
 
         An input that is not among `parts` contributes nothing; `parts[NOISE]` (of any
-        value) stands for all that was drawn at random.
+        value) stands for all that was drawn at random. Shares are of the numbers' own
+        types and rounded as they are, or `is_wide`: in float32 at least.
         """
-        shares = {i: part for i, part in parts.items() if i != NOISE}
+        widen = wide if is_wide else lambda value: value
+        shares = {i: widen(part) for i, part in parts.items() if i != NOISE}
+
+        def share(number: int) -> Any:
+            if number in shares:
+                return shares[number]
+            return widen(jnp.zeros_like(values[number]))
+
+        def spread(op: _Op) -> Sequence[Any]:
+            scale = _usable if self._droppable.intersection(op.outs) else lambda x, _: x
+            operands = (
+                share(number)
+                if i in (op.varying or ())
+                else widen(scale(values[number], op.is_quotient))
+                for i, number in enumerate(op.ins)
+            )
+            return op.spread(*operands) if is_wide else op.run(*operands)
+
         for op in self._needed(wanted):
             if op.varying is None:
                 continue
             if not op.varying:  # noise
                 if NOISE in parts:
-                    shares[op.outs[0]] = values[op.outs[0]]
-                continue
-            if not any(op.ins[i] in shares for i in op.varying):
-                continue
-            operands = [
-                _share(shares, values, number) if i in op.varying else values[number]
-                for i, number in enumerate(op.ins)
-            ]
-            if op.is_ratio:
-                (i,) = op.varying
-                results = [
-                    _ratio_share(operands[i], values[op.ins[i]], values[op.outs[0]])
-                ]
-            else:
-                results = op.run(*operands)
-            shares |= zip(op.outs, results, strict=True)
-        return [_share(shares, values, number) for number in wanted]
+                    shares[op.outs[0]] = widen(values[op.outs[0]])
+            elif any(op.ins[i] in shares for i in op.varying):
+                if op.is_ratio:
+                    number = op.ins[op.varying[0]]
+                    x, phi = (widen(values[n]) for n in (number, op.outs[0]))
+                    results = [_ratio_share(share(number), x, phi)]
+                else:
+                    results = spread(op)
+                shares |= zip(op.outs, results, strict=True)
+        return [share(number) for number in wanted]
+
+    def _find_droppable(self) -> set[int]:
+        """The linear numbers that a choice may drop: their scales may be no numbers."""
+        droppable: set[int] = set()
+        for op in reversed(self.ops):
+            if op.varying and (op.is_choice or not droppable.isdisjoint(op.outs)):
+                droppable.update(op.ins[i] for i in op.varying)
+        return droppable
 
     def _needed(self, wanted: Sequence[int]) -> list[_Op]:
         """The operations that lead to these numbers, in order."""
@@ -121,10 +149,11 @@ class Program:
         facts: Sequence[Fact],
         varying: Sequence[int] | None,
         *,
-        is_ratio: bool = False,
+        spread: Callable[..., Sequence[Any]] | None = None,
+        **kind: bool,
     ) -> list[int]:
         outs = [self._number(fact) for fact in facts]
-        self.ops.append(_Op(run, ins, outs, varying, is_ratio))
+        self.ops.append(_Op(run, spread or run, ins, outs, varying, **kind))
         return outs
 
     def _admit_noise(self, number: int) -> int:
@@ -156,7 +185,7 @@ class Program:
             return self._walk(
                 getattr(body, "jaxpr", body), getattr(body, "consts", ()), args
             )
-        if name == "optimization_barrier":
+        if is_identity(eqn):
             return args
         if name == "cond":
             return self._apply_cond(eqn, args)
@@ -177,12 +206,13 @@ class Program:
             else linear(eqn, facts, varying, is_ratio=is_ratio)
         )
 
-        def run(*operands: Any) -> Sequence[Any]:
-            results = eqn.primitive.bind(*operands, **eqn.params)
-            return results if eqn.primitive.multiple_results else (results,)
-
-        facts = [fact] * len(eqn.outvars)
-        return self._emit(run, args, facts, varying, is_ratio=is_ratio)
+        return self._emit(
+            *(_binding(eqn, eqn.params), args, [fact] * len(eqn.outvars), varying),
+            spread=_binding(eqn, {k: _widened(v) for k, v in eqn.params.items()}),
+            is_ratio=is_ratio,
+            is_choice=eqn.primitive.name == "select_n",
+            is_quotient=eqn.primitive.name == "div",
+        )
 
     def _apply_cond(self, eqn: Any, args: list[int]) -> list[int]:
         """All branches, then the one that was taken; as it is if all are frozen."""
@@ -210,7 +240,8 @@ class Program:
                 fact = linear(eqn, facts, varying)
             else:
                 varying, fact = None, frozen(eqn, facts)
-            results += self._emit(choose, [index, *cases], [fact], varying)
+            operands = [index, *cases]
+            results += self._emit(choose, operands, [fact], varying, is_choice=True)
         return results
 
     def _is_short(self, eqn: Any, args: list[int]) -> bool:
@@ -265,13 +296,49 @@ class Program:
         return self._emit(stack, column, [fact], varying)[0]
 
 
-def _share(shares: Mapping[int, Any], values: Mapping[int, Any], number: int) -> Any:
-    return shares[number] if number in shares else jnp.zeros_like(values[number])
+def _binding(eqn: Any, params: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
+    def run(*operands: Any) -> Sequence[Any]:
+        results = eqn.primitive.bind(*operands, **params)
+        return results if eqn.primitive.multiple_results else (results,)
+
+    return run
+
+
+def _widened(param: Any) -> Any:
+    """A dtype that an operation is to return, for shares."""
+    return (
+        np.dtype(np.float32)
+        if isinstance(param, np.dtype) and _is_narrow(param)
+        else param
+    )
+
+
+def _is_narrow(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+
+
+def wide(value: Any) -> Any:
+    """A share in float32 at least: what is added up over a run must not be rounded."""
+    return value.astype(jnp.float32) if _is_narrow(jnp.result_type(value)) else value
+
+
+def _usable(scale: Any, is_divisor: bool) -> Any:
+    """A scale of a branch that may not be taken; none where it is no number.
+
+    What goes through it is dropped by the choice; backward, zero times it would not be.
+    """
+    if not jnp.issubdtype(jnp.result_type(scale), jnp.floating):
+        return scale
+    scale = jnp.asarray(scale)
+    if is_divisor:
+        is_usable, none = jnp.isfinite(scale) & (scale != 0), jnp.inf
+    else:
+        is_usable, none = jnp.isfinite(scale), 0
+    return lax.select(is_usable, scale, jnp.full_like(scale, none))
 
 
 def _ratio_share(part: Any, value: Any, result: Any) -> Any:
     """`part * (result / value)`; nothing where `value` is zero, as `result` is then."""
-    zero = jnp.zeros_like(value)
-    is_zero = value == zero
-    share = part / lax.select(is_zero, jnp.ones_like(value), value) * result
-    return lax.select(is_zero, zero, share)
+    is_idle = (value == 0) | ~jnp.isfinite(value)
+    share = part / lax.select(is_idle, jnp.ones_like(value), value) * result
+    return lax.select(is_idle, jnp.zeros_like(share), share)

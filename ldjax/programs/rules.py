@@ -16,13 +16,16 @@ from jax.core import Tracer
 NOISE = -1  # the source of what was drawn at random; inputs are numbered from 0
 _CONSTANT = "a constant term"
 
+_IDENTITIES = frozenset(
+    ("optimization_barrier", "stop_gradient", "name", "copy", "copy_p")
+)
 # Linear in all operands together, or in those at these places with any others.
 _LINEAR = {
-    **dict.fromkeys(("add", "add_any", "sub", "neg", "concatenate", "copy", "copy_p")),
+    **dict.fromkeys(("add", "add_any", "sub", "neg", "concatenate")),
     **dict.fromkeys(("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "rev")),
     **dict.fromkeys(("transpose", "slice", "split", "reduce_sum", "cumsum")),
     **dict.fromkeys(("reduce_window_sum", "stack", "unstack", "tile", "psum", "pvary")),
-    **dict.fromkeys(("stop_gradient", "name", "sharding_constraint", "reshard")),
+    **dict.fromkeys(("sharding_constraint", "reshard")),
     **dict.fromkeys(("gather", "dynamic_slice"), (0,)),
     **dict.fromkeys(("dynamic_update_slice", "pad"), (0, 1)),
     **dict.fromkeys(("scatter", "scatter-add", "scatter-sub"), (0, 2)),
@@ -106,6 +109,12 @@ def fact_of_constant(value: Any) -> Fact:
     return Fact({} if is_zero else None, sign=sign)
 
 
+def is_identity(eqn: Any) -> bool:
+    """Whether an operation hands on its operands, if not their derivatives."""
+    is_first_power = eqn.primitive.name == "integer_pow" and eqn.params["y"] == 1
+    return is_first_power or eqn.primitive.name in _IDENTITIES
+
+
 def linear_together(eqn: Any) -> Sequence[int] | None:
     """The operands that an operation is jointly linear in, whatever the others are."""
     name, places = eqn.primitive.name, range(len(eqn.invars))
@@ -114,8 +123,6 @@ def linear_together(eqn: Any) -> Sequence[int] | None:
         return places if all(jnp.issubdtype(d, jnp.inexact) for d in dtypes) else None
     if name == "select_n":
         return places[1:]
-    if name == "integer_pow" and eqn.params["y"] == 1:
-        return places
     if name not in _LINEAR:
         return None
     return places if _LINEAR[name] is None else _LINEAR[name]
