@@ -50,7 +50,10 @@ class StepComparison(NamedTuple):
         `"rounding"`: what is left of the change of the parameters, which is what
         storing them in their precision did to the update (in bfloat16 a small one is
         swallowed, and this part is minus the others). With `parts="example"` the sides
-        have a leading axis over the update's examples. Empty with `parts=None`.
+        have a leading axis over the update's examples. With `dated=True`, for
+        `"history"`: `"history of SIDE"`, for earlier updates of this side, and
+        `"before"`, for what the optimizer held when the run began. Empty with
+        `parts=None`.
       floor: The rounding floor: changes below it are not resolved by this precision.
         :math:`4\,\epsilon\,(1 + |\log\pi| + \max_v|z_v|)(1 + n)`, with the noise `n`
         measured: how far the log-probs move, in these units, when the parameters are
@@ -127,8 +130,9 @@ def make_step(
     probe_batch_size: int | None = None,
     watch_fn: ApplyFn | None = None,
     where: Any = None,
+    dated: bool = False,
 ) -> tuple[
-    Callable[[Params], StepState],
+    Callable[..., StepState],
     Callable[[StepState, Batch, Batch], tuple[StepState, StepComparison]],
 ]:
     r"""Make a training step that predicts and measures what it does to the probes.
@@ -174,11 +178,16 @@ def make_step(
       where: Which parameters are trained, as in `empirical_ntk`: bools in their
         structure, or a function from params to that (`ldjax.models.is_adapter`); nested
         dicts only. The optimizer sees no others. By default all.
+      dated: Divide the history by the side that it comes from, from the first step on:
+        one copy of the optimizer's moments for each side of the update, in float32 or
+        wider, in `StepState.origins` (Adam's moments: as large as the parameters that
+        are trained), and one where weight decay enters the moments.
 
     Returns:
       `(init, step)`: `state = init(params)`, and `state, comparison = step(state,
       update, probe)`, compiled once per shape. `update` and `probe` are `Sequences` or
-      pytrees of them.
+      pytrees of them. With `dated=True` the first step returns a state with `origins`,
+      for which the second compiles anew; `init(params, update)` makes them at once.
 
     Raises:
       TypeError: If parameters are no floats (by `init`); if logits or a batch are of a
@@ -223,6 +232,7 @@ def make_step(
         probe_batch_size=probe_batch_size,
         watch_fn=watch_fn,
         where=where,
+        dated=dated,
     )
 
     @jax.jit
@@ -294,7 +304,7 @@ def make_pending_step(
     account = Account.checked(apply_fn, loss_fn, optimizer, **options)
 
     def init(params: Params, update: Batch, probe: Batch) -> PendingState:
-        now = account.trainer.init(params)
+        now = account.trainer.init(params, update)
 
         def awaiting(update: Batch) -> tuple[Observed, Change, dict[str, Params]]:
             _, reasons = account.trainer.train(now, update)

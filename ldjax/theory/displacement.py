@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from ldjax.equation.account import REST
 from ldjax.equation.log_probs import sequence_log_probs
 from ldjax.equation.sequences import ApplyFn, Sequences, check_sequences
+from ldjax.equation.update_parts.dated import is_side
 from ldjax.precision import watched
 
 __all__ = ["PairProducts", "pair_products", "split_by_origin"]
@@ -151,7 +151,7 @@ def split_by_origin(
       >>> {name: float(change[0]) for name, change in split.items()}
       {'own chosen': 2.0, 'others': 1.0, 'history': 0.5}
     """
-    rest = {k: v for k, v in parts.items() if k in REST}
+    rest = {k: v for k, v in parts.items() if not is_side(k)}
     sides = {k: v for k, v in parts.items() if k not in rest}
     own, others = {}, []
     for name, change in sides.items():

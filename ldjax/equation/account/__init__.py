@@ -14,13 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ldjax.equation.account.training import (
-    REST,
-    Optimizer,
-    Reasons,
-    StepState,
-    Trainer,
-)
+from ldjax.equation.account.training import Optimizer, Reasons, StepState, Trainer
 from ldjax.equation.account.watching import Watcher
 from ldjax.equation.doors import Door
 from ldjax.equation.path import (
@@ -42,7 +36,7 @@ from ldjax.equation.sequences import (
 )
 from ldjax.precision import watched
 
-__all__ = ["REST", "Account", "Change", "Optimizer", "Reasons", "StepState"]
+__all__ = ["Account", "Change", "Optimizer", "Reasons", "StepState"]
 
 
 class Change(NamedTuple):
@@ -77,11 +71,17 @@ class Account(NamedTuple):
         probe_batch_size: int | None = None,
         watch_fn: ApplyFn | None = None,
         where: Any = None,
+        dated: bool = False,
     ) -> "Account":
         """With settings that make sense: those of `ldjax.make_step`."""
         if parts not in ("side", "example", None):
             raise ValueError(
                 f'`parts` must be "side", "example" or None, got {parts!r}.'
+            )
+        if dated and parts != "side":
+            raise ValueError(
+                '`dated=True` divides the history by side: it needs `parts="side"`, '
+                f"got {parts!r}."
             )
         path_of(nodes)
         if probe_batch_size is not None and probe_batch_size < 1:
@@ -89,7 +89,7 @@ class Account(NamedTuple):
                 f"`probe_batch_size` must be at least 1, or None for all probes at "
                 f"once; got {probe_batch_size}."
             )
-        trainer = Trainer(Door(apply_fn), loss_fn, optimizer, parts, where)
+        trainer = Trainer(Door(apply_fn), loss_fn, optimizer, parts, where, dated)
         door = Door(watched(watch_fn or apply_fn))
         return cls(trainer, Watcher(door, full_vocab, probe_batch_size), nodes)
 

@@ -25,10 +25,8 @@ from ldjax.equation.sequences import (
     sides_of,
 )
 from ldjax.equation.subset import merge, split
-from ldjax.equation.update_parts import PARTS, frozen_update
-
-#: Parts of a step that are no side of its update.
-REST = frozenset({*PARTS, "rounding"})
+from ldjax.equation.update_parts import frozen_update, linear_step
+from ldjax.equation.update_parts.dated import dated_parts, is_side
 
 # `optax.MultiSteps` has the two methods but is not of the type.
 Optimizer = optax.GradientTransformation | optax.MultiSteps
@@ -44,6 +42,8 @@ class StepState(NamedTuple):
       loss: Loss of the last step at its own start, in nats; NaN before the first.
       noise: Rounding noise of the watched log-probs, in the units of
         `StepComparison.floor`; measured anew every 64 steps, and where it is unknown.
+      origins: With `dated=True`, the share of each side in the optimizer's moments, by
+        the names of side and moment; None before anything is known of it.
 
     Examples:
       >>> from ldjax import make_step
@@ -58,6 +58,7 @@ class StepState(NamedTuple):
     step: Int[Array, ""]
     loss: Float[Array, ""]
     noise: Any = None
+    origins: Any = None
 
 
 class Reasons(NamedTuple):
@@ -86,21 +87,34 @@ class Trainer(NamedTuple):
     optimizer: Optimizer
     parts: str | None
     where: Any
+    dated: bool
 
-    def init(self, params: Params) -> StepState:
-        """The state before the first step."""
+    def init(self, params: Params, update: Batch | None = None) -> StepState:
+        """The state before the first step.
+
+        Args:
+          params: Parameters.
+          update: With `dated=True`, one like those to come, of which only the shapes
+            are read: then the state has the form that steps return, so that they
+            compile once and `jax.lax.scan` takes them.
+        """
         # A weakly typed parameter would change its type, and compile anew, in step 2.
         params = jax.tree.map(lambda p: jnp.asarray(p, jnp.result_type(p)), params)
         trained, _ = self.split(params)
         _require_floating(trained)
         unknown = jnp.full((), jnp.nan, jnp.result_type(*jax.tree.leaves(trained)))
-        return StepState(
+        state = StepState(
             params=params,
             opt_state=self.optimizer.init(trained),
             step=jnp.zeros((), jnp.int32),
             loss=unknown,
             noise=unknown.astype(jnp.float32),
         )
+        if not self.dated or update is None:
+            return state
+        origins = jax.eval_shape(lambda: self.train(state, update)[0].origins)
+        zero = lambda shape: jnp.zeros(shape.shape, shape.dtype)
+        return state._replace(origins=jax.tree.map(zero, origins))
 
     def split(self, params: Params) -> tuple[Params, Callable[[Params], Params]]:
         """What is trained, and from that to all parameters."""
@@ -156,6 +170,10 @@ class Trainer(NamedTuple):
         if self.parts is None:
             return new_state, Reasons(total, {}, {})
 
+        if self.dated:
+            linear = linear_step(optimizer, gradient, opt_state, params, **extra_args)
+            parts, origins = dated_parts(linear, gradients, params, state.origins)
+            return new_state._replace(origins=origins), Reasons(total, parts, {})
         own, rest = frozen_update(optimizer, gradient, opt_state, params, **extra_args)
         if self.parts == "example":
             by_example = {
@@ -170,7 +188,7 @@ class Trainer(NamedTuple):
 def _named_sides(update: Batch) -> dict[str, Sequences]:
     """The sides of an update, none of which is called as another part of the step."""
     sides = sides_of(update)
-    if taken := sides.keys() & REST:
+    if taken := [name for name in sides if not is_side(name)]:
         raise ValueError(
             f"A side cannot be called {sorted(taken)}: the parts of an update that are "
             "not its gradient have these names. Rename the key."
