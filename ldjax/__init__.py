@@ -15,8 +15,8 @@ really move, by how much does first-order theory say it should have, and why::
 * `Recorder`: probes in a loop of your own, for the report page.
 
 The packages, from the ground up: `equation`, `losses`, `linen`, `ntk`, `data`, `runs`,
-`models`, `theory`, `watch`, `report`, `finetune`, `studies`. Names and packages are
-imported when they are first used.
+`models`, `theory`, `watch`, `origins`, `report`, `finetune`, `studies`. Names and
+packages are imported when they are first used.
 """
 
 import importlib
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         losses,
         models,
         ntk,
+        origins,
         report,
         runs,
         studies,
@@ -84,6 +85,7 @@ __all__ = [
     "make_step",
     "models",
     "ntk",
+    "origins",
     "path_integral",
     "preconditioner",
     "report",
@@ -103,6 +105,7 @@ _PACKAGES = {
     "losses",
     "models",
     "ntk",
+    "origins",
     "report",
     "runs",
     "studies",

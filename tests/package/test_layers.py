@@ -31,6 +31,7 @@ LAYERS = (
     "models",
     "theory",
     "watch",
+    "origins",
     "report",
     "finetune",
     "studies",
