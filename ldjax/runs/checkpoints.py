@@ -120,9 +120,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        for step in self.steps():
-            if step >= progress.step:
-                shutil.rmtree(self.folder / str(step))
+        self.forget(progress.step)
         # Host arrays carry no devices, so a run made on one machine opens on another.
         state = jax.device_get(progress.state)
         place = self.folder / str(progress.step)
@@ -141,6 +139,16 @@ class Checkpoints:
             for left in self.folder.glob(f"{progress.step}.*"):
                 shutil.rmtree(left, ignore_errors=True)
             raise
+
+    def forget(self, first: int) -> None:
+        """Delete the checkpoints of a step and of later ones.
+
+        Examples:
+          >>> Checkpoints(Path("nowhere")).forget(0)
+        """
+        for step in self.steps():
+            if step >= first:
+                shutil.rmtree(self.folder / str(step))
 
     def restore(self, like: Any = None) -> Progress | None:
         """Read the newest checkpoint that is not damaged; a warning tells of others.

@@ -18,6 +18,7 @@ from ldjax.equation import resolution
 from ldjax.equation.doors import was_donated
 from ldjax.runs.folder import start_run
 from ldjax.runs.sinks import SinkName, check_sinks, make_sink
+from ldjax.watch.keeping import Keeping
 from ldjax.watch.probes import (
     ApplyFn,
     Probe,
@@ -106,6 +107,7 @@ class Recorder:
         every: int = 1,
         examples_per_step: int = 1,
         batch_size: int = 32,
+        keep_every: int | None = None,
         log: Sequence[SinkName] = (),
         resume: bool = False,
         overwrite: bool = False,
@@ -124,6 +126,8 @@ class Recorder:
           every: Record the first update of so many. The others cost nothing.
           examples_per_step: Training examples of an update, for the horizontal axis.
           batch_size: Most responses computed at a time; fewer take less memory.
+          keep_every: Keep what `ldjax.ledger` needs, by `keep`: every batch, and the
+            state of the loop after so many updates; by default nothing.
           log: Places that show the run while it goes on (see `ldjax.runs.sinks`).
           resume: Go on with the run that is there. What it recorded from the first step
             on that is called is recorded anew.
@@ -139,7 +143,10 @@ class Recorder:
         """
         path = Path(path).expanduser()
         ours = {"every": every, "examples_per_step": examples_per_step}
-        _check(probes, {**ours, "batch_size": batch_size})
+        counts = {**ours, "batch_size": batch_size}
+        if keep_every is not None:
+            counts["keep_every"] = keep_every
+        _check(probes, counts)
         check_sinks(log)
         watched = ProbeSet.of(
             probes,
@@ -154,7 +161,8 @@ class Recorder:
         ]
         self._is_summed = every == 1
         told = [*probes, *self._tracked] if self._is_summed else probes
-        lines = [_line(probe, decode) for probe in told]
+        text_of = _text_of(decode)
+        lines = [probe_line(probe, *map(text_of, probe.example)) for probe in told]
         self.run = start_run(
             path,
             {**(settings or {}), "recorder": ours},
@@ -172,6 +180,9 @@ class Recorder:
         self._last_step, self._last_params = -1, None
         self._is_closed = False
         write_probe_lines(path, lines)
+        self._keeping = None
+        if keep_every is not None:
+            self._keeping = Keeping(path, keep_every, probes, text_of)
         self._sinks = [make_sink(name, self.run) for name in log]
 
     def __call__(
@@ -196,11 +207,7 @@ class Recorder:
             `[batch, pos, vocab]` (those of a classifier are not), or a probe has ids or
             positions that the model does not have.
         """
-        if self._is_closed:
-            raise RuntimeError(
-                f"The recorder of {self.run.path} is closed. To go on with its run "
-                "make a new one, with `resume=True`."
-            )
+        self._refuse_closed()
         step = self._checked(step)
         earlier = self._earlier(step) if self._first_step is None else None
         first = step if self._first_step is None else self._first_step
@@ -224,6 +231,41 @@ class Recorder:
         unwritten = self._num_recorded - self._num_written
         if unwritten >= max(WRITE_AFTER, WRITE_AFTER_SHARE * self._num_recorded):
             self.write()
+
+    def keep(
+        self,
+        step: SupportsIndex,
+        state: Any,
+        new_state: Any,
+        *,
+        batch: Any,
+        names: Sequence[str],
+    ) -> None:
+        """Keep an optimizer step for `ldjax.ledger`, with `keep_every`.
+
+        Args:
+          step: Number of updates before this one; each is kept, from the first one on.
+          state: That of the loop before it, parameters and the optimizer's with
+            whatever else its step function takes; a pytree of arrays, which must still
+            exist at the first step.
+          new_state: After it.
+          batch: What it was trained on, `Sequences` or a dict of them.
+          names: Of the batch's rows; the name of a prompt that is watched, too, makes
+            it the response's own.
+
+        Raises:
+          RuntimeError: If the recorder is closed.
+          TypeError: If the batch is something else.
+          ValueError: If the recorder keeps nothing, if the update before was not kept,
+            or if there are not as many names as rows.
+        """
+        self._refuse_closed()
+        if self._keeping is None:
+            raise ValueError(
+                "This recorder keeps nothing: make it with `keep_every=`, the number "
+                "of updates between two states that are kept."
+            )
+        self._keeping(operator.index(step), state, new_state, batch, names)
 
     def write(self) -> None:
         """Write the table and the summary of what was recorded so far."""
@@ -251,6 +293,8 @@ class Recorder:
         self.write()
         params, self._last_params = self._last_params, None
         try:
+            if self._keeping is not None:
+                self._keeping.close()
             if params is not None:
                 self._observe_end(params)
         finally:
@@ -281,6 +325,13 @@ class Recorder:
         if kind is not None:
             self._last_params = None  # what went wrong may be wrong with them
         self.close()
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise RuntimeError(
+                f"The recorder of {self.run.path} is closed. To go on with its run "
+                "make a new one, with `resume=True`."
+            )
 
     def _checked(self, step: Any) -> int:
         """The number of the step, if it can be recorded."""
@@ -384,7 +435,6 @@ def _check(probes: Sequence[Probe], at_least_one: Mapping[str, int]) -> None:
             )
 
 
-def _line(probe: Probe, decode: Callable[[Any], str] | None) -> str:
-    """What a probe of the table says."""
-    text_of = decode or (lambda ids: " ".join(map(str, ids)))
-    return probe_line(probe, *map(text_of, probe.example))
+def _text_of(decode: Callable[[Any], str] | None) -> Callable[[Any], str]:
+    """What makes text of token ids."""
+    return decode or (lambda ids: " ".join(map(str, ids)))
