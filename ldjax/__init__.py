@@ -13,6 +13,7 @@ really move, by how much does first-order theory say it should have, and why::
 * `jacobian`, `LinearMap`: what they are made of.
 * `Sequences`, `losses`: what is trained on and scored.
 * `Recorder`: probes in a loop of your own, for the report page.
+* `ledger`: what each training example did to them over a whole run.
 
 The packages, from the ground up: `equation`, `losses`, `linen`, `ntk`, `data`, `runs`,
 `models`, `theory`, `watch`, `origins`, `report`, `finetune`, `studies`. Names and
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         sequence_log_probs,
         token_log_probs,
     )
+    from ldjax.finetune.ledger.run import ledger
     from ldjax.ntk import empirical_ntk
     from ldjax.watch.recorder import Recorder
 
@@ -78,6 +80,7 @@ __all__ = [
     "equation",
     "finetune",
     "jacobian",
+    "ledger",
     "linen",
     "log_softmax",
     "losses",
@@ -112,7 +115,11 @@ _PACKAGES = {
     "theory",
     "watch",
 }
-_HOMES = {"empirical_ntk": "ldjax.ntk", "Recorder": "ldjax.watch.recorder"}
+_HOMES = {
+    "Recorder": "ldjax.watch.recorder",
+    "empirical_ntk": "ldjax.ntk",
+    "ledger": "ldjax.finetune.ledger.run",
+}
 
 
 def __getattr__(name: str) -> Any:

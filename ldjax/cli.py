@@ -34,6 +34,10 @@ COMMANDS = {
     "pretrain": ("ldjax.finetune.pretrain.run", "a small decoder, from plain text"),
     "kernel": ("ldjax.studies.kernel.study", "the exact kernel between two texts"),
     "why": ("ldjax.studies.displacement.study", "why did the chosen answer fall?"),
+    "ledger": (
+        "ldjax.finetune.ledger.run",
+        "what each training example did, over a whole run",
+    ),
     "report": ("ldjax.report.__main__", "a page about runs, for a browser"),
 }
 #: What `ldjax study NAME` starts.

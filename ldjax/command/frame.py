@@ -110,7 +110,8 @@ def run(main: Callable[[Any], Any], config: Any) -> NoReturn:
 
     Args:
       main: Made by `experiment`.
-      config: Its settings; the folder is `out`, and `resume` goes on with it.
+      config: Its settings; the folder is `out`, and `resume` goes on with it, or where
+        they have a true `goes_on` the same command.
     """
     for stream in (sys.stdout, sys.stderr):
         # Names of files may be of any bytes, and a terminal of few letters.
@@ -270,12 +271,14 @@ class _Farewell:
             return f"{how} before its first numbers; the run in {out} is as it was."
         if not is_begun:
             return f"{how} before {out or 'anything'} was begun."
+        if getattr(self._config, "goes_on", False):
+            return f"{how}; to go on: {_command()}"
         if hasattr(self._config, "resume"):
             return f"{how}; to go on: {_command('resume')}"
         return f"{how}; to begin anew: {_command('overwrite')}"
 
 
-def _command(how: str) -> str:
+def _command(*how: str) -> str:
     """The command that was given, with another of the options that say how to begin."""
     program = os.path.relpath(sys.executable)
     if program.startswith(".."):
@@ -286,7 +289,7 @@ def _command(how: str) -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     script = ["-m", spec.name] if spec else sys.argv[:1]
     words = [word for word in sys.argv[1:] if word not in begins]
-    return shlex.join([program, *script, *words, flag(how)])
+    return shlex.join([program, *script, *words, *map(flag, how)])
 
 
 def _is_told(error: Exception) -> bool:

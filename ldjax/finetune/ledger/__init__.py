@@ -1,0 +1,1 @@
+"""The ledger of a finetuning run, or of a loop of one's own: `ldjax.ledger`."""
