@@ -166,15 +166,15 @@ def _of_account(balances: Mapping[str, Balance]) -> str:
     type_ = "chosen" if "chosen" in balances else next(iter(balances))
     count, measured, predicted, integrated, _, parts = balances[type_]
     of = f"{count} tracked response{'s' if count > 1 else ''} of type {type_}"
+    mean = " in the mean" if count > 1 else ""
     accounts = [f"first order at the start of each update says {predicted:+.2f}"]
     if integrated is not None:
         accounts.insert(0, f"the integral along the updates gives {integrated:+.2f}")
     main = [name for name in parts if name not in (REMAINDER, QUADRATURE)]
     main = sorted(main, key=lambda name: -abs(parts[name]))[:2]
     largest = " and ".join(f"{part_label(name)} {parts[name]:+.1f}" for name in main)
-    text = (
-        f"over all updates {of} changed by {measured:+.2f} nats: {', '.join(accounts)}"
-    )
+    change = f"{measured:+.2f} nats{mean}"
+    text = f"over all updates {of} changed by {change}: {', '.join(accounts)}"
     return f"{text}; the largest parts are {largest}" if len(main) > 1 else text
 
 

@@ -32,7 +32,6 @@ HEAVY = [
     "tokenizers",
     "tqdm",
     "polars",
-    "plotly",
     "tensorboardX",
     "wandb",
 ]

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.image import imread
 from zoo.pages import LAPTOP, PHONE, lines, numbers_in, select, texts_of
 from zoo.report_runs import HOSTILE, make_run
 
@@ -265,11 +266,16 @@ def test_the_balance_can_be_taken_away(opened, runs):
 
 def test_every_kind_of_chart_has_a_picture(opened, runs):
     page = opened(runs[:1])
+    css = "getComputedStyle(document.documentElement).getPropertyValue('--c0')"
+    blue = np.array([int(page.evaluate(css)[i : i + 2], 16) for i in (1, 3, 5)])
     for name in ("chosen: PNG", "Balance of every type, first: PNG"):
         button = page.get_by_role("button", name=name, exact=True)
-        data = download(page, button).path().read_bytes()
-        assert data[:8] == b"\x89PNG\r\n\x1a\n"
-        assert len(data) > 3000
+        file = download(page, button)
+        assert file.suggested_filename.endswith(".png")
+        pixels = imread(file.path(), format="png")[..., :3] * 255
+        assert (pixels[0, 0] > 250).all()
+        # The line of chosen, or its side, besides its mark in the legend.
+        assert (np.abs(pixels - blue).max(-1) < 2).sum() > 28 * 8 + 500
 
 
 # Responses

@@ -14,7 +14,7 @@ function save(blob, name) {
 
 const LOOKS = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray",
   "stroke-opacity", "opacity", "font-size", "font-weight", "font-family", "text-anchor",
-  "dominant-baseline", "visibility"];
+  "dominant-baseline", "image-rendering"];
 
 // A copy that looks the same without the page's style.
 function styled(svg) {
@@ -22,6 +22,7 @@ function styled(svg) {
   const nodes = [svg, ...svg.querySelectorAll("*")];
   [copy, ...copy.querySelectorAll("*")].forEach((node, i) => {
     const look = getComputedStyle(nodes[i]);
+    node.removeAttribute("style");  // its colours are names that only the page knows
     for (const name of LOOKS) node.setAttribute(name, look.getPropertyValue(name));
   });
   return copy;

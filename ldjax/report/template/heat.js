@@ -61,7 +61,8 @@ function renderHeat({ node, body, legend, content }) {
     content.title, event.clientX - box.left);
   };
   body.onpointerleave = () => readout(body);
-  legend.replaceChildren(colorKey(most));
+  const low = values.some((value) => value < 0) ? `−${number(most)}` : "0";
+  legend.replaceChildren(key(low, number(most)));
 }
 
 // Zero is the page itself; both signs darken it, and the text stays readable.
@@ -72,8 +73,11 @@ function colored(node, value, scale) {
   return node;
 }
 
-function colorKey(scale) {
+function key(low, high) {
+  const ramp = `ramp${low === "0" ? " up" : ""}`;
   return element("p", { className: "quiet" }, element("span", { className: "key" },
-    `−${number(scale)}`, element("span", { className: "ramp" }), `+${number(scale)} nats`));
+    low, element("span", { className: ramp }), high));
 }
+
+const colorKey = (scale) => key(`−${number(scale)}`, `+${number(scale)} nats`);
 

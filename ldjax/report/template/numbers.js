@@ -20,7 +20,7 @@ function brief(value, isSigned = true) {
   return `${value < 0 ? "−" : isSigned ? "+" : ""}${text}`;
 }
 
-const percent = (share) => `${Math.round(100 * share)} %`;
+const percent = (share) => `${number(Math.round(100 * share))} %`;
 
 const largest = (...arrays) => {
   let most = 0;

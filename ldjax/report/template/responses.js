@@ -70,9 +70,10 @@ function responseSection() {
       (!state.type || type === state.type) && words.includes(wanted));
     const { orders, told = ["", ""] } = COLUMNS.find(({ key }) => key === state.key);
     const rows = sorted(found, state.key, orders[state.turn]);
-    count.textContent = found.length
-      ? `${found.length} responses${told[state.turn] ? `, those that ${told[state.turn]} first` : ""}. Nats.`
-      : "No response has these words.";
+    count.replaceChildren(...explained(found.length
+      ? `Each row is a probe: ${found.length} of them${told[state.turn]
+        ? `, those that ${told[state.turn]} first` : ""}, in nats.`
+      : "No response has these words."));
     list.replaceChildren(responseTable(rows.slice(0, state.most), state,
       (key) => {
         const { length } = COLUMNS.find((each) => each.key === key).orders;

@@ -2,7 +2,7 @@
 function signatureSection() {
   const marks = { holds: "✓ holds", fails: "✗ fails", "not applicable": "– not applicable" };
   const told = ({ verdict, id, strength, text, numbers: of, why }) => element("li", {},
-    element("strong", {}, `${marks[verdict]}: `), text,
+    element("strong", {}, `${marks[verdict]}: `), ...explained(text),
     element("div", { className: "quiet" }, [`${id}, ${strength}`,
       ...Object.entries(of).map(([name, value]) => `${name} = ${number(value)}`), why]
       .filter(Boolean).join("; ")));

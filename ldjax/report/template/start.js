@@ -11,6 +11,9 @@ figureSection();
 configurationSection();
 glossarySection();
 contents();
+for (const node of document.querySelectorAll("main > section > p:not([role])")) {
+  node.replaceChildren(...explained(node.textContent));
+}
 byId("status").remove();
 // Colours of pixels do not follow the style by themselves.
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
