@@ -236,6 +236,15 @@ def test_the_script_makes_text_nodes_only():
         assert forbidden not in script
 
 
+def test_files_of_the_script_share_a_scope_and_no_name():
+    files = (resources.files("ldjax.report") / "template").iterdir()
+    scripts = [file.read_text() for file in files if file.name.endswith(".js")]
+    pattern = re.compile(r"^(?:function|const|let) (\w+)", re.MULTILINE)
+    names = [name for script in scripts for name in pattern.findall(script)]
+    assert len(names) > 100
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
 def test_the_command_line(run, tmp_path, capsys):
     out = tmp_path / "page.html"
     assert main(Config((run.path, run.path), out=out)) == 0

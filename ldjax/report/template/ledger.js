@@ -32,10 +32,10 @@ function withoutAccount({ responses }) {
 function showBalance(parent, ledger, place) {
   let bySide = false;
   const { measured, floor } = ledger.responses[place];
-  const rounding = floor === null ? "" : ` Its rounding is about ${number(floor)}.`;
+  const rounding = floor === null ? "" : ` The rounding floor is ${number(floor)}.`;
   parent.append(element("h4", {}, "What its change is the sum of"),
-    element("p", {}, `Over the run it moved by ${signed(measured)} nats. Each part begins ` +
-      `where those above it end, and all of them end at what was measured.${rounding}`));
+    element("p", {}, ...explained(`Over the run it moved by ${signed(measured)} nats. Each ` +
+      `part begins where those above it end, and all end at what was measured.${rounding}`)));
   const controls = element("div", { className: "controls" });
   const grid = element("div", { className: "charts wide" });
   parent.append(controls, grid);
@@ -58,7 +58,7 @@ function showBalance(parent, ledger, place) {
 // ---- Examples
 
 // The shares of a group, from the one that lifted most to the one that lowered most.
-function sharesOf({ starts, examples, sides, when }, group) {
+function ledgerShares({ starts, examples, sides, when }, group) {
   const [from, to] = [numbers(starts)[group], numbers(starts)[group + 1]];
   return Array.from({ length: to - from }, (_, i) => {
     const values = row(sides, from + i);
@@ -176,7 +176,7 @@ function renderWindows({ node, body, legend, content }, onselect) {
 const magnitude = (value) => number(Math.abs(+value.toPrecision(3)));
 
 function examplesOfRun(ledger, place) {
-  const shares = sharesOf(ledger.of_run, place);
+  const shares = ledgerShares(ledger.of_run, place);
   const [lifted, lowered] = [ledger.lifted, ledger.lowered].map(({ counts, sums }) =>
     ({ count: counts[place], sum: sums[place] }));
   return [
@@ -189,7 +189,7 @@ function examplesOfRun(ledger, place) {
 
 function examplesOfWindow(ledger, place, window, [own, others]) {
   const group = place * windowsOf(ledger) + window;
-  const shares = sharesOf(ledger.of_windows, group);
+  const shares = ledgerShares(ledger.of_windows, group);
   const left = numbers(ledger.of_windows.counts)[group] - shares.length;
   const rest = own + others - sumOf(shares.map(({ value }) => value));
   const name = windowName(ledger, window);
@@ -258,6 +258,9 @@ function howCounted({ width, top, top_of_window }) {
       "are taken as they were. That an example changed later gradients is charged to those " +
       "later examples. So shares divide what happened; what training without an example " +
       "would have done is another question."),
+    element("p", {}, ...explained("Before the run is what the optimizer's state held when it " +
+      "began; weight decay belongs to no example; quadrature and rounding are what the account " +
+      "of single updates leaves.")),
     element("p", {}, `Of each response this page keeps the ${top} examples that lifted and ` +
       `the ${top} that lowered it most over the run, and the ${top_of_window} of ` +
       `${width > 1 ? `each ${width} updates` : "each update"}; sums are of all examples. ` +
