@@ -263,6 +263,20 @@ def test_trained_tokens_of_a_token(opened, made):
         assert rest == pytest.approx(exact, rel=5e-3, abs=off)
 
 
+def test_it_is_told_what_the_ledger_is_about(opened, tmp_path):
+    run = make_run(tmp_path / "short", TEXTS, steps=range(6))
+    examples = dict(list(EXAMPLES.items())[:8])
+    measured = {(PROBE, "chosen"): 3.0}
+    write_ledger(run, measured, examples, num_steps=4, batch_size=8)
+    page = opened([run], at=AT.replace("with_ledger", "short"))
+    told = page.locator("#response").text_content()
+    assert "Over the first 4 updates it moved by +3 nats" in told
+    select(page, "Response to", label="rejected")
+    told = page.locator("#response").text_content()
+    assert f"no account of this response, but of those to {PROBE}." in told
+    assert page.locator("svg.windows, ol.shares").count() == 0
+
+
 def test_a_run_without_a_ledger_says_how_to_make_one(opened, tmp_path):
     run = make_run(tmp_path / "old", TEXTS)
     page = opened([run])

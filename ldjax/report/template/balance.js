@@ -12,6 +12,10 @@ function whoseName(ledger, whose) {
     before: "before the run" }[whose] ?? whose;
 }
 
+// What a ledger is about: all updates of a run, or the first ones.
+const spanOf = ({ ledger, updates }) => ledger.num_steps < updates
+  ? `the first ${number(ledger.num_steps)} updates` : "the run";
+
 // What some responses moved by, on average: whose the parts are, and their sides.
 function ledgerBalance(ledger, places) {
   const mean = (of) => sumOf(places.map(of)) / places.length;
@@ -35,12 +39,14 @@ const inSides = (parts) => parts.flatMap((part) => part.sides.length > 1
 function originSection() {
   const able = runs.filter(({ ledger }) => ledger);
   byId("origins").hidden = !able.length;
-  for (const { ledger, name } of able) {
+  for (const run of able) {
+    const { ledger, name } = run;
     const places = [...ledger.responses.keys()];
     const ofType = (type) => places.filter((place) => ledger.responses[place].type === type);
     const types = [...new Set(ledger.responses.map(({ type }) => type))];
-    stackedBars(byId("origin-charts"), () => ({ title: `Origins of the change of every type, ${name}`,
-      unit: "nats", totalName: "measured",
+    stackedBars(byId("origin-charts"), () => ({ unit: "nats",
+      title: `Origins of the change of every type over ${spanOf(run)}, ${name}`,
+      totalName: "measured",
       bars: types.map((type) => ({ name: type, ...ledgerBalance(ledger, ofType(type)) })) }));
   }
 }

@@ -18,7 +18,7 @@ function showLedger(parent, { run, probe, type }) {
     parent.append(element("p", { className: "quiet" }, withoutAccount(ledger)));
     return;
   }
-  showBalance(parent, ledger, place);
+  showBalance(parent, run, place);
   showExamples(parent, ledger, place);
 }
 
@@ -29,13 +29,15 @@ function withoutAccount({ responses }) {
     `${known.slice(0, 4).join(", ")}${more}.`;
 }
 
-function showBalance(parent, ledger, place) {
+function showBalance(parent, run, place) {
+  const { ledger } = run;
   let bySide = false;
   const { measured, floor } = ledger.responses[place];
   const rounding = floor === null ? "" : ` The rounding floor is ${number(floor)}.`;
   parent.append(element("h4", {}, "What its change is the sum of"),
-    element("p", {}, ...explained(`Over the run it moved by ${signed(measured)} nats. Each ` +
-      `part begins where those above it end, and all end at what was measured.${rounding}`)));
+    element("p", {}, ...explained(`Over ${spanOf(run)} it moved by ` +
+      `${signed(measured)} nats. Each part begins where those above it end, and all end at ` +
+      `what was measured.${rounding}`)));
   const controls = element("div", { className: "controls" });
   const grid = element("div", { className: "charts wide" });
   parent.append(controls, grid);
@@ -95,7 +97,7 @@ function windowName(ledger, window) {
 function showExamples(parent, ledger, place) {
   const dated = datedOf(ledger, place);
   const last = dated.length - 1;
-  const content = element("div", { "aria-live": "polite" });
+  const [told, lists] = [element("p", { role: "status" }), element("div")];
   const whole = element("button", { type: "button", onclick: () => show(-1) }, "Whole run");
   const exact = element("input", { type: "number", min: 1, max: ledger.num_steps,
     onchange: () => show(Math.floor((exact.value - 1) / ledger.width)) });
@@ -114,11 +116,13 @@ function showExamples(parent, ledger, place) {
     exact.value = isWhole ? "" : ledgerWindow * ledger.width + 1;
     whole.setAttribute("aria-pressed", isWhole);
     draw(strip);
-    content.replaceChildren(...isWhole ? examplesOfRun(ledger, place)
-      : examplesOfWindow(ledger, place, ledgerWindow, dated[ledgerWindow]));
+    const { text, node } = isWhole ? examplesOfRun(ledger, place)
+      : examplesOfWindow(ledger, place, ledgerWindow, dated[ledgerWindow]);
+    told.textContent = text;
+    lists.replaceChildren(node);
   };
   parent.append(element("div", { className: "controls" }, whole,
-    element("label", {}, "At update", exact), slider), content, howCounted(ledger));
+    element("label", {}, "At update", exact), slider), told, lists, howCounted(ledger));
   show(ledgerWindow);
 }
 
@@ -179,12 +183,11 @@ function examplesOfRun(ledger, place) {
   const shares = ledgerShares(ledger.of_run, place);
   const [lifted, lowered] = [ledger.lifted, ledger.lowered].map(({ counts, sums }) =>
     ({ count: counts[place], sum: sums[place] }));
-  return [
-    element("p", {}, `Of ${number(ledger.num_examples)} training examples ` +
-      `${number(lifted.count)} lifted it, by ${magnitude(lifted.sum)} nats together, and ` +
-      `${number(lowered.count)} lowered it, by ${magnitude(lowered.sum)}.`),
-    shareColumns(ledger, place, shares, { lifted, lowered }),
-  ];
+  const told = (verb, { count, sum }) => count
+    ? `${number(count)} ${verb} it, by ${magnitude(sum)} nats together` : `none ${verb} it`;
+  return { node: shareColumns(ledger, place, shares, { lifted, lowered }),
+    text: `Of ${number(ledger.num_examples)} training examples ` +
+      `${told("lifted", lifted)}, and ${told("lowered", lowered)}.` };
 }
 
 function examplesOfWindow(ledger, place, window, [own, others]) {
@@ -192,13 +195,12 @@ function examplesOfWindow(ledger, place, window, [own, others]) {
   const shares = ledgerShares(ledger.of_windows, group);
   const left = numbers(ledger.of_windows.counts)[group] - shares.length;
   const rest = own + others - sumOf(shares.map(({ value }) => value));
-  const name = windowName(ledger, window);
-  return [
-    element("p", {}, `The examples of ${name} gave ${signed(own + others)} nats: ` +
+  const hidden = left > 0
+    ? ` ${number(left)} of them are not shown: ${signed(rest)} together.` : "";
+  return { node: shareColumns(ledger, place, shares),
+    text: `The examples of ${windowName(ledger, window)} gave ${signed(own + others)} nats: ` +
       `${whoseName(ledger, "own")} ${signed(own)}, ${whoseName(ledger, "others")} ` +
-      `${signed(others)}.${left > 0 ? ` ${number(left)} of them are not shown: ${signed(rest)} together.` : ""}`),
-    shareColumns(ledger, place, shares),
-  ];
+      `${signed(others)}.${hidden}` };
 }
 
 // What lifted and what lowered it, side by side, and how much of each is not shown.

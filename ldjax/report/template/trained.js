@@ -17,7 +17,7 @@ function showLedgerToken(parent, { run, probe, type, token }) {
     ...(of.length ? of.map(({ node }) => node())
       : [element("p", { className: "quiet" }, "none")]));
   const half = rows.length / 2;
-  parent.append(element("h4", {}, "Which trained tokens moved it, over the run"),
+  parent.append(element("h4", {}, `Which trained tokens moved it, over ${spanOf(run)}`),
     element("p", {}, `Training examples lifted this token by ${magnitude(lifted)} nats and ` +
       `lowered it by ${magnitude(lowered)}: ${signed(lifted + lowered)} together. Those that ` +
       `did most are below; of each the ${named} tokens with the largest shares are coloured.`),
