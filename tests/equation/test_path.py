@@ -198,6 +198,47 @@ def test_the_order_catches_a_wrong_weight(wrong, monkeypatch):
     left.cache_clear()
 
 
+# At kinks.
+
+
+@pytest.mark.parametrize("nodes", ["midpoint", "trapezoid", "simpson", 2, 3])
+def test_a_rule_misplaces_a_kink_by_part_of_the_distance_of_its_nodes(nodes):
+    """The slope of a unit that comes on is a step: a rule sums the weights beyond."""
+    rule, update = path_of(nodes), jnp.array(0.5)
+    for kink in (0.1, 0.3, 0.6, 0.9):
+        old = -kink * update
+        found = rule.mean(jax.grad(jax.nn.relu), old, update) * update
+        on = sum(w for place, w in zip(*rule, strict=True) if place > kink)
+        assert_close(found, on * update)
+        assert_close(jax.nn.relu(old + update), (1 - kink) * update)
+
+
+def test_at_kinks_any_rule_is_of_second_order_and_more_nodes_still_help():
+    """Means over many probes: as many kinks as the update is long, each as high."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape))
+    inputs, first, last, move = draw(20_000, 6), draw(6, 40), draw(40), draw(6, 40)
+    fn = lambda w: jax.nn.log_sigmoid(jax.nn.relu(inputs @ w) @ last)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def left(size, nodes):
+        update = size * move
+        measured = fn(first + update) - fn(first)
+        slope = lambda w: jax.jvp(fn, (w,), (update,))[1]
+        return jnp.abs(measured - path_of(nodes).mean(slope, first, update)).mean()
+
+    sizes = 0.08 / 2.0 ** np.arange(3)
+    by_nodes = {n: np.array([left(size, n) for size in sizes]) for n in (1, 2, 4, 8)}
+    for nodes, lefts in by_nodes.items():
+        orders = np.log2(lefts[:-1] / lefts[1:])
+        print(f"{nodes}: orders {orders}, {lefts}")
+        assert (abs(orders - 2) < 0.25).all()
+    of_nodes = np.array([lefts[-1] for lefts in by_nodes.values()])
+    ratios = of_nodes[:-1] / of_nodes[1:]
+    print(f"by doubled nodes {ratios}")
+    assert ((ratios > 1.5) & (ratios < 2.7)).all()
+
+
 # What is made of it.
 
 

@@ -12,6 +12,7 @@ from zoo.decoders import make_decoder, random_tokens
 import ldjax
 from ldjax.data.batches import Example, to_sequences
 from ldjax.data.reference import add_reference
+from ldjax.models import LowRank, is_adapter
 from ldjax.watch.token_maps import TokenMaps
 
 # Adam at its first step, with an epsilon that keeps its quotient from rounding.
@@ -108,3 +109,38 @@ def test_a_map_is_that_of_brute_force(case, expected, batch_size, kept_bytes):
         for ours, theirs in zip(found[name], maps, strict=True):
             assert_close(ours, np.asarray(theirs), rtol=1e-10)
             assert np.abs(theirs).max() > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept_bytes", [0, 2**30])  # forwards, and backwards
+@pytest.mark.parametrize("where", [None, is_adapter], ids=["all", "adapters"])
+def test_a_map_with_nodes_sums_to_the_parts_that_are_sides(kept_bytes, where):
+    adapters = LowRank(rank=2, alpha=4.0, targets=("qkv",))
+    changes = {} if where is None else {"adapters": adapters}
+    model, params = make_decoder("gpt2", num_layers=1, **changes)
+    apply_fn = ldjax.linen.apply_fn(model)
+    loss_fn = ldjax.losses.sft
+    update = SIDES["chosen"]
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(0.5), optax.sgd(0.3, momentum=0.9)
+    )
+    token_maps = TokenMaps(
+        apply_fn=apply_fn,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        watch_fn=apply_fn,
+        where=where,
+        nodes=2,
+        batch_size=3,
+        kept_bytes=kept_bytes,
+    )
+    init, step = ldjax.make_step(apply_fn, loss_fn, optimizer, where=where, nodes=2)
+    state, _ = step(init(params), update, PROBES)
+    _, comparison = step(state, update, PROBES)
+    found = token_maps(state, update, PROBES)["update"]
+    parts = comparison.parts["update"]
+    for maps, part, first in zip(found, parts, comparison.predicted, strict=True):
+        assert_close(maps.sum((2, 3)), np.asarray(part), rtol=1e-10)
+        assert np.abs(part).max() > 1e-3
+        # which is not what first order says of it
+        assert np.abs(maps.sum((2, 3)) - first).max() > 1e-3
