@@ -34,8 +34,6 @@ class Kept:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._here: dict[str, Arrays] = {}
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def lasts(self) -> bool:
@@ -47,6 +45,7 @@ class Kept:
         if self._folder is None:
             self._here[name] = dict(arrays)
             return
+        self._folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self._file(name)) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -66,7 +65,7 @@ class Kept:
         """Forget everything."""
         self._here.clear()
         if self._folder is not None:
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, name: str) -> Path:
         assert self._folder is not None

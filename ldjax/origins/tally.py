@@ -108,7 +108,7 @@ class Tally:
         shapes = _shapes(rows, num_probes, num_layers, has_maps)
         return 8 * sum(map(math.prod, shapes.values()))
 
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> Adjoint:
+    def restore(self, arrays: Arrays) -> Arrays:
         """Go on where an earlier tally stopped; the adjoint there."""
         self.done = int(arrays["done"])
         self.arrays = {name: arrays[f"sum/{name}"] for name in self.arrays}

@@ -122,6 +122,7 @@ def test_a_response_is_the_sum_of_its_tokens(whole):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2, 3])
 def test_the_error_falls_with_the_order_of_the_nodes(nodes):
     def error(rate):
@@ -136,6 +137,7 @@ def test_the_error_falls_with_the_order_of_the_nodes(nodes):
     assert abs(order - (2 * nodes + 1)) < 0.8
 
 
+@pytest.mark.slow
 def test_what_the_run_began_with_is_an_origin():
     training, first = small_run(optax.adam(0.02), num_steps=5)
     state = jax.tree.map(jnp.array, first.start)
@@ -144,11 +146,12 @@ def test_what_the_run_began_with_is_an_origin():
     _, trajectory = small_run(optax.adam(0.02), start=state)
     probes = responses_of(by_rows(2))
     balance = account(training, trajectory, probes).sum()
-    assert balance["before"].abs().min() > 0.01
+    assert balance["before"].abs().min() > 1e-3
     told = balance["gradient"] + balance["before"]
     assert ((told / balance["measured"] - 1).abs() <= 1e-6).all()
 
 
+@pytest.mark.slow
 def test_noise_is_an_origin():
     noisy = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.adam(0.02))
     training, trajectory, probes = pairs_run(noisy)
@@ -158,6 +161,7 @@ def test_noise_is_an_origin():
     assert ((told / balance["measured"] - 1).abs() <= 1e-6).all()
 
 
+@pytest.mark.slow
 def test_some_parameters_can_be_trained():
     where = {"embed": True, "kernel": False, "bias": False, "readout": True}
     training, trajectory, probes = pairs_run(where=where)
@@ -168,6 +172,7 @@ def test_some_parameters_can_be_trained():
     assert set(ledger.layers["layer"]) == {"embed", "readout"}
 
 
+@pytest.mark.slow
 def test_chunks_of_responses_give_the_same_numbers():
     training, trajectory, probes = pairs_run()
     every = account(training, trajectory, probes).table["value"].to_numpy()
@@ -179,7 +184,9 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("calls", [15, 27, 40, 58])
+@pytest.mark.parametrize(
+    "calls", [22, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 15, 31))]
+)
 def test_a_killed_ledger_goes_on_and_ends_with_the_same_bytes(calls, tmp_path):
     training, trajectory, probes = pairs_run()
     options = {"probe_batch_size": 4, "by_token": 1}
@@ -201,7 +208,7 @@ def test_a_killed_ledger_goes_on_and_ends_with_the_same_bytes(calls, tmp_path):
     # As if the memory were another one: the size is that of the beginning.
     options["probe_batch_size"] = None
     account(training, killed, probes, folder=tmp_path / "b", **options)
-    files = ["ledger.json", "ledger.parquet", "layers.parquet", "tokens.npz"]
+    files = ["layers.parquet", "ledger.json", "ledger.parquet", "tokens.npz"]
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == files
     for name in files:
         other = (tmp_path / "a" / name).read_bytes()
@@ -209,6 +216,7 @@ def test_a_killed_ledger_goes_on_and_ends_with_the_same_bytes(calls, tmp_path):
     assert count - made < 12 * 4  # it did not begin anew
 
 
+@pytest.mark.slow
 def test_another_ledger_in_the_folder_is_not_gone_on_with(tmp_path):
     training, trajectory, probes = pairs_run()
 
@@ -223,6 +231,7 @@ def test_another_ledger_in_the_folder_is_not_gone_on_with(tmp_path):
     assert found.about["nodes"] == 3
 
 
+@pytest.mark.slow
 def test_a_replay_that_misses_a_checkpoint_by_a_bit_says_where():
     training, trajectory, probes = pairs_run()
 
@@ -241,6 +250,7 @@ def test_a_replay_that_misses_a_checkpoint_by_a_bit_says_where():
         account(training, missed, probes)
 
 
+@pytest.mark.slow
 def test_a_program_of_changing_numbers_is_noticed():
     training, trajectory, probes = pairs_run()
     count = 0
@@ -270,6 +280,7 @@ def test_an_optimizer_that_cannot_be_split_is_refused_before_the_run_is_made():
         account(training, trajectory, probes)
 
 
+@pytest.mark.slow
 def test_one_program_goes_back_over_all_updates():
     traces = []
 
@@ -286,6 +297,7 @@ def test_one_program_goes_back_over_all_updates():
     assert count(3) == count(11)
 
 
+@pytest.mark.slow
 def test_the_work_is_that_of_the_theory():
     training, trajectory, probes = pairs_run(optax.adam(0.02))
     point = Replay.of(trajectory, Kept(None)).point(trajectory.start)
@@ -308,9 +320,8 @@ def test_the_work_is_that_of_the_theory():
     def logits_of(params):
         return {name: apply_toy(params, side) for name, side in batch.items()}
 
-    jvp = estimate(
-        lambda params: jax.jvp(logits_of, (params,), (params,)), point.params
-    )
+    along = lambda params: jax.jvp(logits_of, (params,), (params,))
+    jvp = estimate(along, point.params).flops
     for nodes in (1, 3):
         each = flops(2, nodes) - flops(1, nodes)
         assert each <= 1.3 * (nodes * backward + jvp)
@@ -325,6 +336,7 @@ def test_as_many_responses_are_in_flight_as_fit():
         most_probes(24, each, limit=109)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_the_run_is_made():
     training, trajectory, probes = pairs_run()
     trajectory = trajectory._replace(step_fn=None)
@@ -332,6 +344,7 @@ def test_what_does_not_fit_is_refused_before_the_run_is_made():
         account(training, trajectory, probes, memory_limit=1000)
 
 
+@pytest.mark.slow
 def test_names_that_do_not_fit_are_refused():
     training, trajectory, probes = pairs_run()
     short = trajectory._replace(names_of=lambda step: NAMES[:2])

@@ -6,6 +6,7 @@ share then goes its own way. Nothing is imported from ldjax. Parameters are one 
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 __all__ = ["AdamW", "Every", "Momentum", "RmsProp", "accounted", "log_prob_fn"]
@@ -98,8 +99,8 @@ def log_prob_fn(apply_fn, unflat):
     def log_prob(theta, row):
         logits = apply_fn(unflat(theta), jax.tree.map(lambda leaf: leaf[None], row))
         picked = jax.nn.log_softmax(logits[0])
-        targets = np.where(row.mask, row.targets, 0)
-        return (picked[np.arange(len(targets)), targets] * row.mask).sum()
+        targets = jnp.where(row.mask, row.targets, 0)
+        return (picked[jnp.arange(len(targets)), targets] * row.mask).sum()
 
     return log_prob
 

@@ -34,7 +34,7 @@ class State(NamedTuple):
 
 def warmup(count):
     """A rate in float64; those of optax's schedules are rounded to float32."""
-    return 0.02 * jnp.minimum(jnp.asarray(count) / 3, 1.0)
+    return 0.02 * jnp.minimum(jnp.asarray(count, float) / 3, 1.0)
 
 
 def make_step(training):
