@@ -80,7 +80,8 @@ class Program:
 
         An input that is not among `parts` contributes nothing; `parts[NOISE]` (of any
         value) stands for all that was drawn at random. Shares are of the numbers' own
-        types and rounded as they are, or `is_wide`: in float32 at least.
+        types and rounded as they are, or `is_wide`: in float32 at least, by a map that
+        may be transposed.
         """
         widen = wide if is_wide else lambda value: value
         shares = {i: widen(part) for i, part in parts.items() if i != NOISE}
@@ -90,12 +91,14 @@ class Program:
                 return shares[number]
             return widen(jnp.zeros_like(values[number]))
 
+        def scale(op: _Op, number: int) -> Any:
+            if is_wide and not self._droppable.isdisjoint(op.outs):
+                return widen(_usable(values[number], op.is_quotient))
+            return widen(values[number])
+
         def spread(op: _Op) -> Sequence[Any]:
-            scale = _usable if self._droppable.intersection(op.outs) else lambda x, _: x
             operands = (
-                share(number)
-                if i in (op.varying or ())
-                else widen(scale(values[number], op.is_quotient))
+                share(number) if i in (op.varying or ()) else scale(op, number)
                 for i, number in enumerate(op.ins)
             )
             return op.spread(*operands) if is_wide else op.run(*operands)

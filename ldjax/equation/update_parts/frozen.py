@@ -65,10 +65,11 @@ def frozen_update(
       >>> own(jnp.array([1.0, 4.0]))  # a quarter of the first, twice the second
       Array([-0.125, -1.   ], dtype=...)
     """
-    step = FrozenStep.of(optimizer, gradient, state, params, extra_args)
+    inputs = (optimizer, gradient, state, params, extra_args)
+    step = FrozenStep.of(*inputs, carries_on=False)
     held = step.moments
     accumulated = set(map(step.reading.name, step.reading.accumulated))
-    inputs = (
+    shares = (
         step.parts(moments={k: v for k, v in held.items() if k not in accumulated}),
         step.parts(moments={k: v for k, v in held.items() if k in accumulated}),
         step.parts(params=params),
@@ -77,7 +78,7 @@ def frozen_update(
     present = step.labels(step.reading.in_updates)
     rest = {
         label: step.update(parts)
-        for label, parts in zip(PARTS, inputs, strict=True)
+        for label, parts in zip(PARTS, shares, strict=True)
         if label in present
     }
     return lambda part: step.update(step.parts(part)), rest

@@ -170,8 +170,10 @@ class FrozenStep(NamedTuple):
         state: Any,
         params: Any,
         extra_args: Mapping[str, Any],
+        *,
+        carries_on: bool = True,
     ) -> "FrozenStep":
-        """Of the arguments of `linear_step`."""
+        """Of the arguments of `linear_step`; with the moments after it or without."""
         if jax.tree.structure(gradient) != jax.tree.structure(params):
             raise ValueError(
                 "The gradient has another structure than the parameters, so it cannot "
@@ -191,7 +193,7 @@ class FrozenStep(NamedTuple):
         reading = read(closed, Places.of(*inputs), start)
         _refuse_frozen(reading)
         leaves = jax.tree.leaves(inputs)
-        wanted = [*reading.updates, *reading.next_moments]
+        wanted = [*reading.updates, *(reading.next_moments if carries_on else ())]
         return cls(
             reading=reading,
             values=reading.program.run(leaves, wanted),

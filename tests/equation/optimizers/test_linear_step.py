@@ -306,11 +306,20 @@ def test_a_run_replayed_without_an_origin_lacks_its_part(name):
     check_replays(optimizer, make_replay(), rtol)
 
 
-def _late(state):
-    """Counts that are one ahead."""
-    return jax.tree.map(
-        lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.integer) else x, state
-    )
+def _late(kind):
+    """With the count of these states one ahead."""
+
+    def late(state):
+        return (
+            state._replace(count=state.count + 1) if isinstance(state, kind) else state
+        )
+
+    def wrong(optimizer, gradient, state, params, **extra_args):
+        is_leaf = lambda node: isinstance(node, kind)
+        state = jax.tree.map(late, state, is_leaf=is_leaf)
+        return linear_step(optimizer, gradient, state, params, **extra_args)
+
+    return wrong
 
 
 def _wrong_carry(change):
@@ -342,9 +351,8 @@ def _blame(carry, gradient, given, moments, params):
 MUTATIONS = {
     "a power of b1 dropped": _wrong_carry(_forget_b1),
     "the clip factor twice": _wrong_carry(_clip_twice),
-    "the counts one late": lambda optimizer, gradient, state, params, **extra_args: (
-        linear_step(optimizer, gradient, _late(state), params, **extra_args)
-    ),
+    "the bias correction one late": _late(optax.ScaleByAdamState),
+    "the schedule one late": _late(optax.ScaleByScheduleState),
     "weight decay for an example": _wrong_carry(_blame),
 }
 
