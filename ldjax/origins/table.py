@@ -208,7 +208,7 @@ class Ledger(NamedTuple):
         folder = Path(folder)
         if not (folder / _TABLE).is_file():
             raise FileNotFoundError(
-                f"There is no ledger in {folder}. Make it with `ldjax ledger`."
+                f"There is no ledger in {folder}. Make it with `ldjax ledger RUN`."
             )
         tokens, layers = folder / _TOKENS, folder / _LAYERS
         return cls(

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from ldjax.origins import Ledger
 
 import ldjax
 from ldjax.data.batches import Example
@@ -22,6 +21,7 @@ from ldjax.finetune.ledger.choose import choose
 from ldjax.finetune.ledger.settings import Places, settings_of
 from ldjax.finetune.settings import kept
 from ldjax.models import Pretrained, Transformer, llama_config, save
+from ldjax.origins import Ledger
 from ldjax.runs.checkpoints import Checkpoints
 from ldjax.runs.folder import create_run, open_run
 from ldjax.watch.probes import Probe
@@ -226,7 +226,7 @@ def from_other_model(run):
 def missed(run):
     """A checkpoint that is whole, of another run."""
     checkpoints = Checkpoints(run.path / "checkpoints")
-    there = checkpoints.restore()
+    there = checkpoints.read(NUM_STEPS)
     leaf = there.state["params"]["final_norm"]["scale"]
     there.state["params"]["final_norm"]["scale"] = leaf.at[0].multiply(1 + 1e-6)
     checkpoints.save(there)

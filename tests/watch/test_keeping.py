@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from ldjax.origins import Responses, Training, Trajectory, account
-from ldjax.origins.replay import ReplayError
 from zoo.cases import apply_toy, toy_params
 
 import ldjax
 from ldjax.data.batches import Example, to_sequences
 from ldjax.losses import make_loss
+from ldjax.origins import Responses, Training, Trajectory, account
+from ldjax.origins.replay import ReplayError
 from ldjax.runs.checkpoints import Checkpoints
 from ldjax.watch import Probe, ProbeSet
 from ldjax.watch.keeping import Kept

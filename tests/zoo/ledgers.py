@@ -1,4 +1,4 @@
-"""Ledgers of runs made by hand: as `ldjax ledger` writes them, of drawn numbers."""
+"""Ledgers of runs made by hand: as `ldjax ledger RUN` writes them, of drawn numbers."""
 
 import json
 

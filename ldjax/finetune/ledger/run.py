@@ -199,7 +199,7 @@ def _begin(
     assert trajectory.names_of is not None
     names = {name for step in steps for name in trajectory.names_of(step)}
     lines = (
-        json.dumps({"example": name} | said, ensure_ascii=False) + "\n"
+        json.dumps({"example": name, **said}, ensure_ascii=False) + "\n"
         for name, said in replay.examples.items()
         if name in names
     )
