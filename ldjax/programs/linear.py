@@ -68,21 +68,38 @@ class Program:
             values |= zip(op.outs, results, strict=True)
         return values
 
+    def usable_scales(
+        self, values: Mapping[int, Any], wanted: Sequence[int]
+    ) -> dict[tuple[int, bool], Any]:
+        """Scales on the way to what a choice may drop, and whether they divide.
+
+        In a branch that was not taken they may be no numbers; then they let nothing
+        through. What they make is dropped; backward, zero times infinity would not be.
+        """
+        return {
+            (number, op.is_quotient): _usable(values[number], op.is_quotient)
+            for op in self._needed(wanted)
+            if op.varying and not self._droppable.isdisjoint(op.outs)
+            for i, number in enumerate(op.ins)
+            if i not in op.varying
+        }
+
     def respond(
         self,
         values: Mapping[int, Any],
         parts: Mapping[int, Any],
         wanted: Sequence[int],
         *,
-        is_wide: bool = False,
+        scales: Mapping[tuple[int, bool], Any] | None = None,
     ) -> list[Any]:
         """The share of the numbers wanted that comes from these parts of the inputs.
 
         An input that is not among `parts` contributes nothing; `parts[NOISE]` (of any
         value) stands for all that was drawn at random. Shares are of the numbers' own
-        types and rounded as they are, or `is_wide`: in float32 at least, by a map that
-        may be transposed.
+        types and rounded as they are; with `scales` (`usable_scales`) in float32 at
+        least, by a map that may be transposed.
         """
+        is_wide = scales is not None
         widen = wide if is_wide else lambda value: value
         shares = {i: widen(part) for i, part in parts.items() if i != NOISE}
 
@@ -92,9 +109,8 @@ class Program:
             return widen(jnp.zeros_like(values[number]))
 
         def scale(op: _Op, number: int) -> Any:
-            if is_wide and not self._droppable.isdisjoint(op.outs):
-                return widen(_usable(values[number], op.is_quotient))
-            return widen(values[number])
+            usable = (scales or {}).get((number, op.is_quotient), values[number])
+            return widen(usable)
 
         def spread(op: _Op) -> Sequence[Any]:
             operands = (
@@ -326,18 +342,14 @@ def wide(value: Any) -> Any:
 
 
 def _usable(scale: Any, is_divisor: bool) -> Any:
-    """A scale of a branch that may not be taken; none where it is no number.
-
-    What goes through it is dropped by the choice; backward, zero times it would not be.
-    """
+    """A scale, or one that lets nothing through where it is no number."""
     if not jnp.issubdtype(jnp.result_type(scale), jnp.floating):
         return scale
     scale = jnp.asarray(scale)
-    if is_divisor:
-        is_usable, none = jnp.isfinite(scale) & (scale != 0), jnp.inf
-    else:
-        is_usable, none = jnp.isfinite(scale), 0
-    return lax.select(is_usable, scale, jnp.full_like(scale, none))
+    is_usable = (
+        jnp.isfinite(scale) & (scale != 0) if is_divisor else jnp.isfinite(scale)
+    )
+    return jnp.where(is_usable, scale, jnp.inf if is_divisor else 0)
 
 
 def _ratio_share(part: Any, value: Any, result: Any) -> Any:

@@ -151,6 +151,7 @@ class FrozenStep(NamedTuple):
     Attributes:
       reading: The program, and which leaves of the state carry shares.
       values: Its numbers.
+      scales: Those of them that a choice may drop, for shares that go on.
       start_values: Those of the program of `optimizer.init`.
       leaves: The inputs of the update.
       structure: Of the update.
@@ -158,6 +159,7 @@ class FrozenStep(NamedTuple):
 
     reading: Reading
     values: Mapping[int, Any]
+    scales: Mapping[tuple[int, bool], Any]
     start_values: Mapping[int, Any]
     leaves: list[Any]
     structure: Any
@@ -194,9 +196,12 @@ class FrozenStep(NamedTuple):
         _refuse_frozen(reading)
         leaves = jax.tree.leaves(inputs)
         wanted = [*reading.updates, *(reading.next_moments if carries_on else ())]
+        values = reading.program.run(leaves, wanted)
+        scales = reading.program.usable_scales(values, wanted) if carries_on else {}
         return cls(
             reading=reading,
-            values=reading.program.run(leaves, wanted),
+            values=values,
+            scales=scales,
             start_values=start.program.run(
                 jax.tree.leaves(params), reading.starts_of_copies
             ),
@@ -247,7 +252,7 @@ class FrozenStep(NamedTuple):
         """The share of the update and of the moments after it."""
         reading = self.reading
         wanted = [*reading.updates, *reading.next_moments]
-        shares = reading.program.respond(self.values, parts, wanted, is_wide=True)
+        shares = reading.program.respond(self.values, parts, wanted, scales=self.scales)
         updates = shares[: len(reading.updates)]
         after = dict(zip(reading.moments, shares[len(updates) :], strict=True))
         moved = updates
@@ -283,7 +288,7 @@ class FrozenStep(NamedTuple):
             self.start_values,
             dict(enumerate(params)),
             reading.starts_of_copies,
-            is_wide=True,
+            scales={},
         )
         return [
             (i, share.astype(wide(self.leaves[i]).dtype))
