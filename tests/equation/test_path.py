@@ -87,7 +87,7 @@ def test_the_averaged_jacobian_is_exact_for_polynomials_of_its_degree(nodes):
 def test_the_transposed_average_is_the_average_of_gradients():
     fn = lambda w: jnp.stack([jnp.sin(w).sum(), (w**3).prod()])
     old, update = jnp.array([0.3, -0.4]), jnp.array([0.2, 0.5])
-    for nodes in (None, "simpson", 3):
+    for nodes in (None, 2):
         rows = jax.jacrev(averaged(fn, update, nodes))(old)
         each = path_of(nodes).mean(jax.jacrev(fn), old, update)
         assert_close(rows, each)
@@ -213,6 +213,7 @@ def test_a_rule_misplaces_a_kink_by_part_of_the_distance_of_its_nodes(nodes):
         assert_close(jax.nn.relu(old + update), (1 - kink) * update)
 
 
+@pytest.mark.slow
 def test_at_kinks_any_rule_is_of_second_order_and_more_nodes_still_help():
     """Means over many probes: as many kinks as the update is long, each as high."""
     rng = np.random.default_rng(0)
@@ -303,6 +304,7 @@ def test_what_did_not_move_has_no_share():
     assert not shares["last"].any()
 
 
+@pytest.mark.slow
 def test_the_way_between_stored_parameters_is_finer_than_what_can_be_stored():
     fn, old, new = _layers()
     old, new = (jax.tree.map(lambda x: x.astype(jnp.bfloat16), p) for p in (old, new))
