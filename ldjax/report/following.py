@@ -51,12 +51,10 @@ def _settings(run: Run) -> Mapping[str, Any]:
 
 
 def _is_circle(found: Sequence[int | None], place: int) -> bool:
-    """Whether a run would follow itself: one of its folders was written anew."""
-    before = found[place]
-    for _ in found:
+    """Whether who goes back from a run never ends: a folder was written anew."""
+    before: int | None = place
+    for _ in range(len(found) + 1):
         if before is None:
             return False
-        if before == place:
-            return True
         before = found[before]
     return True

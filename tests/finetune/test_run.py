@@ -24,6 +24,7 @@ from ldjax.finetune.settings import Objective
 from ldjax.finetune.start import find_regime
 from ldjax.losses import sft
 from ldjax.models import load
+from ldjax.report.words import headline
 from ldjax.runs.checkpoints import Checkpoints
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
 from ldjax.theory.curves import Curves
@@ -144,6 +145,14 @@ def test_a_pipeline_ends_with_a_page_of_its_stages(runs):
     assert str(out / "report.html") in result.stdout
     for name in ("", "sft", "dpo_after_sft", "dpo_from_base"):
         assert (out / name / "report.html").stat().st_size < 6e6
+    begun = [
+        headline(open_run(out / name).config["settings"]) for name in pipeline.STAGES
+    ]
+    assert [text.rpartition(", ")[2] for text in begun[1:]] == [
+        "from the run sft",
+        begun[0].rpartition(", ")[2],
+    ]
+    assert begun[0].rpartition(", ")[2].startswith("from the base model base-")
 
 
 @pytest.mark.slow
