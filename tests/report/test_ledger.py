@@ -223,6 +223,8 @@ def test_trained_tokens_of_a_token(tmp_path):
                     shares[:count] * unit, scored[largest[:count]], atol=0.51 * unit
                 )
                 assert not shares[count:].any()
+                rest = totals[row] - scored[largest[:count]].sum()
+                assert found["rests"][place][i] == pytest.approx(rest, abs=1e-7)
                 assert (at[count:] == mask[0].size).all()
 
 

@@ -37,8 +37,8 @@ def token_content(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
       JSON content, arrays as `packed`. By response: the `rows` that moved each of its
       tokens, `[token, 2 TOP]`, by how much (`totals`), and their `tokens` that did
       most, `[token, 2 TOP x named]`, by `shares` in whole numbers of a `unit`,
-      `[token]`; `sums`, what all rows that lifted the token gave, and all that
-      lowered it.
+      `[token]`, and what their other tokens gave, `rests`; `sums`, what all rows that
+      lifted the token gave, and all that lowered it.
     """
     # NumPy would leave a file open that is damaged.
     with path.open("rb") as file, np.load(file) as arrays:
@@ -94,7 +94,8 @@ def _largest(map_: np.ndarray, mask: np.ndarray, named: int) -> Mapping[str, Any
     flat_mask = mask.reshape(len(mask), -1)
     scored = np.where(flat_mask, flat_mask.cumsum(1) - 1, flat_mask.shape[1])
     flat = lambda array: array.reshape(len(array), -1)
-    shown = flat(np.take_along_axis(of_rows, tokens, axis=2)).astype(np.float64)
+    kept = np.take_along_axis(of_rows, tokens, axis=2).astype(np.float64)
+    shown = flat(kept)
     unit = np.abs(shown).max(1, initial=np.finfo("f4").tiny) / np.iinfo(np.int16).max
     return {
         "rows": rows,
@@ -102,5 +103,6 @@ def _largest(map_: np.ndarray, mask: np.ndarray, named: int) -> Mapping[str, Any
         "tokens": small(flat(np.take_along_axis(scored[rows], tokens, axis=2))),
         "shares": (shown / unit[:, None]).round().astype(np.int16),
         "unit": unit,
+        "rests": np.take_along_axis(totals, rows, axis=1) - kept.sum(2),
         "sums": np.stack([totals.clip(0).sum(1), totals.clip(max=0).sum(1)], axis=1),
     }

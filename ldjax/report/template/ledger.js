@@ -33,7 +33,7 @@ function showBalance(parent, run, place) {
   const { ledger } = run;
   let bySide = false;
   const { measured, floor } = ledger.responses[place];
-  const rounding = floor === null ? "" : ` The rounding floor is ${number(floor)}.`;
+  const rounding = floor === null ? "" : ` The rounding floor is ${magnitude(floor)}.`;
   parent.append(element("h4", {}, "What its change is the sum of"),
     element("p", {}, ...explained(`Over ${spanOf(run)} it moved by ` +
       `${signed(measured)} nats. Each part begins where those above it end, and all end at ` +
@@ -98,7 +98,7 @@ function showExamples(parent, ledger, place) {
   const dated = datedOf(ledger, place);
   const last = dated.length - 1;
   const [told, lists] = [element("p", { role: "status" }), element("div")];
-  const whole = element("button", { type: "button", onclick: () => show(-1) }, "Whole run");
+  const whole = element("button", { type: "button", onclick: () => show(-1) }, "All updates");
   const exact = element("input", { type: "number", min: 1, max: ledger.num_steps,
     onchange: () => show(Math.floor((exact.value - 1) / ledger.width)) });
   const slider = element("input", { type: "range", min: 0, max: last, "aria-label": "Update",
@@ -112,7 +112,7 @@ function showExamples(parent, ledger, place) {
     slider.value = Math.max(ledgerWindow, 0);
     slider.className = isWhole ? "idle" : "";
     slider.setAttribute("aria-valuetext",
-      isWhole ? "whole run" : windowName(ledger, ledgerWindow));
+      isWhole ? "all updates" : windowName(ledger, ledgerWindow));
     exact.value = isWhole ? "" : ledgerWindow * ledger.width + 1;
     whole.setAttribute("aria-pressed", isWhole);
     draw(strip);

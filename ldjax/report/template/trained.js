@@ -1,8 +1,15 @@
 // Which trained tokens moved a token of a response, over the run.
 function showLedgerToken(parent, { run, probe, type, token }) {
   const { ledger } = run;
-  const found = ledger?.tokens?.responses[ledgerPlace(ledger, probe, type)];
-  if (!found) return;
+  const place = ledger ? ledgerPlace(ledger, probe, type) : -1;
+  if (place < 0) return;
+  const found = ledger.tokens?.responses[place];
+  if (!found) {
+    parent.append(element("p", { className: "quiet" }, "Which trained tokens moved it over " +
+      "all updates is told where the ledger was made by ",
+    element("code", {}, "ldjax ledger RUN --by-token N"), ", for the first N responses."));
+    return;
+  }
   const [lifted, lowered] = row(found.sums, token);
   const [rows, totals] = [row(found.rows, token), row(found.totals, token)];
   const unit = numbers(found.unit)[token];
@@ -10,7 +17,7 @@ function showLedgerToken(parent, { run, probe, type, token }) {
   const shares = Array.from(row(found.shares, token), (share) => share * unit);
   const [named, scale] = [places.length / rows.length, +largest(shares).toPrecision(3)];
   const cards = Array.from(rows, (of, i) => ({ value: totals[i], node: () => tokenCard(
-    ledger, ledger.tokens.examples[of], totals[i], scale,
+    ledger, ledger.tokens.examples[of], totals[i], row(found.rests, token)[i], scale,
     new Map(Array.from({ length: named }, (_, n) =>
       [places[i * named + n], shares[i * named + n]]))) }));
   const list = (head, of) => element("div", {}, element("h5", {}, head),
@@ -27,7 +34,7 @@ function showLedgerToken(parent, { run, probe, type, token }) {
       list("Lowered it most", cards.slice(half).filter(({ value }) => value < 0))));
 }
 
-function tokenCard(ledger, { name, sides }, total, scale, shares) {
+function tokenCard(ledger, { name, sides }, total, rest, scale, shares) {
   let place = 0;
   const blocks = Object.entries(sides).map(([side, texts]) => {
     const spans = texts.map((text) => {
@@ -43,9 +50,9 @@ function tokenCard(ledger, { name, sides }, total, scale, shares) {
       ...head, ...spans);
   });
   const { prompt = "" } = ledger.examples.find((of) => of.name === name) ?? {};
-  const rest = total - sumOf(shares.values());
   return element("div", { className: "token-share" },
     element("p", {}, element("strong", {}, signed(total)), ` ${name}`,
-      element("span", { className: "quiet" }, `, tokens without a colour ${signed(rest)}`)),
+      ...(place > shares.size ? [element("span", { className: "quiet" },
+        `, tokens without a colour ${signed(rest)}`)] : [])),
     element("p", { className: "excerpt", dir: "auto" }, prompt), ...blocks);
 }
