@@ -31,7 +31,7 @@ from ldjax.finetune.ledger.replay import Replay, rebuild
 from ldjax.finetune.ledger.settings import RANGES, Config, Nodes, Places
 from ldjax.origins import Ledger, Responses, Training, account
 from ldjax.report import write_page
-from ldjax.runs.folder import open_run
+from ldjax.runs.folder import Run, open_run
 from ldjax.theory.claims import failures, told
 from ldjax.watch.probes import ProbeSet
 from ldjax.watch.record import TRACKED
@@ -111,35 +111,32 @@ def ledger(
     asked = {"probes": words, "nodes": nodes, "by_token": by_token, "updates": updates}
     with command.set_up():
         opened = open_run(Path(run))
-        lock = lock_folder(opened.path, at_end=settle)
-    try:
+        # Until this returns, or is stopped and has said how to go on.
+        opened = Run(opened.path, lock_folder(opened.path, at_end=settle))
         folder = opened.path / "ledger"
-        with command.set_up():
-            if _is_complete(folder, asked) and not overwrite:
-                return Ledger.read(folder)
-            if training is None:
-                replay = rebuild(opened, places or Places(), updates)
-            else:
-                replay = rebuild_loop(opened, training, step_fn, state, updates)
-            chosen = choose(words, replay.probes, replay.tracked)
-            _begin(folder, asked, replay, overwrite=overwrite)
-        num_steps = replay.trajectory.num_steps
-        tell(f"the ledger of {len(chosen)} responses over {num_steps} updates")
-        made = account(
-            replay.training,
-            replay.trajectory,
-            Responses.of(
-                ProbeSet.of(chosen, max_length=replay.max_length, batch_size=None)
-            ),
-            nodes=nodes,
-            by_token=by_token,
-            memory_limit=None if memory is None else 1e9 * memory,
-            folder=folder,
-        )
-        write_page([opened])
-        return made
-    finally:
-        lock.release()
+        if _is_complete(folder, asked) and not overwrite:
+            return Ledger.read(folder)
+        if training is None:
+            replay = rebuild(opened, places or Places(), updates)
+        else:
+            replay = rebuild_loop(opened, training, step_fn, state, updates)
+        chosen = choose(words, replay.probes, replay.tracked)
+        _begin(folder, asked, replay, overwrite=overwrite)
+    num_steps = replay.trajectory.num_steps
+    tell(f"the ledger of {len(chosen)} responses over {num_steps} updates")
+    made = account(
+        replay.training,
+        replay.trajectory,
+        Responses.of(
+            ProbeSet.of(chosen, max_length=replay.max_length, batch_size=None)
+        ),
+        nodes=nodes,
+        by_token=by_token,
+        memory_limit=None if memory is None else 1e9 * memory,
+        folder=folder,
+    )
+    write_page([opened])
+    return made
 
 
 @command.experiment
