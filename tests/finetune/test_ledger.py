@@ -14,6 +14,7 @@ import pytest
 import ldjax
 from ldjax.data.batches import Example
 from ldjax.data.tokenizers import train_word_level
+from ldjax.equation.sequences import sides_of
 from ldjax.finetune import Config, finetune
 from ldjax.finetune.ledger import run as program
 from ldjax.finetune.ledger.balance import balance, check_balance
@@ -133,6 +134,22 @@ def test_the_balance_of_a_run_closes(runs, loss):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", ["sft", "dpo"])
+def test_the_names_of_a_batch_are_those_of_its_rows(runs, loss):
+    replay = program.rebuild(runs[loss], Places(), None)
+    tokenizer = ldjax.models.load(runs[loss].path).tokenizer
+    assert tokenizer is not None
+    for step in range(NUM_STEPS):
+        batch = sides_of(replay.trajectory.batch_fn(step))
+        names = replay.trajectory.names_of(step)
+        for side, rows in batch.items():
+            for name, targets, mask in zip(names, rows.targets, rows.mask, strict=True):
+                said = replay.examples[name]["sides"][side]
+                ids = np.asarray(targets)[np.asarray(mask)].tolist()
+                assert tokenizer.decode(ids).strip().startswith(said)
+
+
+@pytest.mark.slow
 def test_a_ledger_that_is_stopped_anywhere_ends_with_the_same_bytes(run, monkeypatch):
     def stopped_after(count):
         """A ledger whose process ends at so many of its step's calls."""
@@ -158,15 +175,15 @@ def test_a_ledger_that_is_stopped_anywhere_ends_with_the_same_bytes(run, monkeyp
         with monkeypatch.context() as patch:
             patch.setattr(program, "rebuild", rebuilt)
             with pytest.raises(KeyboardInterrupt):
-                ldjax.ledger(run.path, ["chosen", "test:rejected"])
+                ldjax.ledger(run.path, ["chosen", "train:rejected"])
 
-    ldjax.ledger(run.path, ["chosen", "test:rejected"])
+    ldjax.ledger(run.path, ["chosen", "train:rejected"])
     whole = files_of(run.path / "ledger")
     shutil.rmtree(run.path / "ledger")
-    for count in (0, 7, 5):
+    for count in (7, 10):  # forward, and going back
         stopped_after(count)
         assert not (run.path / "ledger" / "ledger.parquet").exists()
-    ldjax.ledger(run.path, ["chosen", "test:rejected"])
+    ldjax.ledger(run.path, ["chosen", "train:rejected"])
     assert files_of(run.path / "ledger") == whole
 
 

@@ -82,7 +82,7 @@ def rebuild(run: Run, places: Places, updates: int | None) -> Replay:
     batch_fn, _ = make_batches(settings, prepared)
     probes_at_a_time = program.get("probes", prepared.plan.probes)
     init, step_fn, made_of = make_updates(settings, prepared, probes_at_a_time)
-    start = init(prepared.base.params)
+    start = init(prepared.base.params, batch_fn(0))
     examples = _examples(settings, prepared)
     names = np.array([*examples])
     places_of = make_batch_fn(
