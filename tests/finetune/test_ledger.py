@@ -139,9 +139,11 @@ def test_the_names_of_a_batch_are_those_of_its_rows(runs, loss):
     replay = program.rebuild(runs[loss], Places(), None)
     tokenizer = ldjax.models.load(runs[loss].path).tokenizer
     assert tokenizer is not None
+    names_of = replay.trajectory.names_of
+    assert names_of is not None
     for step in range(NUM_STEPS):
         batch = sides_of(replay.trajectory.batch_fn(step))
-        names = replay.trajectory.names_of(step)
+        names = names_of(step)
         for side, rows in batch.items():
             for name, targets, mask in zip(names, rows.targets, rows.mask, strict=True):
                 said = replay.examples[name]["sides"][side]
