@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -62,6 +62,8 @@ class Work(NamedTuple):
       num_tracked: Responses that are accounted for at every update.
       watched: Responses that are observed together, where there are few.
       has_sampler: Whether `chosen_initial` is sampled from another model.
+      nodes: Along each update; None for its start alone.
+      is_dated: Whether the optimizer's history is split by where it comes from.
     """
 
     objective: Objective
@@ -70,6 +72,8 @@ class Work(NamedTuple):
     num_tracked: int
     watched: int | None = None
     has_sampler: bool = False
+    nodes: int | None = None
+    is_dated: bool = False
 
 
 class Plan(NamedTuple):
@@ -138,7 +142,7 @@ def fits(base: Base, work: Work) -> Plan:
         raise MemoryError(
             f"the run does not fit: {least}; there are {human_bytes(limit)} to use. "
             "Choose a smaller `model`, `batch_size` or `max_length`, adapters "
-            "(`lora_rank`), or an `optimizer` without moments (sgd)"
+            "(`lora_rank`), an `optimizer` without moments (sgd), or `history=whole`"
         )
     while most.total > limit:
         most = make_plan(base, work, most.probes // 2)
@@ -166,10 +170,9 @@ def map_sizes(plan: Plan) -> dict[str, int]:
 def _parts(base: Base, work: Work, probes: int) -> dict[str, int]:
     """Bytes by what they are for; of deep models as few blocks are traced."""
     model = base.model.config
-    options = account_options(base, work.objective, work.recipe)
-    init, _ = make_step(**options)
-    state = jax.eval_shape(init, base.params)
-    kept = {"parameters": _bytes(state.params), "optimizer": _bytes(state.opt_state)}
+    _, state = _step(base, work, probes)
+    kept = {"parameters": _bytes(state.params)}
+    kept["optimizer"] = _bytes((state.opt_state, state.origins))
     low, high = _TRACED_DEPTHS
     if model.num_layers <= high:
         passing = _passing(base, work, probes)
@@ -189,11 +192,9 @@ def _parts(base: Base, work: Work, probes: int) -> dict[str, int]:
 def _passing(base: Base, work: Work, probes: int) -> dict[str, int]:
     """What an update and an observation take while they are computed."""
     length = work.max_length - 1
-    options = account_options(base, work.objective, work.recipe)
-    init, step = make_step(probe_batch_size=probes, **options)
-    state = jax.eval_shape(init, base.params)
+    step, state = _step(base, work, probes)
     update, watched = _update(work, length), _sequences(work.num_tracked, length)
-    watch_fn = options["watch_fn"]
+    watch_fn = linen.apply_fn(base.model)
 
     def look(params: Any, batch: Sequences) -> Any:
         logits = watch_fn(params, batch)
@@ -204,7 +205,9 @@ def _passing(base: Base, work: Work, probes: int) -> dict[str, int]:
             return token_log_probs(watch_fn(p, batch), batch.targets, batch.mask)
 
         move = jax.tree.map(jnp.subtract, new_params, params)
-        old, predicted = jax.jvp(log_probs_of, (params,), (move,))
+        # At the start of a move, or at a node along it.
+        there = jax.tree.map(lambda p, m: p + 0.5 * m, params, move)
+        old, predicted = jax.jvp(log_probs_of, (there,), (move,))
         return predicted, log_probs_of(new_params) - old
 
     observed = _sequences(probes, length)
@@ -215,6 +218,18 @@ def _passing(base: Base, work: Work, probes: int) -> dict[str, int]:
             peak_bytes(compare, state.params, state.params, observed),
         ),
     }
+
+
+def _step(base: Base, work: Work, probes: int) -> tuple[Callable[..., Any], Any]:
+    """The step of a run, and the shapes of its state."""
+    init, step = make_step(
+        probe_batch_size=probes,
+        nodes=work.nodes,
+        dated=work.is_dated,
+        **account_options(base, work.objective, work.recipe),
+    )
+    update = _update(work, work.max_length - 1)
+    return step, jax.eval_shape(init, base.params, update)
 
 
 def _cut(base: Base, num_layers: int) -> Base:

@@ -1,6 +1,6 @@
 """What a finetuning run leaves behind, and what it says of itself."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,14 +9,19 @@ import numpy as np
 from ldjax import linen
 from ldjax.files.whole import whole_file, whole_folder
 from ldjax.finetune.prepare import Prepared
+from ldjax.finetune.recipes import Recipe
 from ldjax.finetune.results import (
+    check_balance,
     check_claims,
+    check_first_order,
     check_identities,
     curves_of,
     type_changes,
 )
+from ldjax.finetune.settings import Config
 from ldjax.finetune.start import Base, base_of
-from ldjax.finetune.track import State, even_steps
+from ldjax.finetune.track.observers import even_steps
+from ldjax.finetune.track.step import State
 from ldjax.models import Pretrained, load
 from ldjax.models.hub.peft import write_adapters
 from ldjax.report import write_page
@@ -38,8 +43,10 @@ from ldjax.theory.fidelity import (
 )
 from ldjax.theory.signatures import Verdict, evaluate
 from ldjax.theory.signatures import table as signature_table
-from ldjax.watch.probes import ProbeSet
+from ldjax.watch.probes import Probe, ProbeSet
 from ldjax.watch.record import (
+    INTEGRATED,
+    PREDICTED,
     TEST,
     TRACKED,
     TRAIN,
@@ -84,7 +91,7 @@ class FinetunedRun(NamedTuple):
     def __str__(self) -> str:
         """What a terminal shows."""
         lines = [*_signatures(self.summary), *_fits(self.summary)]
-        lines += _explanations(self.summary["explanations"])
+        lines += _balance(self.summary)
         lines += [told(self.checks), "", "figures:", *map(str, self.figures)]
         lines += [f"run folder: {self.run.path}"]
         return "\n".join([*lines, f"the report, for a browser: {self.page}"])
@@ -123,37 +130,33 @@ def write_table(
 
 def conclude(
     run: Run,
+    settings: Config,
     prepared: Prepared,
     table: Table,
     state: State,
     *,
-    evaluations: int,
     start: Callable[[], Any],
-    has_signatures: bool,
-    has_claims: bool,
 ) -> FinetunedRun:
     """Write the account of single tokens, the summary, the figures and the page.
 
+    A toy run has to show the published signatures, and a smoke test looks for none.
+
     Args:
       run: The run folder, with its table.
+      settings: Those of the run.
       prepared: What the run was made of; the shapes of its parameters suffice.
       table: What was measured.
       state: The state after the last update.
-      evaluations: Number of equal intervals between observations.
       start: Gives the parameters before the first update. They are asked for once the
         account is complete: a run that kept them would hold one more copy all along.
-      has_signatures: Whether to look for the published signatures.
-      has_claims: Whether these and others have to be there.
     """
     watched = prepared.watched
     _write_tokens(run, prepared, table, state, start)
     if prepared.base.is_adapted:
         _write_adapter(run, prepared.base, state)
-    tracked = watched.tracked.probes
-    prompts, types = zip(*((p.prompt_name, p.type) for p in tracked), strict=True)
-    is_even = np.isin(
-        table["observed"]["step"], list(even_steps(prepared.num_steps, evaluations))
-    )
+    has_claims = settings.texts.data == "toy"
+    even = even_steps(prepared.num_steps, settings.watch.evaluations)
+    is_even = np.isin(table["observed"]["step"], list(even))
     series = {name: values[is_even] for name, values in table["observed"].items()}
     changes, signatures, claims = {}, {}, []
     for name, rows in (("train", watched.texts.train), ("test", watched.texts.test)):
@@ -161,7 +164,7 @@ def conclude(
             continue
         curves = curves_of(series, watched.observed.probes, name)
         changes[name] = type_changes(curves)
-        if prepared.regime is None or not has_signatures:
+        if prepared.regime is None or settings.smoke:
             continue
         verdicts = evaluate(curves, prepared.regime)
         signatures[name] = [verdict._asdict() for verdict in verdicts]
@@ -169,7 +172,10 @@ def conclude(
             order = table.get("order", {}).get("remainder_ratio", np.zeros(0))
             claims = check_claims(prepared.regime, curves, verdicts, order)
     identities = check_identities(table, _at_both_ends(watched.tracked, table))
-    fits = fidelity(table["train"], prompts, types)
+    claims += check_balance(
+        table["train"], tolerance=settings.watch.tolerance, is_claim=has_claims
+    )
+    account, findings = _account(table, watched.tracked.probes, settings.recipe)
     summary = {
         "changes": changes,
         "signatures": signatures,
@@ -177,8 +183,8 @@ def conclude(
         "explanations": _why(series, watched.observed, final_parts(run.metrics())),
         "claims": stored(claims),
         "identities": stored(identities),
-        "fidelity": {name: fit._asdict() for name, fit in fits.items()},
-        "r_squared_within_types": r_squared_within_types(table["train"], types),
+        "findings": stored(findings),
+        **account,
         "counts": prepared.counts,
         "data": watched.texts.summary | {"left_out": prepared.left_out},
         "notes": prepared.notes,
@@ -190,7 +196,7 @@ def conclude(
         *draw_remainder(run),
         *draw_by_side(run),
     )
-    checks = [*identities, *claims]
+    checks = [*identities, *claims, *findings]
     return FinetunedRun(run, summary, checks, figures, write_page([run]))
 
 
@@ -220,6 +226,8 @@ def _write_tokens(
             f"predicted_{i}": np.asarray(state.predicted[i]),
             f"measured_{i}": np.asarray(state.measured[i]),
         }
+        if state.integrated:
+            arrays[f"integrated_{i}"] = np.asarray(state.integrated[i])
     with whole_file(run.path / "tokens.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
@@ -231,6 +239,38 @@ def _write_adapter(run: Run, base: Base, state: State) -> None:
         write_adapters(
             folder, state.params, base.model.config, base=base_of(base.source)
         )
+
+
+def _account(
+    table: Table, tracked: Sequence[Probe], recipe: Recipe
+) -> tuple[dict[str, Any], list[Claim]]:
+    """How well the changes of the tracked responses are explained, for the summary."""
+    series = table["train"]
+    prompts, types = zip(*((p.prompt_name, p.type) for p in tracked), strict=True)
+    fits = {
+        name: fidelity(series, prompts, types, by=name)
+        for name in (PREDICTED, INTEGRATED)
+        if name in series
+    }
+    trust = table.get("trust", {"step": np.zeros(0, int), "radius": np.zeros(0)})
+    told = {name: {k: v._asdict() for k, v in of.items()} for name, of in fits.items()}
+    account = {
+        "fidelity": told[PREDICTED],
+        "balance": told.get(INTEGRATED, {}),
+        "r_squared_within_types": r_squared_within_types(series, types),
+        "trust_radius": [
+            {
+                "step": int(step),
+                "multiple": float(multiple),
+                "learning_rate": float(multiple * recipe.rate(int(step))),
+            }
+            for step, multiple in zip(trust["step"], trust["radius"], strict=True)
+        ],
+    }
+    if INTEGRATED not in fits:
+        return account, []
+    first, integrated = (fits[name]["all"] for name in (PREDICTED, INTEGRATED))
+    return account, [check_first_order(first, integrated, account["trust_radius"])]
 
 
 def _why(
@@ -279,39 +319,61 @@ def _signatures(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _fits(summary: Mapping[str, Any]) -> list[str]:
-    """The table of predicted and measured changes, by type."""
+    """The table of measured changes and what explains them, by type."""
+    first = {name: Fidelity(**fit) for name, fit in summary["fidelity"].items()}
     lines = [
         "",
-        "Tracked responses over the whole run, nats per sequence:",
+        "Tracked responses over the whole run, nats per sequence; by first order, at "
+        "the start of each update:",
         f"{'type':20} {'measured':>9} {'predicted':>9} {'R2':>7} {'R2 end':>7} "
         f"{'signs':>6} {'rest':>6} {'rest/step':>9} {'floor':>8}",
     ]
-    fits = {name: Fidelity(**fit) for name, fit in summary["fidelity"].items()}
     lines += [
         f"{name:20} {fit.change:+9.2f} {fit.predicted_change:+9.2f} "
         f"{legible(fit.r_squared):>7} {legible(fit.r_squared_at_end):>7} "
         f"{legible(fit.sign_agreement):>6} {legible(fit.remainder_ratio):>6} "
         f"{legible(fit.step_remainder_ratio):>9} "
         f"{legible(fit.floor_ratio, '.1e'):>8}"
-        for name, fit in fits.items()
+        for name, fit in first.items()
     ]
-    if fits["all"].step_remainder_ratio is None:
+    if first["all"].step_remainder_ratio is None:
         lines.append("nothing moved: no update changed a tracked response")
     if (within := summary["r_squared_within_types"]) is not None:
         lines.append(f"R2 of all about the mean of each type: {within:.3f}")
     return lines
 
 
-def _explanations(why: Mapping[str, Any]) -> list[str]:
-    """Where the changes come from, and which labels a push-down raises."""
-    parts = why["parts"]
-    heads = [f"{part_name(name)[:9]:>9}" for name in parts]
+def _balance(summary: Mapping[str, Any]) -> list[str]:
+    """What each part did to each type: with what is left, they are what was measured.
+
+    And which labels a push-down raises.
+    """
+    parts = summary["explanations"]["parts"]
+    thresholds = summary["explanations"]["squeezing_threshold"]
+    fits = summary["balance"] or summary["fidelity"]
+    heads = [_in_two(part_name(name)) for name in parts]
     lines = [
         "",
-        "Where they come from, nats per sequence; threshold: |p|^2 - p(y)",
-        " ".join([f"{'type':20}", *heads, "  threshold"]),
+        "Where they come from, nats per sequence: the parts sum to what was measured; "
+        "threshold: |p|^2 - p(y)",
+        *(
+            " ".join([f"{left:20}", *(f"{head[row]:>10}" for head in heads), right])
+            for row, (left, right) in enumerate(
+                [("", ""), ("type", "= measured      R2   threshold")]
+            )
+        ),
     ]
-    for type_, (start, end) in why["squeezing_threshold"].items():
-        numbers = " ".join(f"{values[type_]:+9.2f}" for values in parts.values())
-        lines.append(f"{type_:20} {numbers}   {start:.3f} -> {end:.3f}")
+    for type_, (start, end) in thresholds.items():
+        numbers = " ".join(f"{values[type_]:+10.2f}" for values in parts.values())
+        fit = Fidelity(**fits[type_])
+        lines.append(
+            f"{type_:20} {numbers} = {fit.change:+8.2f} "
+            f"{legible(fit.r_squared, '.4f'):>7}   {start:.3f} -> {end:.3f}"
+        )
     return lines
+
+
+def _in_two(name: str) -> tuple[str, str]:
+    """A name as the head of a narrow column."""
+    first, _, last = name.replace("_", " ").rpartition(" ")
+    return first, last

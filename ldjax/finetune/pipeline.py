@@ -159,6 +159,7 @@ _LATER = {
     *flat(options.Optimizer()),
     *("keep", "leading_space", "document_start"),
     *("lora_rank", "lora_alpha", "lora_targets"),
+    *("nodes", "tolerance", "history"),
 }
 
 

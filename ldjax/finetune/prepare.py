@@ -8,10 +8,12 @@ from ldjax.data.reference import fingerprint
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.finetune.budget import Plan, Work, fits
 from ldjax.finetune.probes import Watched, choose_probes
+from ldjax.finetune.recipes import WITH_MOMENTUM
 from ldjax.finetune.rows import count_steps, told_of, training_rows
 from ldjax.finetune.settings import Config, Model
 from ldjax.finetune.start import Base, find_regime, find_start, load_base, load_shapes
 from ldjax.finetune.texts import Data, Encoder, Lengths, find_lengths, load_texts
+from ldjax.finetune.track.nodes import MOST_NODES
 
 __all__ = ["Fit", "Prepared", "check_fits", "prepare", "read_texts", "start_of"]
 
@@ -24,12 +26,14 @@ class Fit(NamedTuple):
       encode: How texts are read.
       lengths: How long they are.
       plan: The memory that a run takes, and how many probes are computed at a time.
+      is_dated: Whether it has room to split history by where it comes from.
     """
 
     base: Base
     encode: Encoder
     lengths: Lengths
     plan: Plan
+    is_dated: bool
 
 
 class Prepared(NamedTuple):
@@ -48,6 +52,7 @@ class Prepared(NamedTuple):
       notes: Where the run is not quite what was asked for, since its data do not allow
         it.
       fingerprints: Digests of parameters and training rows.
+      is_dated: Whether history is split by where it comes from.
     """
 
     base: Base
@@ -61,6 +66,7 @@ class Prepared(NamedTuple):
     counts: dict[str, int]
     notes: list[str]
     fingerprints: dict[str, str]
+    is_dated: bool
 
     def without_params(self) -> "Prepared":
         """The same with the shapes of the model's parameters only."""
@@ -130,17 +136,35 @@ def check_fits(settings: Config, texts: Data, source: str) -> Fit:
     shapes = load_shapes(source, settings.model)
     encode = Encoder.of(settings.tokens, shapes)
     lengths = find_lengths(texts, encode)
+    watch = settings.watch
     work = Work(
         settings.objective,
         settings.recipe,
         max_length=lengths.bound,
-        num_tracked=settings.watch.tracked * len(RESPONSE_TYPES),
+        num_tracked=watch.tracked * len(RESPONSE_TYPES),
         watched=None
-        if settings.watch.observe_all
-        else settings.watch.probe_prompts * len(RESPONSE_TYPES),
+        if watch.observe_all
+        else watch.probe_prompts * len(RESPONSE_TYPES),
         has_sampler=settings.initial_from is not None,
+        nodes=(MOST_NODES if watch.nodes is None else watch.nodes) or None,
+        is_dated=_wants_dates(settings),
     )
-    return Fit(shapes, encode, lengths, fits(shapes, work))
+    try:
+        plan = fits(shapes, work)
+    except MemoryError:
+        if watch.history == "dated" or not work.is_dated:
+            raise
+        work = work._replace(is_dated=False)
+        plan = fits(shapes, work)
+    return Fit(shapes, encode, lengths, plan, work.is_dated)
+
+
+def _wants_dates(settings: Config) -> bool:
+    """Whether history is split by where it comes from, if there is room."""
+    if settings.watch.history != "auto":
+        return settings.watch.history == "dated"
+    has_momentum = settings.recipe.optimizer in WITH_MOMENTUM
+    return settings.objective.has_pairs and has_momentum
 
 
 def prepare(settings: Config) -> Prepared:
@@ -155,7 +179,8 @@ def prepare(settings: Config) -> Prepared:
       ValueError: If texts, model or settings cannot be used.
     """
     texts = read_texts(settings)
-    shapes, encode, lengths, plan = check_fits(settings, texts, start_of(settings))
+    fit = check_fits(settings, texts, start_of(settings))
+    shapes, encode, lengths, plan = fit.base, fit.encode, fit.lengths, fit.plan
     base = sampler = load_base(shapes, seed=settings.seed)
     if settings.initial_from is not None:
         there = load_shapes(settings.initial_from, Model())
@@ -193,6 +218,7 @@ def prepare(settings: Config) -> Prepared:
         counts=counts,
         notes=[],
         fingerprints={"start": fingerprint(base.params), "rows": fingerprint(rows)},
+        is_dated=fit.is_dated,
     )
     return prepared._replace(notes=_notes(settings, prepared))
 

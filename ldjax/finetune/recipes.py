@@ -5,7 +5,14 @@ from typing import Literal, NamedTuple
 
 import optax
 
-__all__ = ["OPTIMIZERS", "RECIPES", "Recipe", "make_clip", "make_optimizer"]
+__all__ = [
+    "OPTIMIZERS",
+    "RECIPES",
+    "WITH_MOMENTUM",
+    "Recipe",
+    "make_clip",
+    "make_optimizer",
+]
 
 OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
 
@@ -28,6 +35,11 @@ class Recipe(NamedTuple):
     epochs: float
     warmup_steps: int
     clip: float
+
+    def rate(self, step: int) -> float:
+        """The learning rate of an update, counted from 0."""
+        ramp = self.warmup_steps + 1
+        return self.learning_rate * min(step + 1, ramp) / ramp
 
 
 _PAPER = Recipe("rmsprop", 5e-7, 4, 8.0, 150, 10.0)
@@ -56,6 +68,8 @@ OPTIMIZERS = {
     ),
     "sgd": optax.sgd,
 }
+#: Those that remember gradients, and not only their sizes.
+WITH_MOMENTUM = frozenset({"adam", "adamw"})
 
 
 def make_clip(norm: float) -> optax.GradientTransformation:
@@ -67,9 +81,8 @@ def make_clip(norm: float) -> optax.GradientTransformation:
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """The recipe's optimizer behind its clip, with its warm-up."""
-    ramp = recipe.warmup_steps + 1
     schedule = optax.linear_schedule(
-        recipe.learning_rate / ramp, recipe.learning_rate, recipe.warmup_steps
+        recipe.rate(0), recipe.learning_rate, recipe.warmup_steps
     )
     return optax.chain(
         make_clip(recipe.clip),

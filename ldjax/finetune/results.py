@@ -1,6 +1,7 @@
 """From what a finetuning run measured to its table, its claims and its summary."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,19 +10,31 @@ from ldjax.equation.resolution import rounding_of_sum
 from ldjax.runs.checkpoints import Table
 from ldjax.theory.claims import Claim
 from ldjax.theory.curves import Curves
+from ldjax.theory.fidelity import Fidelity, legible
 from ldjax.theory.signatures import Verdict
 from ldjax.watch.probes import Probe
-from ldjax.watch.record import is_part, part, set_of
+from ldjax.watch.record import (
+    FLOOR,
+    INTEGRATED,
+    MEASURED,
+    PREDICTED,
+    is_part,
+    part,
+    set_of,
+)
 
 __all__ = [
     "GATED",
     "SUM_ROUNDING",
+    "check_balance",
     "check_claims",
+    "check_first_order",
     "check_identities",
     "check_order",
     "curves_of",
     "gap_of_parts",
     "type_changes",
+    "whole_of",
 ]
 
 # Signatures that the toy world has to show; the others are reported.
@@ -32,6 +45,9 @@ GATED = {
 }
 #: When an update is halved, a remainder of second order falls fourfold.
 ORDER_BOUNDS = (3.8, 4.2)
+
+#: Of the accumulated changes, where first order is said to explain a run.
+EXPLAINS = 0.9
 
 #: What float32 may lose of a sum of products over all parameters, as a share of its
 #: parts: roundings add up as a random walk, to 6e-8 sqrt(n), for n up to 3e8.
@@ -94,7 +110,7 @@ def check_identities(table: Table, observed: Mapping[str, np.ndarray]) -> list[C
     allowed = rounding_of_sum(series["floor"])
     return [
         Claim(
-            "the parts of every step and of all sum to their prediction: "
+            f"the parts of every step and of all sum to what is {whole_of(series)}: "
             f"{parts:.1e} of what rounding allows",
             parts <= 1,
             "identity",
@@ -111,20 +127,85 @@ def check_identities(table: Table, observed: Mapping[str, np.ndarray]) -> list[C
     ]
 
 
+def whole_of(series: Mapping[str, np.ndarray]) -> str:
+    """What the parts of an update sum to."""
+    return INTEGRATED if INTEGRATED in series else PREDICTED
+
+
+def check_balance(
+    series: Mapping[str, np.ndarray], *, tolerance: float, is_claim: bool
+) -> list[Claim]:
+    """Whether all parts of all updates are the measured change of the run.
+
+    Args:
+      series: Of the tracked probes; nothing is checked where none was integrated.
+      tolerance: What may be left, as a share of the change: norms over the probes.
+      is_claim: Whether it fails the run, whose updates may become larger than those
+        that the nodes were chosen by.
+    """
+    if INTEGRATED not in series:
+        return []
+    parts = np.sum(
+        [of.astype(float) for name, of in series.items() if is_part(name)], axis=0
+    )
+    measured = series[MEASURED].astype(float)
+    left = float(np.linalg.norm((measured - parts).sum(0)))
+    change = float(np.linalg.norm(measured.sum(0)))
+    floor = float(np.linalg.norm(rounding_of_sum(series[FLOOR])))
+    text = (
+        "the balance closes: the parts of all updates leave "
+        f"{left / max(change, 1e-30):.1e} of what the run changed "
+        f"({change:.3g} nats); allowed {tolerance:g} and {floor:.1e} nats of rounding"
+    )
+    bound = tolerance * change + floor
+    kind = "claim" if is_claim else "finding"
+    numbers = {"value": left, "bound": bound}
+    return [Claim(text, left <= bound, kind, numbers=numbers)]
+
+
+def check_first_order(
+    first: Fidelity, integrated: Fidelity, trust: Sequence[Mapping[str, Any]]
+) -> Claim:
+    """Whether the derivative at the start of each update explains a run as well.
+
+    Args:
+      first: Of all tracked changes by first order.
+      integrated: The same by the nodes along the updates.
+      trust: Where first order is off by a tenth: at some updates, their `multiple` and
+        `learning_rate`.
+    """
+    text = (
+        "added up, first order at the start of each update explains the changes: "
+        f"R2 {legible(first.r_squared)}, along it "
+        f"{legible(integrated.r_squared, '.5f')}"
+    )
+    if trust:
+        rates = ", ".join(f"{at['learning_rate']:.1e}" for at in trust)
+        text += f"; it is off by a tenth at rates of {rates}"
+    numbers = {
+        "value": first.r_squared,
+        "integrated": integrated.r_squared,
+        "bound": EXPLAINS,
+    }
+    holds = first.r_squared is None or first.r_squared >= EXPLAINS
+    return Claim(text, holds, "finding", numbers=numbers)
+
+
 def _check_tied(table: Table) -> list[Claim]:
-    """Whether what is predicted is of the order that the claims are about."""
+    """Whether an account is of what moved, in the order that the claims are about."""
     if "tied" not in table:
         return []
     gap = float(table["tied"]["gap"].max())
-    text = f"a step's prediction is the derivative along what it moved: {gap:.1e}"
+    text = f"a step's account is by derivatives along what it moved: {gap:.1e}"
     numbers = {"value": gap, "bound": SUM_ROUNDING}
     holds = gap < SUM_ROUNDING
     return [Claim(f"{text} of its parts", holds, "identity", numbers=numbers)]
 
 
 def gap_of_parts(series: Mapping[str, np.ndarray]) -> float:
-    """By how much parts miss their prediction, over what rounding allows; at most 1.
+    """By how much parts miss the whole, over what rounding allows; at most 1.
 
+    The whole is the integrated change, or the predicted one where there is no other.
     What they leave of it is called `rounding` (parameters are rounded as they move);
     with that they would sum by construction. Of every step, where it is a floor and
     `SUM_ROUNDING` of the parts (sums over tokens and parameters in float32), and of all
@@ -138,7 +219,7 @@ def gap_of_parts(series: Mapping[str, np.ndarray]) -> float:
         ],
         float,
     )
-    gap = named.sum(0) - series["predicted"]
+    gap = named.sum(0) - series[whole_of(series)]
     size = SUM_ROUNDING * abs(named).sum(0)
     floor = series["floor"].astype(float)
     gaps = (gap, gap.sum(0)), (size + floor, size.sum(0) + rounding_of_sum(floor))

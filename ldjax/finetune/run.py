@@ -4,15 +4,17 @@ By SFT, DPO, or any other loss of `ldjax.losses.LOSSES` (`--loss NAME`).
 
 Watches typed responses to trained and to held-out prompts (the paper's probing set).
 All of them are observed on a schedule, dense early: log-probs, greedy log-probs,
-norms, and the predicted and measured change of the update that follows. A fixed
-tracked subset is predicted and measured at every update, split into its parts, and
-added up.
+norms, and the predicted and measured change of the update that follows. The changes of
+a fixed tracked subset are measured at every update and divided among its parts, by
+derivatives at nodes along the update, so that added up the parts are the change of the
+run; what first order says, at the start of each update, stands beside them.
 
 Claims, checked on full runs on the toy world (exit status 1 if one does not hold):
 the published signatures that the toy world is made to show (SFT3, SFT8, SFT11 or DPO1,
 DPO7); chosen ends above its start (SFT), rejected falls more than chosen (DPO); the
-remainder of an update falls fourfold when the update is halved. On any data: the parts
-of every step sum to its prediction, the measured steps to the change of the whole run.
+remainder of an update falls fourfold when the update is halved; the balance closes (the
+parts of all updates are what was measured, but for `--tolerance`). On any data: the
+parts of every step sum to its account, the measured steps to the change of the run.
 
     python experiments/finetune.py --out runs/sft                    (toy world; ~5 min)
     python experiments/finetune.py --loss dpo --init runs/sft --out runs/dpo
@@ -30,6 +32,7 @@ import jax
 
 from ldjax import command, linen
 from ldjax.data.reference import add_reference
+from ldjax.finetune.account import as_kept, resumed, settled
 from ldjax.finetune.budget import account_options, map_sizes
 from ldjax.finetune.conclude import (
     FinetunedRun,
@@ -41,7 +44,8 @@ from ldjax.finetune.prepare import Prepared, prepare
 from ldjax.finetune.rows import cropped, with_advantages
 from ldjax.finetune.settings import Config, from_command_line, kept
 from ldjax.finetune.start import load_base, load_shapes
-from ldjax.finetune.track import make_observers, make_tracked_step, on_all_devices
+from ldjax.finetune.track.observers import make_observers
+from ldjax.finetune.track.step import make_tracked_step, on_all_devices
 from ldjax.progress import progress
 from ldjax.runs.checkpoints import Checkpoints, Table
 from ldjax.runs.devices import data_mesh
@@ -71,6 +75,7 @@ FREE = {"out", "resume", "overwrite", "checkpoint_every", "cache", "init", "data
     "initial_from",
     "base_model",
     "program",
+    "tolerance",
 }
 
 
@@ -102,10 +107,11 @@ def finetune(
     with command.set_up():
         settings = settings.resolved()
         settings.check()
-        objective, recipe, watch = settings.objective, settings.recipe, settings.watch
+        settings = resumed(settings)
         with progress("reading the data and the model"):
             prepared = prepare(settings)
         batch_fn, devices = make_batches(settings, prepared)
+        settings, account = settled(settings, prepared, batch_fn)
         run = start_run(
             settings.out,
             all_settings(settings, prepared),
@@ -116,11 +122,13 @@ def finetune(
         sinks = [make_sink(name, run) for name in settings.log]
     prepared.base.tokenizer.save(run.path)
     write_probe_lines(run.path, probe_lines(prepared))
-    tell(devices + prepared.told(objective.loss))
+    tell(f"{devices}{prepared.told(settings.objective.loss)}\n{account}")
 
+    watch = settings.watch
     tracked, probes = prepared.watched.tracked, probes_of(run, prepared)
     init, step_fn, how = make_updates(settings, prepared, probes)
-    how_maps: dict[str, Any] = how | map_sizes(prepared.plan)
+    nodes = watch.nodes or None
+    how_maps: dict[str, Any] = how | map_sizes(prepared.plan) | {"nodes": nodes}
     observers = make_observers(
         how["watch_fn"],
         prepared.watched,
@@ -128,6 +136,7 @@ def finetune(
         evaluations=watch.evaluations,
         probe_batch_size=probes,
         is_explained=watch.one_step,
+        nodes=nodes,
     ) | {
         "token_maps": token_map_observer(
             TokenMaps(**how_maps),
@@ -140,12 +149,12 @@ def finetune(
     }
 
     def on_table(table: Table) -> None:
-        write_table(run, prepared, table, examples_per_step=recipe.batch_size)
+        write_table(run, prepared, table, examples_per_step=settings.recipe.batch_size)
         for sink in sinks:
             sink.write(run.metrics())
 
     stages = train(
-        init(prepared.base.params),
+        init(prepared.base.params, batch_fn(0)),
         num_steps=prepared.num_steps,
         step_fn=step_fn,
         batch_fn=batch_fn,
@@ -162,18 +171,16 @@ def finetune(
     with progress("writing the report"):
         return conclude(
             run,
+            settings,
             prepared,
             last.table,
             last.state,
-            evaluations=watch.evaluations,
             start=lambda: (
                 load_base(
                     load_shapes(prepared.base.source, settings.model),
                     seed=settings.seed,
                 ).params
             ),
-            has_signatures=not settings.smoke,
-            has_claims=settings.texts.data == "toy",
         )
 
 
@@ -189,13 +196,13 @@ class Updates(NamedTuple):
     """The updates of a run: those of one that is replayed are the same to the bit.
 
     Attributes:
-      init: From parameters to the state before the first one.
+      init: From parameters and a batch to the state before the first one.
       step_fn: `(state, batch) -> (state, metrics)`, compiled.
       made_of: What both are made of: `apply_fn`, `loss_fn`, `optimizer` and options of
         `ldjax.make_step`.
     """
 
-    init: Callable[[Any], Any]
+    init: Callable[[Any, Any], Any]
     step_fn: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
     made_of: dict[str, Any]
 
@@ -204,13 +211,17 @@ def make_updates(settings: Config, prepared: Prepared, probes: int) -> Updates:
     """The updates of a run.
 
     Args:
-      settings: Resolved ones.
+      settings: Settled ones.
       prepared: What the run needs.
       probes: Tracked responses that are computed at a time.
     """
     made_of = account_options(prepared.base, settings.objective, settings.recipe)
     init, step_fn = make_tracked_step(
-        tracked=prepared.watched.tracked, probe_batch_size=probes, **made_of
+        tracked=prepared.watched.tracked,
+        probe_batch_size=probes,
+        nodes=settings.watch.nodes or None,
+        dated=settings.watch.history == "dated",
+        **made_of,
     )
     return Updates(init, step_fn, made_of)
 
@@ -262,6 +273,7 @@ def probes_of(run: Run, prepared: Prepared) -> int:
 def all_settings(settings: Config, prepared: Prepared) -> dict[str, Any]:
     """What `config.json` says of the run."""
     return kept(settings) | {
+        **as_kept(settings),
         # A run that another one is begun from says where that began.
         "base_model": settings.model.model if settings.init is None else None,
         "model": dataclasses.asdict(prepared.base.model.config),

@@ -80,6 +80,8 @@ _RANGES = {
     "probe_prompts": COUNT,
     "tracked": COUNT,
     "token_maps": SIZE,
+    "nodes": Range(0, 20, "at least 0 and at most 20"),
+    "tolerance": Range(1e-6, 1),
     "evaluations": COUNT,
     "max_length": Range(2, COUNT.most, "at least 2"),
     "max_prompt_length": COUNT,
@@ -290,6 +292,17 @@ class Watch:
     """Updates, in equal intervals from the first one on, of which is recorded what each
     of their tokens did to each tracked token; each takes a backward pass for every
     token of its batch and for every tracked one."""
+    nodes: int | None = None
+    """Places along each update where derivatives are taken (Gauss and Legendre's),
+    whose mean its parts sum to; by default as many as --tolerance needs. With 0 they
+    are of first order, at its start."""
+    tolerance: float = 0.01
+    """So many nodes are chosen that with one more the first updates change the tracked
+    responses by the same, but for this share. No more than it may be left of a run."""
+    history: Literal["auto", "whole", "dated"] = "auto"
+    """What the optimizer remembers of earlier updates as one part, or by the side that
+    it comes from, which takes another copy of its moments for each; by default dated
+    for losses of pairs where the optimizer has moments and the memory allows."""
     evaluations: int = 20
     """Observations in equal intervals, besides that at the start; 20 or more are
     recommended to judge the published signatures."""

@@ -1,4 +1,4 @@
-"""How well a run was predicted: R², signs and remainders of the changes."""
+"""How well a run is accounted for: R², signs and remainders of the changes."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,7 +14,8 @@ class Fidelity(NamedTuple):
     r"""How well the predictions of all steps, added up, explain what happened.
 
     Over all sequences and steps of a type, of the changes accumulated since the start.
-    A share of nothing, such as of a change within its rounding, is None.
+    A share of nothing, such as of a change within its rounding, is None. Predicted is
+    what first order says, or another account of the same steps.
 
     Attributes:
       r_squared: :math:`1 - \sum (m - p)^2 / \sum (m - \bar m)^2`; None without a
@@ -47,7 +48,11 @@ class Fidelity(NamedTuple):
 
 
 def fidelity(
-    series: Mapping[str, np.ndarray], prompts: Sequence[str], types: Sequence[str]
+    series: Mapping[str, np.ndarray],
+    prompts: Sequence[str],
+    types: Sequence[str],
+    *,
+    by: str = "predicted",
 ) -> dict[str, Fidelity]:
     """`Fidelity` of each response type, of all of them, and of the margin.
 
@@ -55,10 +60,11 @@ def fidelity(
     `r_squared_within_types`). The margin is that of the prompts with both sides.
 
     Args:
-      series: `"predicted"`, `"measured"` and `"floor"` of every step, `[step, probe]`,
-        in nats.
+      series: `"measured"`, `"floor"` and what is compared with them of every step,
+        `[step, probe]`, in nats.
       prompts: The prompt of each probe.
       types: The response type of each probe.
+      by: What is compared: `"predicted"`, or `"integrated"` along the updates.
 
     Examples:
       >>> steps = np.array([[0.5, -1.0]])
@@ -68,12 +74,21 @@ def fidelity(
       (['chosen', 'rejected', 'all', 'margin'], 1.5)
     """
     of = np.array(types)
+    series = {
+        "predicted": series[by],
+        "measured": series["measured"],
+        "floor": series["floor"],
+    }
+
+    def at(places: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: values[:, places] for name, values in series.items()}
+
     found = {
-        type_: _fidelity({k: series[k][:, of == type_] for k in _COMPARED})
+        type_: _fidelity(at(of == type_))
         for type_ in RESPONSE_TYPES
         if (of == type_).any()
     }
-    found["all"] = _fidelity({k: series[k] for k in _COMPARED})
+    found["all"] = _fidelity(series)
     place = {each: i for i, each in enumerate(zip(prompts, types, strict=True))}
     sides = np.array(
         [
@@ -83,14 +98,13 @@ def fidelity(
         ]
     ).T
     if sides.size:
-        chosen, rejected = ({k: series[k][:, at] for k in _COMPARED} for at in sides)
+        chosen, rejected = map(at, sides)
         margin = {k: chosen[k] - rejected[k] for k in ("predicted", "measured")}
         margin["floor"] = chosen["floor"] + rejected["floor"]
         found["margin"] = _fidelity(margin)
     return found
 
 
-_COMPARED = ("predicted", "measured", "floor")
 _SHARES = (
     *("r_squared", "r_squared_at_end", "remainder_ratio"),
     *("step_remainder_ratio", "floor_ratio"),
@@ -98,7 +112,9 @@ _SHARES = (
 
 
 def _fidelity(series: Mapping[str, np.ndarray]) -> Fidelity:
-    predicted, measured, floor = (series[k].astype(float) for k in _COMPARED)
+    predicted, measured, floor = (
+        series[name].astype(float) for name in ("predicted", "measured", "floor")
+    )
     sums = {"p": predicted.cumsum(0), "m": measured.cumsum(0)}
     resolved = np.maximum(abs(predicted), abs(measured)) > floor
     agrees = np.sign(predicted) == np.sign(measured)

@@ -29,6 +29,7 @@ __all__ = [
     "make_change_fn",
     "make_floor_fn",
     "make_observe_fn",
+    "make_slope_fn",
     "shard_probes",
 ]
 
@@ -235,6 +236,61 @@ def make_change_fn(
         )
 
     return change
+
+
+def make_slope_fn(
+    apply_fn: ApplyFn, probes: ProbeSet
+) -> Callable[[Any, Any, float], np.ndarray]:
+    r"""A function to the derivative of every probe at a place along a move.
+
+    .. math:: \nabla_\theta \log\pi(y \mid x)\big|_{\theta + \tau \Delta} \cdot \Delta,
+              \qquad \Delta = \theta' - \theta
+
+    At :math:`\tau = 0` this is the `predicted` of `make_change_fn`; its integral over
+    :math:`0 \le \tau \le 1` is the `measured`.
+
+    Args:
+      apply_fn: `(params, sequences) -> logits`.
+      probes: The watched responses.
+
+    Returns:
+      `(params, new_params, place) -> [probe]`, sums over tokens, in nats; `place` is
+      :math:`\tau`. Compiled once for each shape of batch, whatever the place.
+
+    Raises:
+      TypeError: On a call, as `make_change_fn`.
+      ValueError: On a call, as `make_change_fn`.
+
+    Examples:
+      >>> probe = Probe("train/0", "chosen", Example((1, 2), (3,)))
+      >>> probes = ProbeSet.of([probe], max_length=4, batch_size=1)
+      >>> apply_fn = lambda w, s: jnp.zeros((1, 3, 5)).at[:, :, 3].set(w)
+      >>> slope = make_slope_fn(apply_fn, probes)
+      >>> slope(jnp.array(0.0), jnp.array(0.1), 0.5)
+      array([0.079...]...)
+    """
+    apply_fn = Door(watched(apply_fn))
+
+    @jax.jit
+    def of_batch(params: Any, new_params: Any, place: Array, batch: Sequences) -> Array:
+        def log_probs_of(p: Any) -> Array:
+            logits = apply_fn(p, batch)
+            return token_log_probs(logits, batch.targets, batch.mask)
+
+        move = jax.tree.map(jnp.subtract, new_params, params)
+        there = jax.tree.map(lambda p, m: p + place.astype(p.dtype) * m, params, move)
+        return jax.jvp(log_probs_of, (there,), (move,))[1].sum(-1)
+
+    def slope(params: Any, new_params: Any, place: float) -> np.ndarray:
+        check_params(params)
+        check_params(new_params, "new_params", like=params)
+        at = {"params": params, "new_params": new_params, "place": jnp.asarray(place)}
+        _check(apply_fn, of_batch, probes, **at)
+        return probes.gather(
+            [of_batch(*at.values(), batch) for _, batch in probes.batches]
+        )
+
+    return slope
 
 
 def make_floor_fn(

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldjax.equation import preconditioner
-from ldjax.equation.account.training import StepState, Trainer
-from ldjax.equation.doors import Door
+from ldjax.equation.account import Account, StepState
 from ldjax.equation.log_probs import token_log_probs
 from ldjax.equation.path import Nodes, difference, path_of, widened_for
 from ldjax.equation.sequences import ApplyFn, LossFn, is_sequences
@@ -208,9 +207,11 @@ def _terms(how: TokenMaps, state: Any, update: Any) -> tuple[Any, Any]:
 @functools.partial(jax.jit, static_argnums=0)
 def _way(how: TokenMaps, state: Any, update: Any) -> Any:
     """By how much the update changes the parameters as they are stored."""
-    trainer = Trainer(Door(how.apply_fn), how.loss_fn, how.optimizer, None, how.where)
+    account = Account.checked(
+        how.apply_fn, how.loss_fn, how.optimizer, parts=None, where=how.where
+    )
     training = StepState(state.params, state.opt_state, state.step, state.loss)
-    new_state, _ = trainer.train(training, update)
+    new_state, _ = account.trainer.train(training, update)
     return difference(new_state.params, state.params)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import warnings
 
 import jax
@@ -16,8 +17,10 @@ from zoo.watched import watched_only
 
 from ldjax.data.batches import Example
 from ldjax.data.tokenizers import train_word_level
-from ldjax.finetune import results, track
+from ldjax.finetune import results
 from ldjax.finetune import run as finetune
+from ldjax.finetune.track.observers import make_observers
+from ldjax.finetune.track.step import make_tracked_step
 from ldjax.losses import sft
 from ldjax.models import Pretrained, Transformer, llama_config, load, save
 from ldjax.runs.folder import open_run
@@ -50,8 +53,8 @@ def order_of(loss_fn):
     tracked = ProbeSet.of(
         [probe_of(i, "chosen") for i in (0, 1)], max_length=4, batch_size=None
     )
-    init, step = track.make_tracked_step(apply_toy, loss_fn, optax.sgd(0.1), tracked)
-    observers = track.make_observers(
+    init, step = make_tracked_step(apply_toy, loss_fn, optax.sgd(0.1), tracked)
+    observers = make_observers(
         apply_toy,
         watched_only(tracked),
         num_steps=2,
@@ -177,3 +180,24 @@ def test_one_row_and_one_update_are_a_run(tmp_path, folder):
     assert {int(place) for place in first} == {19}
     assert max(map(len, told.splitlines())) < 200
     assert run.summary["fidelity"]["chosen"]["r_squared"] is None
+
+
+@pytest.mark.slow
+def test_a_run_made_before_goes_on_by_first_order(tmp_path, folder):
+    """Its settings say nothing of nodes and dates, nor does its table."""
+    how = (folder, 8 * [("yes", "no")], "--loss", "dpo", "--epochs", 1)
+    run, _ = finetuned(
+        *(tmp_path, *how, "--nodes", 0, "--history", "whole", "--checkpoint-every", 1)
+    )
+    metrics, config = run.metrics(), run.config
+    assert (config["settings"]["nodes"], config["settings"]["history"]) == (None, None)
+    for name in ("nodes", "history", "tolerance"):
+        del config["settings"][name]
+    (run.path / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(max((run.path / "checkpoints").iterdir()))
+    again, told = finetuned(tmp_path, *how, "--resume")
+    assert again.metrics().equals(metrics)
+    assert "derivatives at the start of each update, history whole" in told
+    assert {"predicted", "part:history"} <= set(metrics["quantity"])
+    assert "integrated" not in set(metrics["quantity"])
+    assert again.summary["balance"] == {}

@@ -8,35 +8,40 @@ from zoo.watched import watched_only
 
 import ldjax
 from ldjax.data.batches import Example
-from ldjax.finetune import results, track
+from ldjax.finetune import results
+from ldjax.finetune.track.observers import make_observers
+from ldjax.finetune.track.step import make_tracked_step
 from ldjax.watch.probes import Probe, ProbeSet
 
 PROBES = [Probe(f"tracked/{i}", "chosen", Example((i, 2), (3, 1))) for i in (0, 1)]
 
 
+@pytest.mark.parametrize("nodes", [None, 2])
 @pytest.mark.parametrize(
     ("rate", "planted", "expected"),
     [(1e-3, 1.0, 0.0), (1e-8, 1.0, 0.0), (1e-3, 0.9, 0.1), (0.0, 1.0, 0.0)],
 )
-def test_the_prediction_of_a_step_is_tied_to_what_it_moved(rate, planted, expected):
+def test_the_account_of_a_step_is_tied_to_what_it_moved(rate, planted, expected, nodes):
     """An order of the remainder alone holds for any direction."""
     tracked = ProbeSet.of(PROBES, max_length=4, batch_size=None)
-    init, step = track.make_tracked_step(
-        apply_toy, ldjax.losses.sft, optax.sgd(rate), tracked
+    init, step = make_tracked_step(
+        apply_toy, ldjax.losses.sft, optax.sgd(rate), tracked, nodes=nodes
     )
+    whole = "predicted" if nodes is None else "integrated"
 
     def step_fn(state, batch):
         state, told = step(state, batch)
-        changed = ("predicted", "part:update")  # their sum still holds
+        changed = (whole, "part:update")  # their sum still holds
         return state, told | {name: planted * told[name] for name in changed}
 
-    observers = track.make_observers(
+    observers = make_observers(
         apply_toy,
         watched_only(tracked),
         num_steps=2,
         evaluations=1,
         probe_batch_size=8,
         is_explained=False,
+        nodes=nodes,
     )
     state = init(toy_params())
     gap = observers["tied"].observe(state, *step_fn(state, sentences(6, 3, 4)))["gap"]

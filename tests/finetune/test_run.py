@@ -17,18 +17,20 @@ from zoo.watched import watched_only
 
 from ldjax.data.batches import Example, to_sequences
 from ldjax.data.response_types import RESPONSE_TYPES
-from ldjax.finetune import pipeline, results, track
+from ldjax.finetune import pipeline, results
 from ldjax.finetune import run as finetune
 from ldjax.finetune.rows import cropped
 from ldjax.finetune.settings import Objective
 from ldjax.finetune.start import find_regime
+from ldjax.finetune.track.observers import make_observers
+from ldjax.finetune.track.step import make_tracked_step
 from ldjax.losses import sft
 from ldjax.models import load
 from ldjax.report.words import headline
 from ldjax.runs.checkpoints import Checkpoints
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
 from ldjax.theory.curves import Curves
-from ldjax.watch.probes import Probe, ProbeSet
+from ldjax.watch.probes import Probe, ProbeSet, make_change_fn
 
 TINY = ("--smoke", "--epochs", "0.5")  # 30 updates
 
@@ -53,6 +55,7 @@ def test_a_smoke_pipeline_leaves_whole_runs(runs):
     assert result.returncode == 0, result.stderr
     assert "What happened to the responses" in result.stdout
     parts = {"sft": {"update", "history"}}
+    dated = {"history of chosen", "history of rejected", "before"}
     for name in ("sft", "dpo_after_sft", "dpo_from_base"):
         run = open_run(out / name)
         metrics = run.metrics()
@@ -60,7 +63,7 @@ def test_a_smoke_pipeline_leaves_whole_runs(runs):
         assert metrics["value"].is_finite().all()
         assert set(metrics["type"]) == {"", *RESPONSE_TYPES}
         found = {q for q in metrics["quantity"].unique() if q.startswith("part:")}
-        sides = parts.get(name, {"chosen", "rejected", "history"})
+        sides = parts.get(name, {"chosen", "rejected", *dated})
         assert found == {f"part:{side}" for side in sides | {"rounding"}}
         assert all(check["holds"] for check in run.summary["identities"])
         assert run.config["settings"]["regime"] == name
@@ -81,7 +84,7 @@ def test_the_tokens_of_a_run_add_up_to_its_sequences(runs):
     tokens = np.load(run.path / "tokens.npz")
     metrics = run.metrics()
     tracked = metrics.filter(metrics["probe"].str.starts_with("tracked/"))
-    for quantity in ("predicted", "measured"):
+    for quantity in ("predicted", "integrated", "measured"):
         values = tracked.filter(tracked["quantity"] == quantity)["value"]
         batches = [name for name in tokens if name.startswith(f"{quantity}_")]
         total = sum(tokens[name].sum() for name in batches)
@@ -321,7 +324,8 @@ def test_settings_are_kept_as_in_runs_made_before():
     settings = pipeline.all_settings(given)
     assert (settings["sft_epochs"], settings["dpo_epochs"]) == (0.0, 2.0)
     assert settings["recipe"] == "slow"
-    assert not {"clip", "keep", "lora_rank"} & settings.keys()
+    later = {"clip", "keep", "lora_rank", "nodes", "tolerance", "history"}
+    assert not later & settings.keys()
     paper = pipeline.parse(["--preset", "pythia-410m"])
     assert "recipe" not in pipeline.all_settings(paper)
 
@@ -403,8 +407,8 @@ def test_a_mistake_of_the_pipeline_is_one_clear_line(tmp_path, args, part):
 def test_the_order_of_a_remainder_is_found_at_any_rate(rate):
     probes = [Probe(f"tracked/{i}", "chosen", Example((i, 2), (3, 1))) for i in (0, 1)]
     tracked = ProbeSet.of(probes, max_length=4, batch_size=None)
-    init, step = track.make_tracked_step(apply_toy, sft, optax.sgd(rate), tracked)
-    observers = track.make_observers(
+    init, step = make_tracked_step(apply_toy, sft, optax.sgd(rate), tracked)
+    observers = make_observers(
         apply_toy,
         watched_only(tracked),
         num_steps=2,
@@ -413,8 +417,17 @@ def test_the_order_of_a_remainder_is_found_at_any_rate(rate):
         is_explained=False,
     )
     state = init(toy_params())
-    found = observers["order"].observe(state, *step(state, sentences(6, 3, 4)))
+    following = step(state, sentences(6, 3, 4))
+    found = observers["order"].observe(state, *following)
     assert 3.8 < found["remainder_ratio"] < 4.2
+    # So much of the update, and first order is off by a tenth.
+    radius = observers["trust"].observe(state, *following)["radius"]
+    there = jax.tree.map(
+        lambda a, b: a + radius * (b - a), state.params, following[0].params
+    )
+    change = make_change_fn(apply_toy, tracked)(state.params, there)
+    rest = np.linalg.norm(change["measured"] - change["predicted"])
+    assert rest / np.linalg.norm(change["measured"]) == pytest.approx(0.1, rel=0.1)
 
 
 def test_extended_sft_is_not_asked_to_lower_the_rejected():

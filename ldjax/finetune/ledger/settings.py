@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import tyro
 
 from ldjax.command.options import COUNT, POSITIVE, SIZE, changed, flag, flat, restored
+from ldjax.finetune.account import as_begun
 from ldjax.finetune.settings import HUB_DATA, UNSAID
 from ldjax.finetune.settings import Config as RunConfig
 from ldjax.models import PRESETS as MODELS
@@ -114,8 +115,7 @@ def settings_of(run: Run, places: Places) -> RunConfig:
         raise ValueError(_no_run(run, kept))
     said = kept | {name: None for name in UNSAID if kept.get(name) == UNSAID[name]}
     said["model"] = kept["base_model"]
-    # What leaves nothing to be chosen, as a run made before has it that lacks them.
-    said |= {"nodes": kept.get("nodes") or 0, "history": kept.get("history") or "whole"}
+    said |= as_begun(kept)
     said |= {"out": run.path, "resume": False, "overwrite": False, "log": ()}
     said |= {name: value for name, value in flat(places).items() if value is not None}
     settings = restored(RunConfig(), said)

@@ -1,0 +1,90 @@
+"""How a run is accounted for: nodes along its updates, dates of its history."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ldjax.command.options import changed
+from ldjax.finetune.budget import account_options
+from ldjax.finetune.prepare import Prepared
+from ldjax.finetune.settings import Config
+from ldjax.finetune.track.nodes import FIRST_UPDATES, choose
+from ldjax.models.pretrained import is_run
+from ldjax.progress import progress
+from ldjax.runs.folder import open_run
+
+__all__ = ["as_begun", "as_kept", "resumed", "settled"]
+
+
+def as_begun(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run was accounted for, by its `config.json`; one made before has neither.
+
+    Args:
+      options: The settings in it.
+
+    Returns:
+      `nodes` and `history`, options that leave nothing to be chosen.
+    """
+    return {
+        "nodes": options.get("nodes") or 0,
+        "history": options.get("history") or "whole",
+    }
+
+
+def as_kept(settings: Config) -> dict[str, Any]:
+    """The same as `config.json` has it: null where a run made before has nothing.
+
+    Args:
+      settings: From `settled`.
+    """
+    is_dated = settings.watch.history == "dated"
+    return {
+        "nodes": settings.watch.nodes or None,
+        "history": "dated" if is_dated else None,
+    }
+
+
+def resumed(settings: Config) -> Config:
+    """Settings of a run that goes on as it was begun, but for what is asked for."""
+    if not settings.resume or not is_run(settings.out):
+        return settings
+    watch, begun = settings.watch, as_begun(open_run(settings.out).config["settings"])
+    unsaid = {"nodes": watch.nodes is None, "history": watch.history == "auto"}
+    return changed(settings, **{k: v for k, v in begun.items() if unsaid[k]})
+
+
+def settled(
+    settings: Config, prepared: Prepared, batch_fn: Callable[[int], Any]
+) -> tuple[Config, str]:
+    """Settings that leave nothing to be chosen, and a line about the account.
+
+    Args:
+      settings: Resolved ones.
+      prepared: What the run needs.
+      batch_fn: The batch of each update.
+    """
+    nodes, why = settings.watch.nodes, ""
+    if nodes is None:
+        num_updates = min(FIRST_UPDATES, prepared.num_steps)
+        with progress("choosing the nodes along the updates"):
+            choice = choose(
+                prepared.watched.tracked,
+                params=prepared.base.params,
+                batches=[batch_fn(step) for step in range(num_updates)],
+                tolerance=settings.watch.tolerance,
+                probe_batch_size=prepared.plan.probes,
+                # By the small updates of a warm-up nothing is decided.
+                **account_options(
+                    prepared.base,
+                    settings.objective,
+                    settings.recipe._replace(warmup_steps=0),
+                ),
+            )
+        nodes = choice.nodes
+        why = (
+            f" (one more changes {choice.difference:.1e} of what one of the first "
+            f"{num_updates} does; `tolerance={settings.watch.tolerance:g}`)"
+        )
+    history = "dated" if prepared.is_dated else "whole"
+    at = f"{nodes} nodes along each update" if nodes else "the start of each update"
+    line = f"account: derivatives at {at}{why}, history {history}"
+    return changed(settings, nodes=nodes, history=history), line
