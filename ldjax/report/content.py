@@ -131,7 +131,8 @@ def _numbers(metrics: pl.DataFrame) -> dict[str, Any]:
         },
         "parts": {name: _drawn(lines) for name, lines in parts.items()},
         "balances": {
-            name: balance._asdict() for name, balance in balances(metrics).items()
+            name: balance._asdict() | {"count": balance.num_responses}
+            for name, balance in balances(metrics).items()
         },
     }
 
@@ -150,17 +151,14 @@ def _line(line: Line) -> dict[str, Any]:
     places = evenly(len(line.x), MOST_POINTS)
     arrays = {name: getattr(line, name)[places] for name in ("x", "y", "error")}
     packs = {name: packed(array) for name, array in arrays.items()}
-    return packs | {"start": line.start, "count": line.count}
+    return packs | {"start": line.start, "count": line.num_prompts}
 
 
 def _updates(metrics: pl.DataFrame) -> int:
     """How many updates were done: an observation is before one, a comparison of one."""
-    is_tracked = in_set(TRACKED)
-    ends = [metrics.filter(rows)["step"].max() for rows in (is_tracked, ~is_tracked)]
-    done = [
-        end + more for end, more in zip(ends, (1, 0), strict=True) if end is not None
-    ]
-    return max(done, default=0)
+    done = pl.col("step") + in_set(TRACKED).cast(pl.Int64)
+    ends = metrics.select(done)["step"].to_list()
+    return max(ends, default=0)
 
 
 def _of_summary(metrics: pl.DataFrame, summary: Mapping[str, Any]) -> dict[str, Any]:

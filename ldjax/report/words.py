@@ -132,7 +132,7 @@ def _of_sides(lines: Mapping[str, Mapping[str, Line]]) -> str:
         say = _moved if not clauses else lambda side, line: f"{side} {_change(line)}"
         moved = [say(side, of[side]) for side in sides]
         nats = " nats" if not clauses else ""
-        clause = f"on {of[sides[0]].count} {text} {' and '.join(moved)}{nats}"
+        clause = f"on {of[sides[0]].num_prompts} {text} {' and '.join(moved)}{nats}"
         if MARGIN in of:
             verb = "grows" if of[MARGIN].end > 0 else "shrinks"
             clause += f", the margin {verb} by {abs(of[MARGIN].end):.1f}"

@@ -97,7 +97,7 @@ def test_a_balance_is_the_measured_change(opened, runs):
         )
         assert sum(rows.values()) == pytest.approx(expected.measured, abs=5e-3)
         told = page.locator("#balance-detail p").text_content()
-        assert f"Mean of {expected.count} tracked response:" in told
+        assert f"Mean of {expected.num_responses} tracked response:" in told
         measured, total = numbers_in(told)[1:3]
         assert measured == total == pytest.approx(expected.measured, rel=5e-3)
         assert ("integrated" in told) == (left == "quadrature")

@@ -46,7 +46,7 @@ def test_a_line_is_the_mean_over_prompts_with_its_standard_error(run, type_):
             probe: [a - b for a, b in zip(of, rejected[probe], strict=True)]
             for probe, of in values.items()
         }
-    assert line.count == len(values) == 4
+    assert line.num_prompts == len(values) == 4
     assert line.start == pytest.approx(statistics.mean(of[0] for of in values.values()))
     for step in range(4):
         changes = [of[step] - of[0] for of in values.values()]
@@ -96,7 +96,7 @@ def test_a_balance_is_complete(run):
         (floors,) = values_of(run, "floor", type_, "tracked").values()
         assert balance.floor == pytest.approx(sum(floors))
         assert (balance.integrated is not None) == is_integrated
-        whole = balance.integrated if is_integrated else balance.predicted
+        whole = balance.predicted if balance.integrated is None else balance.integrated
         assert [*balance.parts.values()][-1] == pytest.approx(balance.measured - whole)
         left = "quadrature" if is_integrated else "remainder"
         assert [*balance.parts] == ["part:chosen", "part:rejected", left]

@@ -22,10 +22,10 @@ __all__ = ["Balance", "balances"]
 class Balance(NamedTuple):
     """What the measured change of a type of response is the sum of, over a run.
 
-    All but `count` are means over the tracked responses, in nats.
+    All but the number are means over the tracked responses, in nats.
 
     Attributes:
-      count: The number of tracked responses.
+      num_responses: Over how many tracked responses.
       measured: Their change.
       predicted: First order at the start of each update, added up.
       integrated: The integral along each update, added up; None if it was not recorded.
@@ -33,7 +33,7 @@ class Balance(NamedTuple):
       parts: Of the change, by quantity: their sum is `measured`.
     """
 
-    count: int
+    num_responses: int
     measured: float
     predicted: float
     integrated: float | None
@@ -66,7 +66,7 @@ def balances(metrics: pl.DataFrame) -> dict[str, Balance]:
     }
     return {
         type_: Balance(
-            count=counts[type_],
+            num_responses=counts[type_],
             measured=measured,
             predicted=ends[PREDICTED][type_],
             integrated=ends[INTEGRATED].get(type_),

@@ -28,14 +28,14 @@ class Line(NamedTuple):
       y: The mean of the changes since the first observation, in nats.
       error: Its standard error over the prompts; NaN for a single prompt.
       start: The mean at the first observation.
-      count: The number of prompts.
+      num_prompts: Over how many prompts.
     """
 
     x: np.ndarray
     y: np.ndarray
     error: np.ndarray
     start: float
-    count: int
+    num_prompts: int
 
     @property
     def end(self) -> float:
@@ -56,7 +56,7 @@ def mean_lines(metrics: pl.DataFrame, probe_set: str) -> dict[str, Line]:
       ...         for s in (0, 1) for i in (0, 2)]
       >>> table = pl.DataFrame(rows, schema=METRIC_COLUMNS, orient="row")
       >>> line = mean_lines(table, "train")["chosen"]
-      >>> line.start, line.y.tolist(), line.error.tolist(), line.count
+      >>> line.start, line.y.tolist(), line.error.tolist(), line.num_prompts
       (-9.0, [0.0, 2.0], [0.0, 1.0], 2)
     """
     value, one = pl.col("value"), ("probe", "type")
