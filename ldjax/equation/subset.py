@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-__all__ = ["Weights", "leaf_paths", "make_weights", "merge", "split"]
+__all__ = ["Weights", "leaf_paths", "make_weights", "merge", "split", "trained_of"]
 
 
 def split(params: Any, where: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -71,6 +71,24 @@ def merge(chosen: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
         else:
             raise ValueError(f"Both have a parameter {name!r}.")
     return merged
+
+
+def trained_of(params: Any, where: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """What is trained of the parameters, and from that to all of them.
+
+    Args:
+      params: Any pytree where all is trained, else nested dicts.
+      where: As in `split`; None for all.
+
+    Examples:
+      >>> trained, whole = trained_of({"a": 1.0, "b": 2.0}, {"a": False, "b": True})
+      >>> trained, whole({"b": 3.0})
+      ({'b': 2.0}, {'a': 1.0, 'b': 3.0})
+    """
+    if where is None:
+        return params, lambda trained: trained
+    trained, rest = split(params, where)
+    return trained, lambda trained: merge(trained, rest)
 
 
 def _chosen(params: Any, where: Any) -> Any:

@@ -4,8 +4,7 @@
 is the sum of.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from ldjax.equation.account.gradients import (
+    Optimizer,
+    gradients_of,
+    transformation,
+    updated,
+)
 from ldjax.equation.doors import Door
 from ldjax.equation.path import difference
 from ldjax.equation.sequences import (
@@ -21,15 +26,11 @@ from ldjax.equation.sequences import (
     LossFn,
     Params,
     Sequences,
-    like,
     sides_of,
 )
-from ldjax.equation.subset import merge, split
+from ldjax.equation.subset import trained_of
 from ldjax.equation.update_parts import frozen_update, linear_step
 from ldjax.equation.update_parts.dated import dated_parts, is_side
-
-# `optax.MultiSteps` has the two methods but is not of the type.
-Optimizer = optax.GradientTransformation | optax.MultiSteps
 
 
 class StepState(NamedTuple):
@@ -118,44 +119,21 @@ class Trainer(NamedTuple):
 
     def split(self, params: Params) -> tuple[Params, Callable[[Params], Params]]:
         """What is trained, and from that to all parameters."""
-        if self.where is None:
-            return params, lambda trained: trained
-        trained, rest = split(params, self.where)
-        return trained, lambda trained: merge(trained, rest)
+        return trained_of(params, self.where)
 
     def train(self, state: StepState, update: Batch) -> tuple[StepState, Reasons]:
         """The optimizer step itself, and the directions it is made of."""
-        optimizer = self.optimizer
-        if isinstance(optimizer, optax.MultiSteps):
-            optimizer = optimizer.gradient_transformation()
-        optimizer = optax.with_extra_args_support(optimizer)
+        optimizer = transformation(self.optimizer)
         params, whole = self.split(state.params)
-        opt_state = state.opt_state
+        opt_state, sides = state.opt_state, _named_sides(update)
 
         def apply_fn(params: Params, sequences: Sequences) -> Array:
             return self.apply_fn(whole(params), sequences)
 
-        def loss_of(params: Params) -> Array:
-            logits = [apply_fn(params, side) for side in sides.values()]
-            return self.loss_fn(like(update, logits), update)
-
-        sides = _named_sides(update)
-        logits, pullbacks = {}, {}
-        for name, side in sides.items():
-            logits[name], pullbacks[name] = jax.vjp(
-                lambda p, side=side: apply_fn(p, side), params
-            )
-        loss, residual = jax.value_and_grad(self.loss_fn)(
-            like(update, logits.values()), update
-        )
-        residuals = dict(zip(sides, jax.tree.leaves(residual), strict=True))
-        gradients = {name: pullbacks[name](residuals[name])[0] for name in sides}
-        gradient = jax.tree.map(lambda *leaves: sum(leaves), *gradients.values())
-
-        offered = {"value": loss, "grad": gradient, "value_fn": loss_of}
-        offered |= {"obj_fn": loss_of, "grad_fn": lambda p, _: jax.grad(loss_of)(p)}
-        (updates, new_opt_state), extra_args = _updated(
-            optimizer, gradient, opt_state, params, offered
+        found = gradients_of(apply_fn, self.loss_fn, params, update)
+        gradient, gradients = found.total, found.by_side
+        (updates, new_opt_state), extra_args = updated(
+            optimizer, gradient, opt_state, params, found.offered
         )
         # What is stored is what is read below: without the barrier XLA may keep the
         # sum as it was before it was rounded to the parameters' dtype.
@@ -164,7 +142,7 @@ class Trainer(NamedTuple):
             params=whole(stored),
             opt_state=new_opt_state,
             step=state.step + 1,
-            loss=loss.astype(state.loss.dtype),
+            loss=found.loss.astype(state.loss.dtype),
         )
         total = difference(stored, params)
         if self.parts is None:
@@ -177,7 +155,7 @@ class Trainer(NamedTuple):
         own, rest = frozen_update(optimizer, gradient, opt_state, params, **extra_args)
         if self.parts == "example":
             by_example = {
-                name: _by_example(apply_fn, params, side, residuals[name], own)
+                name: _by_example(apply_fn, params, side, found.residuals[name], own)
                 for name, side in sides.items()
             }
             return new_state, Reasons(total, rest, by_example)
@@ -204,37 +182,6 @@ def _require_floating(params: Params) -> None:
                 "gradient moves. Close it over in `apply_fn`, or leave it out of what "
                 "is trained with `where=`."
             )
-
-
-def _updated(
-    optimizer: optax.GradientTransformationExtraArgs,
-    gradient: Params,
-    opt_state: Any,
-    params: Params,
-    offered: Mapping[str, Any],
-) -> tuple[Any, dict[str, Any]]:
-    """What the optimizer returns, and the extra arguments that it takes.
-
-    optax has no way to ask a chain which ones its members take, so it is tried.
-    """
-    offered = dict(offered)
-    while True:
-        try:
-            return optimizer.update(gradient, opt_state, params, **offered), offered
-        except TypeError as error:
-            unwanted = set(re.findall(r"'(\w+)'", str(error))) & offered.keys()
-            if "nexpected keyword argument" in str(error) and unwanted:
-                offered = {k: v for k, v in offered.items() if k not in unwanted}
-                continue
-            if missing := re.search(r"missing \d+ required.*argument", str(error)):
-                raise TypeError(
-                    f"This optimizer's update is {error.args[0][missing.start() :]}; "
-                    "of those, ldjax passes `value`, `grad`, `value_fn`, `grad_fn` and "
-                    "`obj_fn`. Bind it, as in "
-                    "`optax.GradientTransformation(tx.init, "
-                    "functools.partial(tx.update, NAME=...))`."
-                ) from error
-            raise
 
 
 def _by_example(
