@@ -27,8 +27,8 @@ class Kept:
     Examples:
       >>> kept = Kept(None)
       >>> kept.put("state 3", {"0": np.ones(2)})
-      >>> "state 3" in kept, kept.get("state 3")["0"].sum()
-      (True, 2.0)
+      >>> "state 3" in kept, kept.get("state 3")["0"]
+      (True, array([1., 1.]))
     """
 
     def __init__(self, folder: Path | None) -> None:

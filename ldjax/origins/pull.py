@@ -25,7 +25,7 @@ from ldjax.equation import resolution
 from ldjax.equation.account.gradients import gradients_of, transformation, updated
 from ldjax.equation.path import Path, difference
 from ldjax.equation.sequences import Batch, Sequences, sides_of
-from ldjax.equation.subset import leaf_paths, merge, split
+from ldjax.equation.subset import leaf_paths, trained_of
 from ldjax.equation.update_parts import LinearStep, linear_step
 from ldjax.origins.trajectory import Training
 from ldjax.precision import watched
@@ -120,7 +120,7 @@ def layers_of(training: Training, params: Any) -> list[str]:
       training: How was trained.
       params: All parameters, or their shapes.
     """
-    trained, _ = _split(training, params)
+    trained, _ = trained_of(params, training.where)
     return list(dict.fromkeys(_layer_names(trained)))
 
 
@@ -139,7 +139,7 @@ def moments_of(
     """
 
     def moments(point: Point, batch: Batch) -> dict[str, Array]:
-        trained, whole = _split(training, point.params)
+        trained, whole = trained_of(point.params, training.where)
         return _linearized(training, point, trained, whole, batch)[0].moments
 
     return jax.eval_shape(moments, point, batch)
@@ -164,8 +164,8 @@ def make_pull_fn(
     def pull(
         point: Point, new_params: Any, batch: Batch, probes: Sequences, adjoint: Adjoint
     ) -> tuple[Adjoint, Paid]:
-        trained, whole = _split(training, point.params)
-        new_trained, _ = _split(training, new_params)
+        trained, whole = trained_of(point.params, training.where)
+        new_trained, _ = trained_of(new_params, training.where)
         change = difference(new_trained, trained)
 
         def log_prob(params: Any, probe: Sequences) -> Array:
@@ -216,14 +216,6 @@ def make_pull_fn(
         return new_adjoint, paid
 
     return jax.jit(pull, donate_argnums=4)
-
-
-def _split(training: Training, params: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """What was trained, and from that to all parameters."""
-    if training.where is None:
-        return params, lambda trained: trained
-    trained, rest = split(params, training.where)
-    return trained, lambda trained: merge(trained, rest)
 
 
 def _linearized(

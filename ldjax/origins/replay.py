@@ -60,12 +60,13 @@ class Replay(NamedTuple):
           ReplayError: If it misses a state that is known.
         """
         boundaries = [*self.starts, self.trajectory.num_steps]
+        known = self.trajectory.known
         first = max((b for b in boundaries if _name(b) in self.kept), default=None)
         if first is None:
             first = 0
             self._keep(0, self.trajectory.start)
         for step, state in self._steps(first, self.trajectory.num_steps):
-            if step in boundaries or self._is_known(step):
+            if step in boundaries or (known is not None and step in known.steps):
                 self._keep(step, state)
             tell(step)
 
@@ -118,15 +119,11 @@ class Replay(NamedTuple):
         training = self.trajectory.training_of(state)
         return Point(training.params, training.opt_state)
 
-    def _is_known(self, step: int) -> bool:
-        known = self.trajectory.known
-        return known is not None and step in known.steps
-
     def _keep(self, step: int, state: Any) -> None:
         """Keep a state; one that is known must be the one there is."""
-        if self._is_known(step):
-            made = self.point(state)
-            there = self.point(self.trajectory.known.read(step))
+        known = self.trajectory.known
+        if known is not None and step in known.steps:
+            made, there = self.point(state), self.point(known.read(step))
             if leaf := difference(on_host(made), on_host(there), made):
                 raise ReplayError(
                     f"The run, made again, has other bits than its checkpoint of step "

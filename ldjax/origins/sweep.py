@@ -88,9 +88,10 @@ def account(
 
     Examples:
       >>> import ldjax, optax
+      >>> from ldjax.runs.loop import make_train_step
       >>> apply_fn, adam = lambda w, s: w[s.tokens], optax.adam(0.1)
       >>> training = Training(apply_fn, ldjax.losses.sft, adam)
-      >>> init, step = ldjax.runs.make_train_step(apply_fn, ldjax.losses.sft, adam)
+      >>> init, step = make_train_step(apply_fn, ldjax.losses.sft, adam)
       >>> ids, mask = jnp.array([[1, 2], [2, 0]]), jnp.ones((2, 2), bool)
       >>> rows = Sequences(ids, (ids + 1) % 3, mask)
       >>> run = Trajectory(
@@ -102,7 +103,7 @@ def account(
       ... )
       >>> probes = Responses(("train/0", "train/1"), ("chosen",) * 2, rows)
       >>> account(training, run, probes).sum().select("own", "others").rows()
-      [(0.37..., 0.20...), (0.35..., 0.21...)]
+      [(0.68..., 0.22...), (0.68..., 0.22...)]
     """
     path = path_of(nodes)
     probes = probes.checked()

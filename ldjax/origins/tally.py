@@ -134,7 +134,7 @@ class Tally:
           paid: What it paid.
           noise_level: Of the log-probs' rounding, where it was measured.
         """
-        paid = jax.tree.map(lambda leaf: np.asarray(leaf, float), paid)
+        paid = Paid(*jax.tree.map(lambda leaf: np.asarray(leaf, float), tuple(paid)))
         step = self.done = self.done - 1
         sums, count = self.arrays, int(self._rows.counts[step])
         gradient = np.zeros(len(paid.noise))
@@ -143,10 +143,7 @@ class Tally:
             sums[f"examples/{side}"][step, :, :count] = by_row
             gradient += by_row.sum(-1)
             if self._has_maps:
-                places = self._rows.places[step, :count]
-                held = sums[f"map/{side}"]
-                for row, place in enumerate(places):
-                    held[:, place, : tokens.shape[2]] += tokens[:, row]
+                self._add_to_map(step, side, tokens)
         for side, layers in paid.layers.items():
             sums[f"layers/{side}"] += layers
         sums["layers/weight_decay"] += paid.weight_decay
@@ -173,8 +170,14 @@ class Tally:
         if noise_level is not None:
             sums["noise_level"][step] = float(noise_level)
         if step == 0:
-            sums["before"] = paid.held
-        self._after = {"log_probs": paid.log_probs, "held": paid.held}
+            sums["before"] = np.asarray(paid.held)
+        self._after = {k: np.asarray(getattr(paid, k)) for k in ("log_probs", "held")}
+
+    def _add_to_map(self, step: int, side: str, tokens: Any) -> None:
+        assert self._rows.places is not None
+        sums = self.arrays[f"map/{side}"]
+        for row, place in enumerate(self._rows.places[step, : tokens.shape[1]]):
+            sums[:, place, : tokens.shape[2]] += tokens[:, row]
 
     def floors(self) -> np.ndarray:
         """What rounding can make of each measured change, `[step, probe]`."""

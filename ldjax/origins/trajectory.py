@@ -46,7 +46,7 @@ class Known(NamedTuple):
         compared.
 
     Examples:
-      >>> Known((0,), lambda step: {"params": jnp.ones(2)}).steps
+      >>> Known((0,), lambda step: {"params": np.ones(2)}).steps
       (0,)
     """
 
@@ -71,8 +71,10 @@ class Trajectory(NamedTuple):
       known: States that are there, to be hit; None where there are none.
 
     Examples:
+      >>> import jax.numpy as jnp
       >>> import ldjax, optax
-      >>> init, step = ldjax.runs.make_train_step(
+      >>> from ldjax.runs.loop import make_train_step
+      >>> init, step = make_train_step(
       ...     lambda w, s: w[s.tokens], ldjax.losses.sft, optax.sgd(1.0)
       ... )
       >>> batch = ldjax.Sequences(*2 * [jnp.ones((1, 2), int)], jnp.ones((1, 2), bool))
@@ -99,7 +101,7 @@ class Responses(NamedTuple):
       sequences: One row for each.
 
     Examples:
-      >>> ids, mask = jnp.ones((2, 3), int), jnp.ones((2, 3), bool)
+      >>> ids, mask = np.ones((2, 3), int), np.ones((2, 3), bool)
       >>> pair = Sequences(ids, ids, mask)
       >>> Responses(("train/0",) * 2, ("chosen", "rejected"), pair).types
       ('chosen', 'rejected')

@@ -1,5 +1,7 @@
 """The ledger of a run closes, by example, side, token and layer, and can be resumed."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,15 @@ import polars as pl
 import pytest
 from witnesses.closeness import assert_close
 from zoo.cases import apply_toy, toy_params
-from zoo.small_runs import NAMES, by_pairs, by_rows, responses_of, small_run, warmup
+from zoo.small_runs import (
+    NAMES,
+    by_pairs,
+    by_rows,
+    responses_of,
+    small_run,
+    unexplained,
+    warmup,
+)
 
 from ldjax.equation.path import path_of
 from ldjax.ntk.cost import estimate
@@ -53,11 +63,9 @@ def test_the_table_sums_to_what_was_measured(whole):
     balance = ledger.sum()
     assert balance["probe"].to_list() == list(probes.prompt_names)
     assert_close(balance["measured"].to_numpy(), measured(trajectory, probes), terms=99)
-    parts = [c for c in ("gradient", "weight_decay") if balance[c].abs().min() > 0]
-    assert parts == ["gradient", "weight_decay"]
-    told = balance["gradient"] + balance["weight_decay"]
-    assert ((told / balance["measured"] - 1).abs() <= 1e-6).all()
-    assert balance["rounding"].abs().max() < 1e-12
+    assert balance["weight_decay"].to_numpy().all()
+    assert (unexplained(ledger, "gradient", "weight_decay") <= 1e-6).all()
+    assert (np.abs(balance["rounding"].to_numpy()) < 1e-12).all()
     of_json = [probe["measured"] for probe in ledger.about["probes"]]
     assert_close(np.array(of_json), balance["measured"].to_numpy(), terms=99)
 
@@ -145,20 +153,18 @@ def test_what_the_run_began_with_is_an_origin():
         state, _ = first.step_fn(state, first.batch_fn(step))
     _, trajectory = small_run(optax.adam(0.02), start=state)
     probes = responses_of(by_rows(2))
-    balance = account(training, trajectory, probes).sum()
-    assert balance["before"].abs().min() > 1e-3
-    told = balance["gradient"] + balance["before"]
-    assert ((told / balance["measured"] - 1).abs() <= 1e-6).all()
+    ledger = account(training, trajectory, probes)
+    assert (np.abs(ledger.sum()["before"].to_numpy()) > 1e-3).all()
+    assert (unexplained(ledger, "gradient", "before") <= 1e-6).all()
 
 
 @pytest.mark.slow
 def test_noise_is_an_origin():
     noisy = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.adam(0.02))
     training, trajectory, probes = pairs_run(noisy)
-    balance = account(training, trajectory, probes).sum()
-    assert balance["noise"].abs().min() > 0
-    told = balance["gradient"] + balance["noise"]
-    assert ((told / balance["measured"] - 1).abs() <= 1e-6).all()
+    ledger = account(training, trajectory, probes)
+    assert ledger.sum()["noise"].to_numpy().all()
+    assert (unexplained(ledger, "gradient", "noise") <= 1e-6).all()
 
 
 @pytest.mark.slow
@@ -166,9 +172,8 @@ def test_some_parameters_can_be_trained():
     where = {"embed": True, "kernel": False, "bias": False, "readout": True}
     training, trajectory, probes = pairs_run(where=where)
     ledger = account(training, trajectory, probes)
-    balance = ledger.sum()
-    told = balance["gradient"] + balance["weight_decay"]
-    assert ((told / balance["measured"] - 1).abs() <= 1e-6).all()
+    assert (unexplained(ledger, "gradient", "weight_decay") <= 1e-6).all()
+    assert ledger.layers is not None
     assert set(ledger.layers["layer"]) == {"embed", "readout"}
 
 
@@ -184,12 +189,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(
-    "calls", [22, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 15, 31))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", [5, 15, 22, 31])
 def test_a_killed_ledger_goes_on_and_ends_with_the_same_bytes(calls, tmp_path):
     training, trajectory, probes = pairs_run()
-    options = {"probe_batch_size": 4, "by_token": 1}
+    options: dict[str, Any] = {"probe_batch_size": 4, "by_token": 1}
     account(training, trajectory, probes, folder=tmp_path / "a", **options)
     count = 0
 
@@ -268,7 +272,7 @@ def test_a_program_of_changing_numbers_is_noticed():
 
 def test_an_optimizer_that_cannot_be_split_is_refused_before_the_run_is_made():
     quantised = optax.stateless_with_tree_map(
-        lambda g, _: jnp.round(8 * g).astype(int).astype(g.dtype)
+        lambda g, _: jnp.round(8 * g).astype(int) / 8.0
     )
     training, trajectory, probes = pairs_run(optax.chain(quantised, optax.sgd(0.1)))
 

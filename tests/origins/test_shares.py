@@ -17,7 +17,14 @@ from witnesses.origin_shares import (
     log_prob_fn,
 )
 from zoo.cases import apply_toy, toy_params
-from zoo.small_runs import by_pairs, by_rows, responses_of, small_run, warmup
+from zoo.small_runs import (
+    by_pairs,
+    by_rows,
+    responses_of,
+    small_run,
+    unexplained,
+    warmup,
+)
 
 from ldjax.equation.sequences import sides_of
 from ldjax.origins import account
@@ -31,7 +38,7 @@ MASK = np.asarray(
 )
 
 OPTIMIZERS = {
-    "sgd": (optax.sgd(0.1), lambda: Momentum(0.1)),
+    "sgd": (optax.sgd(0.05), lambda: Momentum(0.05)),
     "momentum": (optax.sgd(0.05, 0.9), lambda: Momentum(0.05, 0.9)),
     "nesterov": (
         optax.sgd(0.05, 0.9, nesterov=True),
@@ -41,21 +48,25 @@ OPTIMIZERS = {
         optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.05, 0.9)),
         lambda: Momentum(0.05, 0.9, decay=0.1),
     ),
-    "rmsprop": (optax.rmsprop(0.02), lambda: RmsProp(0.02)),
-    "adam": (optax.adam(0.02), lambda: AdamW(0.02)),
+    "rmsprop": (optax.rmsprop(0.005), lambda: RmsProp(0.005)),
+    "adam": (optax.adam(0.02), lambda: AdamW(lambda _: 0.02)),
     "clip, adamw": (
         optax.chain(
             optax.clip_by_global_norm(0.3),
             optax.adamw(warmup, weight_decay=0.1, mask=DECAYS),
         ),
-        lambda: AdamW(warmup, max_norm=0.3, decay=0.1, mask=MASK),
+        lambda: AdamW(
+            lambda count: float(warmup(count)), max_norm=0.3, decay=0.1, mask=MASK
+        ),
     ),
     "accumulated": (
-        optax.MultiSteps(optax.adamw(0.02, weight_decay=0.1), 3),
-        lambda: Every(AdamW(0.02, decay=0.1), 3),
+        optax.MultiSteps(
+            optax.adamw(0.02, weight_decay=0.1), 3, accumulator_dtype=jnp.float64
+        ),
+        lambda: Every(AdamW(lambda _: 0.02, decay=0.1), 3),
     ),
 }
-FAST = ("momentum, decay", "clip, adamw", "accumulated")
+FAST = ("clip, adamw", True)
 
 
 def brute_force(training, trajectory, witness, probes, nodes=3):
@@ -102,12 +113,17 @@ def by_origin(ledger, probes):
     return found
 
 
-@pytest.mark.parametrize("pairs", [False, True], ids=["rows", "pairs"])
 @pytest.mark.parametrize(
-    "name",
+    ("name", "pairs"),
     [
-        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        pytest.param(
+            name,
+            pairs,
+            marks=() if (name, pairs) == FAST else pytest.mark.slow,
+            id=f"{name}-{'pairs' if pairs else 'rows'}",
+        )
         for name in OPTIMIZERS
+        for pairs in (False, True)
     ],
 )
 def test_every_origin_has_its_share(name, pairs):
@@ -129,7 +145,4 @@ def test_every_origin_has_its_share(name, pairs):
             rtol=1e-10,
             scale=scale,
         )
-    balance = ledger.sum()
-    told = balance["gradient"] + balance["weight_decay"]
-    gap = (told - balance["measured"]).abs() / balance["measured"].abs()
-    assert gap.max() <= 1e-6
+    assert (unexplained(ledger, "gradient", "weight_decay") <= 1e-6).all()

@@ -5,6 +5,8 @@ run began with. Scales are made by the sum of all gradients, as in the papers; e
 share then goes its own way. Nothing is imported from ldjax. Parameters are one vector.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,14 +56,14 @@ class RmsProp:
 class AdamW:
     """With a clip by the norm before it, a schedule, and a mask of what decays."""
 
-    def __init__(self, rate, *, max_norm=np.inf, decay=0.0, mask=1.0):
-        self.rate_at = rate if callable(rate) else lambda count: rate
+    def __init__(self, rate, *, max_norm=np.inf, decay=0.0, mask: Any = 1.0):
+        self.rate = rate
         self.max_norm, self.decay, self.mask = max_norm, decay, mask
         self.means, self.squares, self.count = {}, 0.0, 0
 
     def step(self, step, gradients, theta):
         b1, b2, epsilon = 0.9, 0.999, 1e-8
-        rate = float(self.rate_at(self.count))
+        rate = self.rate(self.count)
         self.count += 1
         total = _sum(gradients, theta)
         clip = min(1.0, self.max_norm / np.linalg.norm(total))

@@ -10,7 +10,7 @@ import optax
 from zoo.cases import apply_toy, make_dpo, sentences, toy_params
 
 from ldjax import losses
-from ldjax.equation.subset import merge, split
+from ldjax.equation.subset import trained_of
 from ldjax.origins import Responses, Training, Trajectory
 
 __all__ = [
@@ -41,15 +41,9 @@ def make_step(training):
     """A plain step, which takes the memory of its state."""
     optimizer = optax.with_extra_args_support(training.optimizer)
 
-    def parts_of(params):
-        if training.where is None:
-            return params, lambda trained: trained
-        trained, rest = split(params, training.where)
-        return trained, lambda trained: merge(trained, rest)
-
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, batch):
-        trained, whole = parts_of(state.params)
+        trained, whole = trained_of(state.params, training.where)
 
         def loss_of(trained):
             params = whole(trained)
@@ -64,7 +58,10 @@ def make_step(training):
         trained = optax.apply_updates(trained, updates)
         return State(whole(trained), opt_state), None
 
-    init = lambda params: State(params, training.optimizer.init(parts_of(params)[0]))
+    def init(params):
+        trained, _ = trained_of(params, training.where)
+        return State(params, training.optimizer.init(trained))
+
     return init, step
 
 
@@ -119,3 +116,10 @@ def small_run(
         batch_fn=take,
         names_of=lambda step: [NAMES[i] for i in places_of(step)],
     )
+
+
+def unexplained(ledger, *parts):
+    """What is left of each response's change without these parts, as a share of it."""
+    balance = ledger.sum()
+    told = sum(balance[part].to_numpy() for part in parts)
+    return np.abs(told / balance["measured"].to_numpy() - 1)

@@ -1,0 +1,85 @@
+"""The ledger closes on decoders of the four styles, adapters and all, SFT and DPO."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from zoo.decoders import STYLES, VOCAB, make_decoder, random_params
+from zoo.small_runs import responses_of, small_run, unexplained, warmup
+
+from ldjax import Sequences, linen
+from ldjax.models import LowRank, is_adapter
+from ldjax.origins import account
+
+# Of each, a run with one: momentum, a preconditioner, both; clip, schedule and mask;
+# inner steps.
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.02),
+    "momentum": optax.sgd(0.005, 0.9),
+    "nesterov": optax.sgd(0.005, 0.9, nesterov=True),
+    "rmsprop": optax.rmsprop(0.001),
+    "adam": optax.adam(0.002),
+    "adamw": optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.adamw(
+            lambda count: 0.1 * warmup(count),
+            weight_decay=0.1,
+            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+        ),
+    ),
+    "accumulated": optax.MultiSteps(optax.adamw(0.002), 2),
+}
+FAST = "llama", "adamw"
+
+
+def texts(seed, num, length=6):
+    """Drawn prompts of two tokens, and responses of the rest."""
+    tokens = np.random.default_rng(seed).integers(VOCAB, size=(num, length + 1))
+    mask = np.broadcast_to(np.arange(length) >= 1, (num, length))
+    return Sequences(*map(jnp.asarray, (tokens[:, :-1], tokens[:, 1:], mask)))
+
+
+def check(model, params, optimizer, *, pairs, where=None):
+    rows = {"chosen": texts(1, 6), "rejected": texts(2, 6)} if pairs else texts(1, 6)
+    training, trajectory = small_run(
+        optimizer,
+        rows=rows,
+        params=params,
+        apply_fn=linen.apply_fn(model),
+        where=where,
+    )
+    ledger = account(training, trajectory, responses_of(texts(1, 2)))
+    assert (unexplained(ledger, "gradient", "weight_decay") <= 1e-6).all()
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("style", "name", "pairs"),
+    [
+        pytest.param(
+            style,
+            name,
+            pairs,
+            marks=pytest.mark.exhaustive if i % 4 != j % 4 else pytest.mark.slow,
+        )
+        for i, style in enumerate(STYLES)
+        for j, name in enumerate(OPTIMIZERS)
+        for pairs in (False, True)
+        if pairs == (j % 2 == 1) or i % 4 != j % 4
+    ],
+)
+def test_it_closes(style, name, pairs):
+    model, params = make_decoder(style)
+    check(model, params, OPTIMIZERS[name], pairs=pairs)
+
+
+@pytest.mark.slow
+def test_it_closes_where_adapters_are_trained():
+    adapters = LowRank(rank=2, alpha=4.0, targets=("query", "up"))
+    model, _ = make_decoder("qwen2", adapters=adapters)
+    ledger = check(
+        model, random_params(model), OPTIMIZERS["adamw"], pairs=True, where=is_adapter
+    )
+    assert ledger.layers is not None
+    assert set(ledger.layers["layer"]) <= {"blocks_0", "blocks_1"}
