@@ -85,6 +85,6 @@ def settled(
             f"{num_updates} does; `tolerance={settings.watch.tolerance:g}`)"
         )
     history = "dated" if prepared.is_dated else "whole"
-    at = f"{nodes} nodes along each update" if nodes else "the start of each update"
-    line = f"account: derivatives at {at}{why}, history {history}"
+    at = f"{nodes} node{'s' * (nodes > 1)} along" if nodes else "the start of"
+    line = f"account: derivatives at {at} each update{why}, history {history}"
     return changed(settings, nodes=nodes, history=history), line

@@ -351,29 +351,20 @@ def _balance(summary: Mapping[str, Any]) -> list[str]:
     parts = summary["explanations"]["parts"]
     thresholds = summary["explanations"]["squeezing_threshold"]
     fits = summary["balance"] or summary["fidelity"]
-    heads = [_in_two(part_name(name)) for name in parts]
+    heads = [part_name(name).replace("_", " ").rpartition(" ") for name in parts]
+    above, below = ("".join(f"{head[row]:>11}" for head in heads) for row in (0, 2))
     lines = [
         "",
         "Where they come from, nats per sequence: the parts sum to what was measured; "
         "threshold: |p|^2 - p(y)",
-        *(
-            " ".join([f"{left:20}", *(f"{head[row]:>10}" for head in heads), right])
-            for row, (left, right) in enumerate(
-                [("", ""), ("type", "= measured      R2   threshold")]
-            )
-        ),
+        *([f"{'':20}{above}"] if above.strip() else []),
+        f"{'type':20}{below} = measured      R2   threshold",
     ]
     for type_, (start, end) in thresholds.items():
-        numbers = " ".join(f"{values[type_]:+10.2f}" for values in parts.values())
+        numbers = "".join(f"{values[type_]:+11.2f}" for values in parts.values())
         fit = Fidelity(**fits[type_])
         lines.append(
-            f"{type_:20} {numbers} = {fit.change:+8.2f} "
+            f"{type_:20}{numbers} = {fit.change:+8.2f} "
             f"{legible(fit.r_squared, '.4f'):>7}   {start:.3f} -> {end:.3f}"
         )
     return lines
-
-
-def _in_two(name: str) -> tuple[str, str]:
-    """A name as the head of a narrow column."""
-    first, _, last = name.replace("_", " ").rpartition(" ")
-    return first, last

@@ -110,7 +110,7 @@ def check_identities(table: Table, observed: Mapping[str, np.ndarray]) -> list[C
     allowed = rounding_of_sum(series["floor"])
     return [
         Claim(
-            f"the parts of every step and of all sum to what is {whole_of(series)}: "
+            f"the parts of every step and of all sum to the {whole_of(series)} change: "
             f"{parts:.1e} of what rounding allows",
             parts <= 1,
             "identity",

@@ -317,10 +317,12 @@ def begun(folder, config, **more):
         {"loss": "dpo", "coefficients": {"beta": 0.2}, "clip": float("inf")},
         {"recipe": "paper", "lora_rank": 4, "lora_targets": ("qkv",), "max_rows": 7},
         {"target": ("chosen", "rejected"), "learning_rate": 1e-3, "smoke": True},
+        {"nodes": 2, "history": "dated"},
     ],
 )
 def test_the_settings_of_a_run_are_found_again(tmp_path, options):
-    config = Config.of(out=tmp_path / "run", cache=tmp_path / "cache", **options)
+    settled = {"nodes": 0, "history": "whole"} | options
+    config = Config.of(out=tmp_path / "run", cache=tmp_path / "cache", **settled)
     run = begun(tmp_path / "run", config)
     assert settings_of(run, Places()) == config.resolved()
 

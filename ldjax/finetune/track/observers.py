@@ -206,7 +206,8 @@ def _trust(
     if not update.moves:
         return {}
     scale = update.largest(SMALL_REMAINDER)
-    radius = scale * trust_radius(**update.at(scale))
+    change = update.at(scale)
+    radius = scale * trust_radius(change["predicted"], change["measured"])
     return {"radius": radius} if np.isfinite(radius) else {}  # linear to the last bit
 
 
