@@ -42,6 +42,11 @@ def test_arguments_become_options(message, told):
     assert told in frame.worded(message, names)
 
 
+def test_what_a_run_says_of_itself_is_in_the_words_of_the_door(capsys):
+    frame.teller(Config())("`on_bad_row=skip`: 3 rows of `beta`")
+    assert capsys.readouterr().out == "--on-bad-row skip: 3 rows of `beta`\n"
+
+
 def _raising(error):
     def main(config):
         raise error
