@@ -10,9 +10,10 @@ plain gradient descent, with :math:`g^\pm = \nabla_\theta \log \pi(y^\pm \mid x)
 so it falls if and only if :math:`\langle g^+, g^- \rangle > \|g^+\|^2`
 (`pair_products`). That is first order, and the pair's own two sides alone: in a batch
 the other pairs, the optimizer's history and the weight decay move it too
-(`split_by_origin` says by how much each), and so does the remainder. Under an optimizer
-that rescales, such as Adam, it is about those two sides *as the batch's step scaled
-them*; trained on alone, the pair would have been scaled (and clipped) otherwise.
+(`split_by_origin` says by how much each at one update, `ldjax.origins` over a run), and
+so does the remainder. Under an optimizer that rescales, such as Adam, it is about those
+two sides *as the batch's step scaled them*; trained on alone, the pair would have been
+scaled (and clipped) otherwise.
 
 References:
   Ren & Sutherland 2025, section 4.2; Razin et al. 2025, "Unintentional Unalignment:

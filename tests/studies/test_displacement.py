@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import polars as pl
 import pytest
 from shell.scripts import run_script
 from zoo.cases import apply_toy, sentences, toy_params
 
 from ldjax import Sequences, losses, make_step, sequence_log_probs
+from ldjax.origins import Ledger, Responses, Training, Trajectory, account
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
 from ldjax.studies.displacement import measure, results
 
@@ -25,11 +27,15 @@ def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path):
     assert tuple(metrics.columns) == METRIC_COLUMNS
     assert metrics["value"].is_finite().all()
     assert {name.split("/")[0] for name in metrics["probe"]} == {"small"}
-    parts = {q for q in metrics["quantity"].unique() if q.startswith("part:")}
-    origins = {"own chosen", "own rejected", "others", "history", "rounding"}
     alone = {"alone:measured", "alone:own", "alone:floor"}
     assert alone <= set(metrics["quantity"])
-    assert parts == {f"part:{origin}" for origin in origins}
+    (balance,) = (each["balance"] for each in run.summary["rates"].values())
+    pairs = sum(balance[name] for name in results.PAIRS)
+    rest = sum(balance[name] for name in results.REST)
+    assert pairs + rest == pytest.approx(balance["measured"])
+    assert abs(rest) < 1e-3 * abs(balance["others chosen"])
+    (ledger,) = out.glob("ledger_*")
+    assert Ledger.read(ledger).sum()["measured"].mean() == balance["measured"]
     assert all(check["holds"] for check in run.summary["checks"])
     bits = np.load(out / "labels_small.npz")
     assert {"step", "chosen_rises", "rejected_rises"} == set(bits)
@@ -122,10 +128,35 @@ def make_watched():
         rejected.mask.at[1].set(chosen.mask[1]),
     )
     sides = {"chosen": chosen, "rejected": rejected}
-    return measure.Batch(
-        {k: v._replace(reference=jnp.full(3, -5.0)) for k, v in sides.items()},
-        np.arange(3),
+    return {k: v._replace(reference=jnp.full(3, -5.0)) for k, v in sides.items()}
+
+
+def account_of(optimizer, num_steps=1):
+    """The account of a short training on all of the pairs."""
+    watched, how = make_watched(), (apply_toy, losses.dpo(), optimizer)
+    init, step = measure.make_watched_step(*how, watched)
+    alone_fn = measure.make_alone_fn(*how, watched)
+    state = start = init(toy_params())
+    tables = {"alone": [alone_fn(state)], "train": []}
+    for _ in range(num_steps):
+        state, metrics = step(state, watched)
+        tables["train"].append(metrics)
+    table = {
+        name: {"step": np.arange(len(rows))}
+        | {k: np.stack([np.asarray(row[k]) for row in rows]) for k in rows[0]}
+        for name, rows in tables.items()
+    }
+    chosen, names = watched["chosen"].plain, [f"train/{i}" for i in range(3)]
+    before, after = (
+        sequence_log_probs(apply_toy(params, chosen), chosen.targets, chosen.mask)
+        for params in (start.params, state.params)
     )
+    run = Trajectory(
+        num_steps, start, step, lambda _: watched, names_of=lambda _: names
+    )
+    probes = Responses(tuple(names), ("chosen",) * 3, chosen)
+    ledger = account(Training(*how), run, probes)
+    return results.Account(table, np.asarray(after - before), ledger, 3)
 
 
 @pytest.mark.slow
@@ -134,11 +165,11 @@ def test_a_step_on_a_pair_alone_is_the_step_that_would_be_taken():
     watched, optimizer = make_watched(), optax.adam(1e-3)
     init, step = make_step(apply_toy, losses.dpo(), optimizer)
     alone_fn = measure.make_alone_fn(apply_toy, losses.dpo(), optimizer, watched)
-    probe = watched.pairs["chosen"].plain
-    state, _ = step(init(toy_params()), watched.pairs, probe)
+    probe = watched["chosen"].plain
+    state, _ = step(init(toy_params()), watched, probe)
     found = alone_fn(state)
     for place in range(3):
-        one = jax.tree.map(lambda leaf, at=place: leaf[at : at + 1], watched.pairs)
+        one = jax.tree.map(lambda leaf, at=place: leaf[at : at + 1], watched)
         _, comparison = step(state, one, one["chosen"].plain)
         own = comparison.parts["chosen"] + comparison.parts["rejected"]
         for name, change in (("measured", comparison.measured), ("own", own)):
@@ -148,42 +179,46 @@ def test_a_step_on_a_pair_alone_is_the_step_that_would_be_taken():
 @pytest.mark.slow
 def test_a_criterion_that_is_wrong_is_seen():
     """As by the products of another pair."""
-    watched, optimizer = make_watched(), optax.sgd(1e-4)
-    init, step = measure.make_origin_step(apply_toy, losses.dpo(), optimizer, watched)
-    alone_fn = measure.make_alone_fn(apply_toy, losses.dpo(), optimizer, watched)
-    state, start = init(toy_params()), toy_params()
-    alone = {"step": np.array([0])} | {
-        name: np.asarray(values)[None] for name, values in alone_fn(state).items()
-    }
-    state, metrics = step(state, watched)
-    train = {"step": np.array([0])} | {
-        name: np.asarray(values)[None] for name, values in metrics.items()
-    }
-    chosen = watched.pairs["chosen"]
-    before, after = (
-        sequence_log_probs(apply_toy(params, chosen), chosen.targets, chosen.mask)
-        for params in (start, state.params)
-    )
-    account = results.Account(
-        {"train": train, "alone": alone}, np.asarray(after - before), 3
-    )
-    assert all(each.holds for each in results.check_identities("slow", account))
-    claims = results.check_claims("slow", account, loss="dpo")
+    found = account_of(optax.sgd(1e-4))
+    assert all(each.holds for each in results.check_identities("slow", found))
+    claims = results.check_claims("slow", found, loss="dpo")
     assert [each.holds for each in claims] == [True, True]
-    counted = results.Alone.of(account.table).counts()
+    counted = results.Alone.of(found.table).counts()
     assert (counted["taken"], counted["said_to_fall"], counted["fell"]) == (3, 1, 1)
+    train = found.table["train"]
     for name in ("product:chosen", "product:cross"):
         train[name] = np.roll(train[name], 1, axis=1)
-    claims = results.check_claims("slow", account, loss="dpo")
+    claims = results.check_claims("slow", found, loss="dpo")
     assert [each.holds for each in claims] == [True, False]
+
+
+@pytest.mark.slow
+def test_a_balance_that_does_not_close_is_seen():
+    """The momentum has its origins; one of them lost, or left to the nodes, is told."""
+    found = account_of(optax.adam(1e-2), num_steps=6)
+    ledger = found.ledger
+    assert [c.holds for c in results.check_identities("small", found)] == [True, True]
+    balance = ledger.sum()
+    whole = balance["own"] + balance["others"] + balance["quadrature"]
+    np.testing.assert_allclose(whole, found.change, rtol=1e-9)
+    lost = ledger.table.filter(pl.col("example") != "train/0")
+    without = found._replace(ledger=ledger._replace(table=lost))
+    assert [c.holds for c in results.check_identities("small", without)] == [
+        False,
+        True,
+    ]
+    probes = [probe | {"quadrature": 0.1} for probe in ledger.about["probes"]]
+    left = found._replace(
+        ledger=ledger._replace(about=ledger.about | {"probes": probes})
+    )
+    assert [c.holds for c in results.check_identities("small", left)] == [True, False]
 
 
 def test_no_step_that_tells_is_no_claim_that_holds():
     one = np.ones((2, 2))
     train = {"step": np.arange(2), "product:chosen": one, "product:cross": 0 * one}
     table = {
-        "train": train | {"measured": one, "part:own chosen": one},
+        "train": train | {"measured": one},
         "alone": {"step": np.arange(2), "own": 0 * one, "measured": one, "floor": one},
     }
-    account = results.Account(table, one[0], 2)
-    assert not results._check_alone("slow", results.Alone.of(account.table)).holds
+    assert not results._check_alone("slow", results.Alone.of(table)).holds

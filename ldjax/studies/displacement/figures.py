@@ -1,29 +1,25 @@
 """The figures of `displacement.py`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ldjax.report.figures import COLORS, figure
 from ldjax.runs.folder import Run
-from ldjax.studies.displacement.results import Account
+from ldjax.studies.displacement.results import PAIRS, REST, Account
 from ldjax.studies.displacement.settings import RATES, RateName
-from ldjax.watch.record import part
+from ldjax.watch.record import MEASURED
 
 __all__ = ["draw_figures"]
 
 Accounts = Mapping[RateName, Account]
 
-_ORIGINS = {
-    part("own chosen"): ("its own pair, chosen side", COLORS["chosen"]),
-    part("own rejected"): ("its own pair, rejected side", COLORS["rejected"]),
-    part("others"): ("other pairs", COLORS["update"]),
-    part("history"): ("optimizer's history", COLORS["history"]),
-    part("accumulated"): ("earlier micro-batches", COLORS["accumulated"]),
-    part("weight_decay"): ("weight decay", COLORS["weight_decay"]),
-    part("noise"): ("noise", COLORS["noise"]),
-    part("rounding"): ("rounding", COLORS["rounding"]),
+#: What moved an answer: a column of the ledger, what it says, and the colour.
+_LINES: dict[str, tuple[str, Collection[str], str]] = {
+    PAIRS["own"]: ("whose", ("own",), COLORS["chosen"]),
+    PAIRS["others"]: ("whose", ("others",), COLORS["negative"]),
+    "the rest": ("origin", REST, COLORS["remainder"]),
 }
 _CONTEXTS = {"chosen": COLORS["chosen"], "rejected": COLORS["rejected"]}
 
@@ -39,7 +35,7 @@ def draw_figures(run: Run, accounts: Accounts) -> list[Path]:
 
 
 def draw_why(run: Run, accounts: Accounts) -> Path:
-    """What moved the chosen answers, added up over the updates."""
+    """What moved the chosen answers, by the update whose batch it was."""
     path = run.figure_path("why")
     with figure(
         path,
@@ -50,12 +46,10 @@ def draw_why(run: Run, accounts: Accounts) -> Path:
         for ax, (name, account) in zip(axes[0], accounts.items(), strict=True):
             steps = account.table["train"]
             x = steps["step"] + 1
-            for part, (label, color) in _ORIGINS.items():
-                if part in steps:
-                    ax.plot(x, _added_up(steps[part]), color=color, label=label)
-            rest = steps["measured"] - steps["predicted"]
-            ax.plot(x, _added_up(rest), color=COLORS["remainder"], label="remainder")
-            measured = _added_up(steps["measured"])
+            for label, (column, names, color) in _LINES.items():
+                changes = _so_far(account, column, names)
+                ax.plot(x, changes, color=color, label=label)
+            measured = steps[MEASURED].astype(float).cumsum(0).mean(1)
             ax.plot(x, measured, color="black", linewidth=2, label="measured")
             ax.axhline(0, color="black", linewidth=0.5)
             ax.set(
@@ -131,6 +125,11 @@ def draw_labels(run: Run, accounts: Accounts) -> Path:
     return path
 
 
-def _added_up(changes: np.ndarray) -> np.ndarray:
-    """Of all updates so far, mean over the pairs."""
-    return changes.astype(float).cumsum(0).mean(1)
+def _so_far(account: Account, column: str, names: Collection[str]) -> np.ndarray:
+    """What some origins of all updates so far do until the end, mean over the pairs."""
+    ledger = account.ledger
+    changes = np.zeros(ledger.about["num_steps"])
+    for name, step, value in ledger.by(column, "step").iter_rows():
+        if name in names:
+            changes[step] += value
+    return changes.cumsum() / len(ledger.about["probes"])

@@ -1,7 +1,7 @@
-"""What `displacement.py` measures: origins of a change, and labels that rise."""
+"""What `displacement.py` measures at an update: changes, and labels that rise."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,44 +13,34 @@ from ldjax.equation import preconditioner
 from ldjax.equation.log_probs import log_softmax
 from ldjax.equation.sequences import ApplyFn, LossFn, Sequences
 from ldjax.equation.step import StepState, make_step
-from ldjax.theory.displacement import pair_products, split_by_origin
+from ldjax.theory.displacement import pair_products
 from ldjax.theory.squeezing import greedy_label, mass_share, rising_labels
-from ldjax.watch.record import FLOOR, MEASURED, PREDICTED, part
+from ldjax.watch.record import FLOOR, MEASURED, PREDICTED
 
 __all__ = [
     "SIDES",
-    "Batch",
+    "Pairs",
     "label_quantities",
     "make_alone_fn",
     "make_labels_fn",
-    "make_origin_step",
+    "make_watched_step",
 ]
 
 SIDES = ("chosen", "rejected")
+#: Both sides of some pairs, `{"chosen": ..., "rejected": ...}`, `[pair, pos]`.
+Pairs = Mapping[str, Any]
 
 
-class Batch(NamedTuple):
-    """The pairs of an update, and which rows of the training set they are.
-
-    Attributes:
-      pairs: `{"chosen": ..., "rejected": ...}`, `[pair, pos]`.
-      places: `[pair]`.
-    """
-
-    pairs: Mapping[str, Any]
-    places: Any
-
-
-def make_origin_step(
+def make_watched_step(
     apply_fn: ApplyFn,
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
-    watched: Batch,
+    watched: Pairs,
 ) -> tuple[
     Callable[[Any], StepState],
-    Callable[[StepState, Batch], tuple[StepState, dict[str, Array]]],
+    Callable[[StepState, Pairs], tuple[StepState, dict[str, Array]]],
 ]:
-    """An update that says where the change of each watched chosen response comes from.
+    """An update that says how each watched chosen response changes.
 
     Args:
       apply_fn: `(params, sequences) -> logits`.
@@ -60,38 +50,33 @@ def make_origin_step(
 
     Returns:
       `init(params) -> state` and `step(state, batch) -> (state, metrics)`. Metrics are
-      `loss`, and of each watched pair, in nats: `predicted`, `measured`, `floor`,
-      `part:...` by origin, and `product:chosen` and `product:cross`, the inner products
-      of its own gradients under the update's preconditioner.
+      `loss`, and of each watched pair, in nats: `predicted`, `measured`, `floor`, and
+      `product:chosen` and `product:cross`, the inner products of its own gradients
+      under the update's preconditioner.
     """
-    init, account = make_step(apply_fn, loss_fn, optimizer, parts="example")
-    probe = watched.pairs["chosen"].plain
+    init, account = make_step(apply_fn, loss_fn, optimizer, parts=None)
+    probe = watched["chosen"].plain
 
-    def products(state: StepState, batch: Batch) -> dict[str, Array]:
+    def products(state: StepState, batch: Pairs) -> dict[str, Array]:
         def loss_of(params: Any) -> Array:
-            logits = {k: apply_fn(params, side) for k, side in batch.pairs.items()}
-            return loss_fn(logits, batch.pairs)
+            logits = {k: apply_fn(params, side) for k, side in batch.items()}
+            return loss_fn(logits, batch)
 
         loss, gradient = jax.value_and_grad(loss_of)(state.params)
         P = preconditioner(
             optimizer, gradient, state.opt_state, state.params, value=loss
         )
-        found = pair_products(apply_fn, state.params, watched.pairs, preconditioner=P)
+        found = pair_products(apply_fn, state.params, watched, preconditioner=P)
         return {"product:chosen": found.chosen, "product:cross": found.cross}
 
     @jax.jit
-    def step(state: StepState, batch: Batch) -> tuple[StepState, dict[str, Array]]:
-        new_state, comparison = account(state, dict(batch.pairs), probe)
-        is_own = batch.places[:, None] == jnp.asarray(watched.places)[None]
-        parts = {
-            name: part.sum(-1)
-            for name, part in split_by_origin(comparison.parts, is_own).items()
-        }
+    def step(state: StepState, batch: Pairs) -> tuple[StepState, dict[str, Array]]:
+        new_state, comparison = account(state, dict(batch), probe)
         metrics = {
             PREDICTED: comparison.predicted.sum(-1),
             MEASURED: comparison.measured.sum(-1),
             FLOOR: comparison.floor.sum(-1),
-        } | {part(name): of for name, of in parts.items()}
+        }
         metrics |= products(state, batch)
         return new_state, {"loss": new_state.loss, **metrics}
 
@@ -102,7 +87,7 @@ def make_alone_fn(
     apply_fn: ApplyFn,
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
-    watched: Batch,
+    watched: Pairs,
 ) -> Callable[[StepState], dict[str, Array]]:
     """A function to what a step on each watched pair alone does to its chosen response.
 
@@ -125,7 +110,7 @@ def make_alone_fn(
             }
             return {name: change.sum() for name, change in changes.items()}
 
-        return jax.lax.map(of_pair, watched.pairs)
+        return jax.lax.map(of_pair, dict(watched))
 
     return alone
 
@@ -134,8 +119,8 @@ def make_labels_fn(
     apply_fn: ApplyFn,
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
-    watched: Batch,
-) -> Callable[[StepState, Batch], dict[str, Array]]:
+    watched: Pairs,
+) -> Callable[[StepState, Pairs], dict[str, Array]]:
     """A function to what the next update does to every label of both contexts.
 
     Returns:
@@ -144,11 +129,11 @@ def make_labels_fn(
       `[pair, pos, vocab]`, under `SIDE:rises`.
     """
     _, step = make_step(apply_fn, loss_fn, optimizer, parts=None, full_vocab=True)
-    probe = {side: watched.pairs[side].plain for side in SIDES}
+    probe = {side: watched[side].plain for side in SIDES}
 
     @jax.jit
-    def labels(state: StepState, batch: Batch) -> dict[str, Array]:
-        _, comparison = step(state, dict(batch.pairs), probe)
+    def labels(state: StepState, batch: Pairs) -> dict[str, Array]:
+        _, comparison = step(state, dict(batch), probe)
         found = {}
         for side in SIDES:
             numbers = label_quantities(

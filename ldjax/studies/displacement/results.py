@@ -6,17 +6,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from ldjax.equation.resolution import rounding_of_sum
-from ldjax.finetune.results import gap_of_parts
+from ldjax.origins import Ledger
 from ldjax.runs.checkpoints import Table
 from ldjax.studies.displacement.measure import SIDES
 from ldjax.studies.displacement.settings import RATES, RateName
 from ldjax.theory.claims import Claim
 from ldjax.theory.fidelity import legible, r_squared
 from ldjax.watch.probes import Probe
-from ldjax.watch.record import is_part, series_rows
+from ldjax.watch.record import MEASURED, PREDICTED, series_rows
 
 __all__ = [
+    "PAIRS",
+    "REST",
     "Account",
     "check_claims",
     "check_identities",
@@ -25,8 +26,20 @@ __all__ = [
     "why",
 ]
 
+#: Whose pairs moved an answer, and what else did; columns of `Ledger.sum`.
+PAIRS = {"own": "its own pair", "others": "other pairs"}
+REST = {
+    "before": "before the run",
+    "weight_decay": "weight decay",
+    "noise": "noise",
+    "rounding": "rounding",
+    "quadrature": "quadrature",
+}
 #: Of the changes of single updates at the small rate.
 LEAST_R_SQUARED = 0.95
+#: Most that a balance may leave open, as a share of the way that an answer went: what
+#: the nodes along the updates and float32 leave.
+MOST_OPEN = 1e-3
 #: They push the chosen side up exactly as hard as the rejected one down, always.
 EQUAL_PUSH = ("dpo", "sigmoid", "spin", "reference_free", "hinge")
 
@@ -37,11 +50,13 @@ class Account(NamedTuple):
     Attributes:
       table: From the training loop.
       change: Measured change of each watched chosen answer over the whole run, nats.
+      ledger: Where it came from.
       batch_size: Pairs of an update.
     """
 
     table: Table
     change: np.ndarray
+    ledger: Ledger
     batch_size: int
 
 
@@ -83,18 +98,14 @@ class Alone(NamedTuple):
 
 def explained(account: Account) -> dict[str, Any]:
     """The whole run's account: mean over the watched pairs, in nats."""
-    steps = account.table["train"]
-    parts = {k: v for k, v in steps.items() if is_part(k)}
-    total = _sum_of_parts(steps)
-    remainder = steps["measured"] - steps["predicted"]
+    steps, balance = account.table["train"], account.ledger.sum()
     falls, labels = _own_sides_lower(steps), account.table["labels"]
     return {
         "change": float(account.change.mean()),
-        "parts": {k[5:]: float(v.sum(0).mean()) for k, v in parts.items()}
-        | {"remainder": float(remainder.sum(0).mean())},
-        "r_squared": r_squared(steps["measured"], total),
+        "balance": balance.drop("probe", "type").mean().row(0, named=True),
+        "r_squared": r_squared(steps[MEASURED], steps[PREDICTED]),
         "r_squared_accumulated": r_squared(
-            steps["measured"].cumsum(0), total.cumsum(0)
+            steps[MEASURED].cumsum(0), steps[PREDICTED].cumsum(0)
         ),
         "share_whose_own_sides_lower_it": {
             "start": float(falls[0].mean()),
@@ -110,10 +121,6 @@ def explained(account: Account) -> dict[str, Any]:
             for side in SIDES
         },
     }
-
-
-def _sum_of_parts(steps: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.sum([v for k, v in steps.items() if is_part(k)], axis=0)
 
 
 def _of_side(labels: Mapping[str, np.ndarray], side: str) -> dict[str, np.ndarray]:
@@ -152,22 +159,26 @@ def long_table(
 
 
 def check_identities(name: RateName, account: Account) -> list[Claim]:
-    """What holds whatever the loss, up to rounding in float32."""
+    """What holds whatever the loss: the balance closes, up to rounding in float32."""
     rate, steps = RATES[name], account.table["train"]
-    parts = gap_of_parts(steps)
-    # The updates telescope: this tells whether what one left is what the next found.
-    whole = abs(steps["measured"].astype(float).sum(0) - account.change)
+    probes = account.ledger.about["probes"]
+    floor, quadrature = (
+        np.array([probe[key] for probe in probes]) for key in ("floor", "quadrature")
+    )
+    # Every origin of every update, and what two passes measured that know of none.
+    whole = account.ledger.by("probe")["value"].to_numpy()
+    gap, way = abs(whole - account.change), abs(steps[MEASURED]).sum(0)
     return [
         Claim(
-            f"{rate}: the parts of every update and of all sum to their prediction: "
-            f"{parts:.1e} of what rounding allows",
-            parts <= 1,
+            f"{rate}: the balance closes: all origins sum to the change of the whole "
+            f"run within {gap.max():.1e} nats",
+            bool((gap <= floor).all()),
             "identity",
         ),
         Claim(
-            f"{rate}: the updates' changes sum to that of the whole run: "
-            f"{whole.max():.1e} nats",
-            bool((whole <= rounding_of_sum(steps["floor"])).all()),
+            f"{rate}: nothing else is in it: the nodes along the updates leave "
+            f"{abs(quadrature).max():.1e} nats",
+            bool((abs(quadrature) <= floor + MOST_OPEN * way).all()),
             "identity",
         ),
     ]
@@ -176,10 +187,10 @@ def check_identities(name: RateName, account: Account) -> list[Claim]:
 def check_claims(name: RateName, account: Account, *, loss: str) -> list[Claim]:
     """What a small rate has to show."""
     steps = account.table["train"]
-    share = r_squared(steps["measured"], _sum_of_parts(steps))
+    share = r_squared(steps[MEASURED], steps[PREDICTED])
     claims = [
         Claim(
-            f"{RATES[name]}: the parts explain R2 = {legible(share, '.4f')} of the "
+            f"{RATES[name]}: first order explains R2 = {legible(share, '.4f')} of the "
             f"changes of single updates (at least {LEAST_R_SQUARED})",
             share is not None and share >= LEAST_R_SQUARED,
         )
@@ -201,29 +212,40 @@ def _check_alone(name: RateName, alone: Alone) -> Claim:
     )
 
 
+def _line(balance: Mapping[str, float], whose: str, words: str) -> str:
+    sides = ", ".join(f"{side} {balance[f'{whose} {side}']:+.4g}" for side in SIDES)
+    return f"  {words:12} {balance[whose]:+10.4g}  ({sides})"
+
+
 def _own_sides_lower(steps: Mapping[str, np.ndarray]) -> np.ndarray:
     return steps["product:cross"] > steps["product:chosen"]
 
 
 def why(rate: str, numbers: dict[str, Any]) -> str:
     """The answer, in numbers and words."""
-    share, alone = (
+    balance, share, alone = (
         numbers[name]
-        for name in ("share_whose_own_sides_lower_it", "steps_on_a_pair_alone")
+        for name in (
+            "balance",
+            "share_whose_own_sides_lower_it",
+            "steps_on_a_pair_alone",
+        )
     )
     lines = [
         "",
         f"{rate.capitalize()}: the chosen answer moved by {numbers['change']:+.3g} "
-        "nats (mean over the watched pairs):",
-        *(f"  {name:14} {change:+9.3f}" for name, change in numbers["parts"].items()),
-        f"The parts explain R2 = {legible(numbers['r_squared'])} of single updates, "
+        "nats (mean over the watched pairs), by training on",
+        *(_line(balance, *of) for of in PAIRS.items()),
+        "  and the rest: "
+        + ", ".join(f"{name} {balance[origin]:+.2g}" for origin, name in REST.items()),
+        f"First order explains R2 = {legible(numbers['r_squared'])} of single updates, "
         f"{legible(numbers['r_squared_accumulated'])} accumulated.",
         "A pair's own two sides, as the batch's step scaled them, lower its chosen "
         f"answer in {share['start']:.0%} of the pairs at the start, {share['end']:.0%} "
         f"at the end, {share['all']:.1%} over all updates.",
         f"Of {alone['taken']} steps on a pair alone its own sides lower it in "
         f"{alone['own_sides_lower_it']} (said of {alone['said_to_fall']}, wrongly "
-        f"either way of {alone['said_otherwise']}); with momentum and remainder it "
+        f"either way of {alone['said_otherwise']}); with momentum and higher orders it "
         f"fell in {alone['fell']}.",
     ]
     lines += [

@@ -80,6 +80,7 @@ def measure(config: Config, asked: Asked, run: Run) -> Findings:
         if name == "slow" and not config.smoke:
             claims += check_claims(name, account, loss=config.loss)
         write_labels(run, name, account.table["labels"])
+        account.ledger.write(run.path / f"ledger_{name}")
     run.write_metrics(
         pl.concat(
             long_table(name, account, watched) for name, account in accounts.items()
