@@ -99,7 +99,8 @@ def finetune(
       ValueError: If settings, texts or model cannot be used.
 
     Examples:
-      >>> finetune(Config.of(init=Path("/nowhere")))
+      >>> import pathlib
+      >>> finetune(Config.of(init=pathlib.Path("/nowhere")))
       Traceback (most recent call last):
         ...
       FileNotFoundError: there is no folder /nowhere

@@ -92,8 +92,8 @@ def integral(slope_at: Callable[[float], np.ndarray], nodes: Nodes) -> np.ndarra
     """The change of every probe by the derivatives at some nodes along an update.
 
     Examples:
-      >>> float(integral(lambda place: np.array(place), "midpoint"))
-      0.5
+      >>> integral(lambda place: np.array([place, 1.0]), "midpoint")
+      array([0.5, 1. ])
     """
     path = path_of(nodes)
     slopes = [w * slope_at(t) for t, w in zip(path.places, path.weights, strict=True)]
