@@ -266,7 +266,9 @@ def test_a_program_of_changing_numbers_is_noticed():
         embed = state.params["embed"] * (1 + 1e-15 * (count > 12))
         return state._replace(params=state.params | {"embed": embed}), None
 
-    with pytest.raises(ReplayError, match=r"updates 8 to 11, made a second.*embed"):
+    with pytest.raises(
+        ReplayError, match=r"updates 8 to 11, made a second time.*params"
+    ):
         account(training, trajectory._replace(step_fn=step_fn), probes)
 
 

@@ -15,9 +15,9 @@ from ldjax.origins import account
 # Of each, a run with one: momentum, a preconditioner, both; clip, schedule and mask;
 # inner steps.
 OPTIMIZERS = {
-    "sgd": optax.sgd(0.02),
-    "momentum": optax.sgd(0.005, 0.9),
-    "nesterov": optax.sgd(0.005, 0.9, nesterov=True),
+    "sgd": optax.sgd(0.005),
+    "momentum": optax.sgd(0.001, 0.9),
+    "nesterov": optax.sgd(0.001, 0.9, nesterov=True),
     "rmsprop": optax.rmsprop(0.001),
     "adam": optax.adam(0.002),
     "adamw": optax.chain(
