@@ -416,7 +416,7 @@ def test_the_moments_are_those_that_reach_an_update():
         return state["late"], new | {"late": state["trace"]}
 
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    init = lambda _: {"trace": zeros, "late": zeros, "idle": zeros}
+    init = lambda params: {"trace": zeros, "late": zeros, "idle": zeros}
     optimizer = optax.GradientTransformation(init, update)
     step = linear_step(optimizer, _gradient(0, "a"), init(PARAMS), PARAMS)
     assert {name.split("'")[1] for name in step.moments} == {"trace", "late"}

@@ -462,11 +462,12 @@ def test_an_operation_is_linear_with_its_scales_frozen(name):
 
 
 def test_every_part_has_a_word_and_a_colour_wherever_parts_are_shown():
-    names = [*PARTS, "rounding"]
-    page = (REPORT / "template" / "page.js").read_text()
+    dated = ("before", *(f"history of {side}" for side in ("chosen", "rejected")))
+    names = [*PARTS, *dated, "rounding"]
+    page = "".join(path.read_text() for path in (REPORT / "template").glob("*.js"))
     assert not [name for name in names if f"part:{name}" not in measures.PARTS]
     assert not [name for name in names if name not in figures.COLORS]
-    assert not [name for name in names if f'"part:{name}": "#' not in page]
+    assert not [name for name in names if f'"part:{name}": "' not in page]
 
 
 @pytest.mark.parametrize("function", [jnp.tanh, lambda x: x**3], ids=["tanh", "cube"])
