@@ -200,7 +200,7 @@ def test_a_command_runs(tmp_path, cache, command):
     if "--preset" in args:  # a model of the hub, which is not to be had here
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
-        assert "EleutherAI/pythia-410m" in done.stderr
+        assert "Anthropic/hh-rlhf" in done.stderr  # its data are read first
     else:
         assert done.returncode == 0, done.stderr
 
