@@ -95,8 +95,9 @@ def runs(made):
 
 @pytest.fixture
 def run(runs, tmp_path):
-    """One of them, elsewhere."""
-    shutil.copytree(runs["dpo"].path, tmp_path / "moved")
+    """One of them, elsewhere, without the ledger that another test made of it."""
+    other = shutil.ignore_patterns("ledger")
+    shutil.copytree(runs["dpo"].path, tmp_path / "moved", ignore=other)
     return open_run(tmp_path / "moved")
 
 
@@ -182,9 +183,8 @@ def test_a_ledger_that_is_stopped_anywhere_ends_with_the_same_bytes(run, monkeyp
     ldjax.ledger(run.path, ["chosen", "train:rejected"])
     whole = files_of(run.path / "ledger")
     shutil.rmtree(run.path / "ledger")
-    for count in (7, 10):  # forward, and going back
-        stopped_after(count)
-        assert not (run.path / "ledger" / "ledger.parquet").exists()
+    stopped_after(10)  # going back
+    assert not (run.path / "ledger" / "ledger.parquet").exists()
     ldjax.ledger(run.path, ["chosen", "train:rejected"])
     assert files_of(run.path / "ledger") == whole
 

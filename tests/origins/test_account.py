@@ -190,7 +190,9 @@ class Killed(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("calls", [5, 15, 22, 31])
+@pytest.mark.parametrize(
+    "calls", [15, 22, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (5, 31))]
+)
 def test_a_killed_ledger_goes_on_and_ends_with_the_same_bytes(calls, tmp_path):
     training, trajectory, probes = pairs_run()
     options: dict[str, Any] = {"probe_batch_size": 4, "by_token": 1}

@@ -195,11 +195,9 @@ MORE = {
 OPTIMIZERS = {name: optimizer for name, (optimizer, _) in TABLE.items()} | MORE
 _FAST = ("clip, adamw", "accumulated", "schedule-free sgd", "first power")
 _SLOW = (
-    *("sgd", "momentum", "momentum, decay", "adam", "nadamw", "injected", "lion"),
-    *("adam, decay before", "accumulated, decay before", "muon", "anchored", "yogi"),
-    *("apply if finite", "partition", "every second, momentum", "madgrad", "lamb"),
-    *("adam in bfloat16", "rmsprop, momentum", "noise, adam", "skipping branches"),
-    *("nesterov, decay", "rprop, optax", "adafactor, momentum", "mechanize"),
+    *("momentum", "adam", "accumulated, decay before", "muon", "apply if finite"),
+    *("partition", "every second, momentum", "adam in bfloat16", "noise, adam"),
+    *("skipping branches", "nesterov, decay", "rprop, optax"),
 )
 
 
