@@ -92,7 +92,9 @@ def execute(notebook: Any, config: Config) -> None:
         extra_arguments=["--log-level=ERROR"],
     )
     runs = NOTEBOOKS.parents[1] / "runs"
-    environment = os.environ | {"LDJAX_RUNS": str(runs)}
+    # The first cell finds ldjax installed; by itself pip would add what that declares
+    # and has no use for (TensorFlow, 2 GB).
+    environment = os.environ | {"LDJAX_RUNS": str(runs), "PIP_NO_DEPS": "1"}
     if config.smoke and config.out:
         environment |= {"LDJAX_SMOKE": "1", "LDJAX_RUNS": str(config.out.absolute())}
     client.execute(env=environment)

@@ -7,6 +7,7 @@ test-exhaustive` executes all five with it.
 
 import ast
 import base64
+import importlib.metadata
 import json
 import re
 
@@ -94,12 +95,18 @@ def test_the_first_cell_installs_and_does_nothing_else():
 # Executed
 
 
+def installed():
+    return {distribution.name for distribution in importlib.metadata.distributions()}
+
+
 def execute(*names, out, **settings):
     """In fresh kernels at tiny size; what each cell said, by notebook."""
+    before = installed()
     result = run_script(
         "experiments.notebooks.run", *names, "--smoke", "--out", out, **settings
     )
     assert result.returncode == 0, result.stdout + result.stderr
+    assert installed() == before  # the first cell adds nothing to this environment
     return {name: said(out / f"{name}.ipynb") for name in names}
 
 
