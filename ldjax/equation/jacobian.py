@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ldjax.equation.linear_map import FunctionMap, LinearMap
-from ldjax.equation.spaces import Vector, struct_of
+from ldjax.equation.spaces import Vector, cast_like, struct_of
 from ldjax.precision import watched
 
 __all__ = ["derivatives", "jacobian"]
@@ -89,10 +89,7 @@ def derivatives(
         value, tangent, constant = jax.jvp(fn, (at,), (direction,), has_aux=True)
         return value, constant, tangent
 
-    alike = [
-        jax.tree.map(lambda leaf, point: leaf.astype(point.dtype), direction, at)
-        for direction in directions.values()
-    ]
+    alike = [cast_like(direction, at) for direction in directions.values()]
     if len(alike) == 1:
         value, constant, tangent = along(*alike)
         return value, constant, dict.fromkeys(directions, tangent)

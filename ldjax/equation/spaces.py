@@ -55,6 +55,11 @@ def conform(vector: Vector, struct: Struct) -> Vector:
     )
 
 
+def cast_like(vector: Vector, point: Vector) -> Vector:
+    """A vector in the dtypes of a point, such as a direction to be followed from it."""
+    return jax.tree.map(lambda leaf, p: leaf.astype(p.dtype), vector, point)
+
+
 def scale(scalar: Any, vector: Vector) -> Vector:
     """A number times a vector, in the vector's dtypes."""
     return jax.tree.map(lambda leaf: jnp.asarray(scalar, leaf.dtype) * leaf, vector)

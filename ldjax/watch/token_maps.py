@@ -19,7 +19,8 @@ from ldjax.equation.account import Account, StepState
 from ldjax.equation.log_probs import token_log_probs
 from ldjax.equation.path import Nodes, difference, path_of, widened_for
 from ldjax.equation.sequences import ApplyFn, LossFn, is_sequences
-from ldjax.equation.subset import merge, split
+from ldjax.equation.spaces import cast_like
+from ldjax.equation.subset import trained_of
 from ldjax.files.whole import whole_file
 from ldjax.precision import exact_products, watched
 from ldjax.runs.loop import Observer
@@ -240,8 +241,7 @@ def _resolved(how: TokenMaps, params: Any, probe: Any) -> Any:
     """Parameters between which there are others, if nodes are on the way."""
     if how.nodes is None:
         return params
-    trained, rest = (params, {}) if how.where is None else split(params, how.where)
-    whole = lambda p: merge(p, rest) if rest else p
+    trained, whole = trained_of(params, how.where)
     fn = lambda p: _log_probs(how.watch_fn, whole(p), probe)
     return whole(widened_for(fn, trained))
 
@@ -254,7 +254,7 @@ def _along(how: TokenMaps, params: Any, way: Any, moved: Any, probe: Any) -> Any
 
     def pushforward(params: Any) -> Any:
         along = lambda move: jax.jvp(of_params, (params,), (move,))[1]
-        return jax.vmap(along, out_axes=-1)(_like(moved, params))
+        return jax.vmap(along, out_axes=-1)(cast_like(moved, params))
 
     return path_of(how.nodes).mean(pushforward, params, way)
 
@@ -285,13 +285,9 @@ def _against(
         products = jax.tree.map(
             lambda a, b: a.reshape(len(a), -1) @ b.reshape(len(b), -1).T,
             averaged,
-            _like(moved, params),
+            cast_like(moved, params),
         )
     return sum(jax.tree.leaves(products))
-
-
-def _like(moved: Any, params: Any) -> Any:
-    return jax.tree.map(lambda move, p: move.astype(p.dtype), moved, params)
 
 
 def token_map_observer(

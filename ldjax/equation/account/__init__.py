@@ -34,6 +34,7 @@ from ldjax.equation.sequences import (
     Sequences,
     sides_of,
 )
+from ldjax.equation.spaces import cast_like
 from ldjax.precision import watched
 
 __all__ = ["Account", "Change", "Optimizer", "Reasons", "StepState"]
@@ -218,13 +219,9 @@ def _by_example(
     """The derivative of `fn` along each example's direction, second axis `example`."""
     _, derivative = jax.linearize(fn, at)
 
-    def along(direction: Params) -> Array:
-        return derivative(
-            jax.tree.map(lambda leaf, p: leaf.astype(p.dtype), direction, at)
-        )
-
     def of_side(direction_of: Callable[[Array], Params], count: int) -> Array:
-        changes = jax.lax.map(lambda i: along(direction_of(i)), jnp.arange(count))
+        along = lambda i: derivative(cast_like(direction_of(i), at))
+        changes = jax.lax.map(along, jnp.arange(count))
         return jnp.moveaxis(changes, 0, 1)
 
     return {name: of_side(*examples) for name, examples in by_example.items()}
