@@ -91,12 +91,12 @@ def make_observers(
     ]
     score_fn = make_score_fn(apply_fn)
     sliced = tracked._replace(batches=tuple(itertools.chain(*slices)))
-    change_fn = make_change_fn(apply_fn, sliced)
+    first_order = _FirstOrder(make_change_fn(apply_fn, sliced))
     slope_fn = make_slope_fn(apply_fn, sliced)
     ahead = functools.partial(Observer, looks_ahead=True)
     observers = {
-        "order": ahead(functools.partial(_order, change_fn), halfway),
-        "trust": ahead(functools.partial(_trust, change_fn), halfway),
+        "order": ahead(first_order.order, halfway),
+        "trust": ahead(first_order.trust, halfway),
         "tied": ahead(functools.partial(_tied, slope_fn, nodes), halfway),
         "observed": Observer(lambda state: observe(state.params), due.__contains__),
         "tokens": Observer(
@@ -182,33 +182,38 @@ class _Scaled:
         return scale
 
 
-def _order(
-    change_fn: ChangeFn, state: State, following: State, metrics: Any
-) -> dict[str, float]:
-    """By how much the remainder falls when the update is halved: fourfold."""
-    del metrics
-    update = _Scaled(change_fn, state, following)
-    if not update.moves:
-        return {}  # there is no remainder to halve
-    # The largest scale at which it is small: there it is best resolved, too.
-    scale = update.largest(SMALL_REMAINDER)
-    whole, half = update.remainder(scale), update.remainder(scale / 2)
-    # A change that is linear to the last bit has no order either.
-    return {"scale": scale, "remainder_ratio": whole / half} if half else {}
+class _FirstOrder:
+    """How far first order reaches, of an update that two observers look at.
 
+    Both are about one search for a scale, each trial of which passes over all tracked
+    probes: `order` makes it, and `trust`, which is asked after it, tells what it found.
+    """
 
-def _trust(
-    change_fn: ChangeFn, state: State, following: State, metrics: Any
-) -> dict[str, float]:
-    """The multiple of the update at which first order is off by a tenth."""
-    del metrics
-    update = _Scaled(change_fn, state, following)
-    if not update.moves:
-        return {}
-    scale = update.largest(SMALL_REMAINDER)
-    change = update.at(scale)
-    radius = scale * trust_radius(change["predicted"], change["measured"])
-    return {"radius": radius} if np.isfinite(radius) else {}  # linear to the last bit
+    def __init__(self, change_fn: ChangeFn):
+        self._change_fn = change_fn
+        self._radius: dict[str, float] = {}
+
+    def order(self, state: State, following: State, metrics: Any) -> dict[str, float]:
+        """By how much the remainder falls when the update is halved: fourfold."""
+        del metrics
+        self._radius = {}
+        update = _Scaled(self._change_fn, state, following)
+        if not update.moves:
+            return {}  # there is no remainder to halve
+        # The largest scale at which it is small: there it is best resolved, too.
+        scale = update.largest(SMALL_REMAINDER)
+        change = update.at(scale)
+        radius = scale * trust_radius(change["predicted"], change["measured"])
+        if np.isfinite(radius):  # else linear to the last bit
+            self._radius = {"radius": radius}
+        whole, half = update.remainder(scale), update.remainder(scale / 2)
+        # A change that is linear to the last bit has no order either.
+        return {"scale": scale, "remainder_ratio": whole / half} if half else {}
+
+    def trust(self, state: State, following: State, metrics: Any) -> dict[str, float]:
+        """The multiple of the update at which first order is off by a tenth."""
+        del state, following, metrics
+        return self._radius
 
 
 def _tied(
