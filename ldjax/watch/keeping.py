@@ -21,13 +21,13 @@ from ldjax.files.whole import json_object, read_lines, whole_file
 from ldjax.runs.checkpoints import Checkpoints, Progress
 from ldjax.watch.probes import Probe
 
-__all__ = ["Keeping", "Kept"]
+__all__ = ["Keeping", "KeptLoop"]
 
 _ALL = 2**31 - 1
 _NAMES, _PROBES, _EXAMPLES = "names", "probes.jsonl", "examples.jsonl"
 
 
-class Kept:
+class KeptLoop:
     """What was kept of a loop, to be read.
 
     Args:
@@ -112,7 +112,7 @@ class Keeping:
         self._states = Checkpoints(self._folder / "states", keep=_ALL)
         self._examples: dict[str, dict[str, Any]] = {}
         if (self._folder / _EXAMPLES).is_file():
-            self._examples = Kept(folder).examples()
+            self._examples = KeptLoop(folder).examples()
         self._last: tuple[int, Any] | None = None
         _write_lines(self._folder / _PROBES, [_ids(probe) for probe in probes])
 

@@ -16,7 +16,7 @@ from ldjax.origins import Responses, Training, Trajectory, account
 from ldjax.origins.replay import ReplayError
 from ldjax.runs.checkpoints import Checkpoints
 from ldjax.watch import Probe, ProbeSet
-from ldjax.watch.keeping import Kept
+from ldjax.watch.keeping import KeptLoop
 
 NAMES = [f"train/{i}" for i in range(4)]
 CHOSEN = [Example((i, 2), (3, 1)) for i in range(4)]
@@ -129,7 +129,7 @@ def test_the_ledger_of_a_loop_is_that_of_the_engine(tmp_path, loss_name):
     )
     assert found.table.equals(wanted.table)
     assert found.about == wanted.about
-    example = Kept(tmp_path / "mine").examples()["train/1"]
+    example = KeptLoop(tmp_path / "mine").examples()["train/1"]
     sides = (
         {"chosen": "3 1", "rejected": "0"} if loss_name == "dpo" else {"update": "3 1"}
     )
@@ -139,7 +139,7 @@ def test_the_ledger_of_a_loop_is_that_of_the_engine(tmp_path, loss_name):
 def test_what_was_kept_is_what_there_was(tmp_path):
     loop = make_loop("dpo")
     last = record(loop, tmp_path / "mine")
-    kept = Kept(tmp_path / "mine")
+    kept = KeptLoop(tmp_path / "mine")
     assert kept.num_steps == NUM_STEPS
     assert kept.states.steps() == [0, 3, 6, 7]
     for step in range(NUM_STEPS):
@@ -161,10 +161,10 @@ def test_a_loop_that_was_stopped_goes_on_from_a_state_that_was_kept(tmp_path):
     loop = make_loop("sft")
     record(loop, tmp_path / "whole")
     record(loop, tmp_path / "mine", range(5))  # with a state after 5, another one
-    state = Kept(tmp_path / "mine").states.read(3, start_of(loop)).state
+    state = KeptLoop(tmp_path / "mine").states.read(3, start_of(loop)).state
     steps = range(3, NUM_STEPS)
     record(loop, tmp_path / "mine", steps, state, resume=True)
-    found, wanted = Kept(tmp_path / "mine"), Kept(tmp_path / "whole")
+    found, wanted = KeptLoop(tmp_path / "mine"), KeptLoop(tmp_path / "whole")
     assert found.num_steps == NUM_STEPS
     assert found.states.steps() == wanted.states.steps() == [0, 3, 6, 7]
     ends = [of.states.read(NUM_STEPS).state["params"] for of in (found, wanted)]
@@ -239,4 +239,4 @@ def test_a_batch_that_was_damaged_is_named(tmp_path):
     path = tmp_path / "mine" / "kept" / "batches" / "00000002.npz"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"00000002\.npz is damaged"):
-        Kept(tmp_path / "mine").batch(2)
+        KeptLoop(tmp_path / "mine").batch(2)

@@ -6,7 +6,7 @@ from typing import Any
 from ldjax.finetune.ledger.replay import Replay
 from ldjax.origins import Known, Training, Trajectory
 from ldjax.runs.folder import Run
-from ldjax.watch.keeping import Kept
+from ldjax.watch.keeping import KeptLoop
 from ldjax.watch.record import TRAIN, set_of
 
 __all__ = ["rebuild_loop"]
@@ -41,7 +41,7 @@ def rebuild_loop(
             " `step_fn(state, batch)` gives the new state first, and a state has its "
             f"`params` and `opt_state`; got {step_fn} and {type(state).__name__}."
         )
-    kept = Kept(run.path)
+    kept = KeptLoop(run.path)
     num_steps = kept.num_steps if updates is None else updates
     if not 1 <= num_steps <= kept.num_steps:
         raise ValueError(
