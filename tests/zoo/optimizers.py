@@ -3,12 +3,23 @@
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from optax import contrib
 
-__all__ = ["TABLE", "anchored", "chain_sgd", "rprop", "stateless"]
+__all__ = ["TABLE", "anchored", "chain_sgd", "marked", "rprop", "stateless"]
 
 WITHOUT_BIAS = {"kernel": True, "bias": False}
 DECAY = optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 10)
+
+
+def marked(names, *, fast, slow):
+    """Names as parameters of a test: those of neither list are exhaustive."""
+
+    def mark(name):
+        mark = pytest.mark.slow if name in slow else pytest.mark.exhaustive
+        return name if name in fast else pytest.param(name, marks=mark)
+
+    return [mark(name) for name in names]
 
 
 def _injected(learning_rate):

@@ -22,7 +22,7 @@ from witnesses.numpy_replays import (
     train,
 )
 from witnesses.references import flat
-from zoo.optimizers import DECAY, TABLE, chain_sgd, stateless
+from zoo.optimizers import DECAY, TABLE, chain_sgd, marked, stateless
 
 from ldjax.equation.update_parts import frozen_update, linear_step
 
@@ -201,14 +201,7 @@ _SLOW = (
 )
 
 
-def _marked(name):
-    if name in _FAST:
-        return name
-    mark = pytest.mark.slow if name in _SLOW else pytest.mark.exhaustive
-    return pytest.param(name, marks=mark)
-
-
-@pytest.mark.parametrize("name", [_marked(name) for name in OPTIMIZERS])
+@pytest.mark.parametrize("name", marked(OPTIMIZERS, fast=_FAST, slow=_SLOW))
 def test_shares_of_all_origins_sum_and_forward_is_reverse(name):
     optimizer = OPTIMIZERS[name]
     rtol = _rounding(optimizer, name)

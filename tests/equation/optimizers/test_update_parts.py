@@ -24,7 +24,7 @@ from witnesses.numpy_optimizers import (
     Sgd,
 )
 from witnesses.references import flat, unflat
-from zoo.optimizers import TABLE, anchored, chain_sgd, rprop, stateless
+from zoo.optimizers import TABLE, anchored, chain_sgd, marked, rprop, stateless
 
 from ldjax.equation.update_parts import PARTS, frozen_update
 from ldjax.report import figures, measures
@@ -114,14 +114,7 @@ _SLOW = (
 )
 
 
-def _marked(name):
-    if name in _FAST:
-        return name
-    mark = pytest.mark.slow if name in _SLOW else pytest.mark.exhaustive
-    return pytest.param(name, marks=mark)
-
-
-@pytest.mark.parametrize("name", [_marked(name) for name in TABLE])
+@pytest.mark.parametrize("name", marked(TABLE, fast=_FAST, slow=_SLOW))
 def test_own_and_rest_sum_to_the_real_update_and_own_is_linear(name):
     is_seeded = name == "yogi"  # its moments start at 1e-6
     rtol = ROUNDING_OF_MUON if name.startswith("muon") else ROUNDING
