@@ -29,6 +29,7 @@ def assembled(
     nodes: int,
     by_token: int,
     layers: Sequence[str],
+    num_parameters: int,
 ) -> Ledger:
     """A ledger of the sums of all responses.
 
@@ -40,12 +41,14 @@ def assembled(
       nodes: Nodes along an update.
       by_token: How many responses, the first ones, have token maps.
       layers: Names of the layers.
+      num_parameters: How many were trained.
     """
     quadrature = sums["measured"] - sums["integrated"]
     names = list(zip(probes.prompt_names, probes.types, strict=True))
     about = {
         "nodes": nodes,
         "num_steps": trajectory.num_steps,
+        "num_parameters": num_parameters,
         "by_token": by_token,
         "probes": [
             {

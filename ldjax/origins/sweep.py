@@ -16,6 +16,7 @@ import numpy as np
 from ldjax.equation import resolution
 from ldjax.equation.path import Nodes, Path, path_of
 from ldjax.equation.sequences import Sequences
+from ldjax.equation.subset import trained_of
 from ldjax.files.digests import digest
 from ldjax.memory import Bytes
 from ldjax.origins.assembly import assembled
@@ -144,6 +145,7 @@ def account(
         nodes=len(path.places),
         by_token=by_token,
         layers=sweep.layers,
+        num_parameters=sweep.num_parameters,
     )
     if folder is not None:
         ledger.write(folder)
@@ -171,6 +173,8 @@ class _Sweep:
         batch = replay.trajectory.batch_fn(0)
         self._moments = moments_of(training, self._start, batch)
         self.layers = layers_of(training, self._start.params)
+        trained, _ = trained_of(self._start.params, training.where)
+        self.num_parameters = sum(map(np.size, jax.tree.leaves(trained)))
 
     def over(self, name: str, probes: Sequences, tell: Callable[[int], None]) -> Arrays:
         """The sums of some responses, those of a killed sweep gone on with."""

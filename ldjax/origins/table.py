@@ -1,6 +1,7 @@
 """The ledger of a run: a table that adds up to what was measured, and what it tells."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +22,9 @@ COLUMNS = ("probe", "type", "step", "origin", "example", "side", "value")
 GRADIENT = "gradient"
 ORIGINS = (GRADIENT, "weight_decay", "before", "noise", "rounding", "quadrature")
 
+#: What storing a number in float32 loses of it, at most.
+_FLOAT32_ROUNDS = 2.0**-24
+
 _TABLE, _ABOUT = "ledger.parquet", "ledger.json"
 _LAYERS, _TOKENS = "layers.parquet", "tokens.npz"
 
@@ -37,9 +41,10 @@ class Ledger(NamedTuple):
         `step` (the update that it comes from), `origin` (of `ORIGINS`), `example` and
         `side` (of a `"gradient"`; null elsewhere, `example` also where examples have
         no names) and `value`. The values of a response sum to its measured change.
-      about: `nodes` (the number of nodes along an update), `num_steps`, and
-        `probes`: for each response its `probe`, `type`, `measured` change, `floor`
-        (what rounding can make of that) and `quadrature`, in nats.
+      about: `nodes` (the number of nodes along an update), `num_steps`,
+        `num_parameters` (of those that are trained), and `probes`: for each response
+        its `probe`, `type`, `measured` change, `floor` (what rounding can make of that)
+        and `quadrature`, in nats.
       layers: The same sums over the run by layer: `probe`, `type`, `layer`, `side`,
         `origin` (`"gradient"` or `"weight_decay"`), `value`.
       tokens: On request, from tokens to tokens: `map_K[response pos, row, side, pos]`
@@ -92,6 +97,29 @@ class Ledger(NamedTuple):
             columns[origin] = of(pl.col("origin") == origin)
         columns["measured"] = pl.col("value").sum()
         return self.table.group_by("probe", "type", maintain_order=True).agg(**columns)
+
+    def rounding_bounds(self) -> np.ndarray:
+        r"""What the origin `rounding` of each response may be, in nats.
+
+        .. math:: f + 2^{-24} \sqrt{n} \sum |c|
+
+        with `f` the floor of the measured change: each contribution `c` is a sum of
+        products over the `n` trained parameters, whose roundings in float32 add up as a
+        random walk. A share that is paid wrongly is in `rounding`, too, since all
+        origins sum to the measured change whatever they are: more than this is no
+        rounding.
+
+        Returns:
+          `[probe]`, in the order of `about["probes"]`.
+        """
+        import polars as pl
+
+        is_paid = ~pl.col("origin").is_in(["rounding", "quadrature"])
+        size = pl.col("value").filter(is_paid).abs().sum()
+        sizes = self.table.group_by("probe", "type", maintain_order=True).agg(size)
+        floors = np.array([of["floor"] for of in self.about["probes"]])
+        lost = _FLOAT32_ROUNDS * math.sqrt(self.about["num_parameters"])
+        return floors + lost * sizes["value"].to_numpy()
 
     def _by_whose(self, which: "pl.Expr", suffix: str) -> "dict[str, pl.Expr]":
         import polars as pl

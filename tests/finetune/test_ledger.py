@@ -390,7 +390,9 @@ def made_ledger(**rests):
     columns = ("probe", "type", "step", "origin", "example", "side", "value")
     probe = {"probe": "train/0", "type": "chosen", "floor": 1e-3}
     table = pl.DataFrame(rows, schema=columns, orient="row")
-    return Ledger(table, {"probes": [probe]}, None, None)
+    # A thousandth of what is divided is lost of sums over so many parameters.
+    about = {"probes": [probe], "num_parameters": round((1e-3 * 2**24) ** 2)}
+    return Ledger(table, about, None, None)
 
 
 def test_a_balance_is_told_by_pair_and_by_side():

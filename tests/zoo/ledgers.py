@@ -54,6 +54,7 @@ def write_ledger(
         for (probe, type_), change in measured.items()
     ]
     content = {"nodes": 3, "num_steps": num_steps, "probes": about}
+    content |= {"num_parameters": 100}
     (folder / "ledger.json").write_text(json.dumps(content))
     with (folder / "examples.jsonl").open("w", encoding="utf-8") as file:
         for name, texts in examples.items():

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldjax.finetune.results import SUM_ROUNDING
 from ldjax.origins import Ledger
 from ldjax.theory.claims import Claim
 
@@ -67,24 +66,16 @@ def check_balance(ledger: Ledger) -> list[Claim]:
 
     What the nodes along the updates leave, `quadrature`, is within what rounding can
     make of a sum of measured changes (`ldjax.equation.resolution.rounding_of_sum`), and
-    what the optimizer's recurrence leaves, `rounding`, within that and `SUM_ROUNDING`
-    of what it divides: sums of products over all parameters.
+    what the optimizer's recurrence leaves, `rounding`, within
+    `Ledger.rounding_bounds`.
 
     Args:
       ledger: The ledger of a run.
     """
-    import polars as pl
-
-    floors = [of["floor"] for of in ledger.about["probes"]]
-    sizes = (
-        ledger.table.filter(~pl.col("origin").is_in(["rounding", "quadrature"]))
-        .group_by("probe", "type", maintain_order=True)
-        .agg(pl.col("value").abs().sum())["value"]
-    )
     sums = ledger.sum()
     allowed = {
-        "quadrature": floors,
-        "rounding": [f + SUM_ROUNDING * s for f, s in zip(floors, sizes, strict=True)],
+        "quadrature": [of["floor"] for of in ledger.about["probes"]],
+        "rounding": ledger.rounding_bounds().tolist(),
     }
     return [_within(sums, origin, allowed[origin]) for origin in allowed]
 

@@ -168,6 +168,7 @@ def check_identities(name: RateName, account: Account) -> list[Claim]:
     # Every origin of every update, and what two passes measured that know of none.
     whole = account.ledger.by("probe")["value"].to_numpy()
     gap, way = abs(whole - account.change), abs(steps[MEASURED]).sum(0)
+    rounding = abs(account.ledger.sum()["rounding"].to_numpy())
     return [
         Claim(
             f"{rate}: the balance closes: all origins sum to the change of the whole "
@@ -179,6 +180,12 @@ def check_identities(name: RateName, account: Account) -> list[Claim]:
             f"{rate}: nothing else is in it: the nodes along the updates leave "
             f"{abs(quadrature).max():.1e} nats",
             bool((abs(quadrature) <= floor + MOST_OPEN * way).all()),
+            "identity",
+        ),
+        Claim(
+            f"{rate}: nothing is paid wrongly: what the origins leave of the updates "
+            f"is rounding, {rounding.max():.1e} nats",
+            bool((rounding <= account.ledger.rounding_bounds()).all()),
             "identity",
         ),
     ]
