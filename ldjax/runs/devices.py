@@ -10,15 +10,16 @@ Pass what is divided as an argument. Arrays that a compiled function closes over
 constants of its program: every device gets them whole and computes all rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-__all__ = ["data_mesh", "fill_up", "replicate", "shard"]
+__all__ = ["data_mesh", "fill_up", "laid_out", "layout_of", "replicate", "shard"]
 
 _AXIS = "data"
 
@@ -116,3 +117,62 @@ def fill_up(probe: Any, mesh: Mesh) -> Any:
         return jnp.concatenate([leaf, zeros]) if missing else leaf
 
     return jax.tree.map(filled, probe)
+
+
+def layout_of(array: Any) -> dict[str, Any] | None:
+    """How an array lies on a mesh of devices, as JSON has it; None where it has none.
+
+    Args:
+      array: A JAX array, or one of the host.
+
+    Raises:
+      TypeError: If it lies on several devices by another sharding than a
+        `NamedSharding`.
+
+    Examples:
+      >>> layout_of(jnp.ones(2)) is None
+      True
+      >>> mesh = data_mesh(jax.devices()[:1])
+      >>> laid_out(jnp.ones(2), layout_of(shard(jnp.ones(2), mesh))).sharding.spec
+      PartitionSpec('data',)
+    """
+    sharding = getattr(array, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        if sharding is None or len(sharding.device_set) == 1:
+            return None
+        raise TypeError(
+            f"An array lies on {len(sharding.device_set)} devices by a "
+            f"{type(sharding).__name__}. Only a `jax.sharding.NamedSharding` can be "
+            "kept: `device_put` it by one."
+        )
+    mesh = sharding.mesh
+    assert isinstance(mesh, Mesh)  # there is an array on it
+    return {
+        "axes": dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True)),
+        "axis_types": [kind.name for kind in mesh.axis_types],
+        "devices": [device.id for device in mesh.devices.flat],
+        "spec": [*sharding.spec],
+    }
+
+
+def laid_out(array: Any, layout: Mapping[str, Any]) -> Array:
+    """An array where another one lay.
+
+    Args:
+      array: Any array.
+      layout: From `layout_of`, perhaps by way of JSON.
+
+    Raises:
+      ValueError: If there are not those devices.
+    """
+    here = {device.id: device for device in jax.devices()}
+    if missing := [i for i in layout["devices"] if i not in here]:
+        raise ValueError(
+            f"of the devices {layout['devices']} that it lay on {missing} are not here"
+        )
+    axes = layout["axes"]
+    devices = np.array([here[i] for i in layout["devices"]]).reshape(*axes.values())
+    types = tuple(AxisType[name] for name in layout["axis_types"])
+    spec = [tuple(of) if isinstance(of, list) else of for of in layout["spec"]]
+    mesh = Mesh(devices, tuple(axes), axis_types=types)
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))

@@ -1,9 +1,9 @@
 """What the ledger of a loop of one's own needs: its batches, and a state now and then.
 
-Beside the table of a `Recorder`, in the folder `kept`: every batch with the names of
-its rows, the state before the first update and after every so many, the watched
-responses as ids, and what the examples say. A file is whole or not there, so a loop
-that is killed loses what came after its last state at most.
+Beside the table of a `Recorder`, in the folder `kept`: every batch, with the names of
+its rows and where it lay on devices, the state before the first update and after every
+so many, the watched responses as ids, and what the examples say. A file is whole or not
+there, so a loop that is killed loses what came after its last state at most.
 """
 
 import json
@@ -19,12 +19,15 @@ from ldjax.equation.doors import was_donated
 from ldjax.equation.sequences import Sequences, is_sequences
 from ldjax.files.whole import json_object, read_lines, whole_file
 from ldjax.runs.checkpoints import Checkpoints, Progress
+from ldjax.runs.devices import laid_out, layout_of
 from ldjax.watch.probes import Probe
 
 __all__ = ["Keeping", "KeptLoop"]
 
 _ALL = 2**31 - 1
-_NAMES, _PROBES, _EXAMPLES = "names", "probes.jsonl", "examples.jsonl"
+_PROBES, _EXAMPLES = "probes.jsonl", "examples.jsonl"
+# What a file of a batch holds besides its leaves.
+_NAMES, _LAYOUTS = "names", "layouts"
 
 
 class KeptLoop:
@@ -56,12 +59,19 @@ class KeptLoop:
         return next(step for step in range(len(steps) + 1) if step not in steps)
 
     def batch(self, step: int) -> Any:
-        """The batch of an update, and its sides if it has some."""
+        """The batch of an update, and its sides if it has some, as it lay on devices.
+
+        Raises:
+          ValueError: If it is damaged, or if it lay on devices that are not here.
+        """
+        arrays = self._arrays(step)
+        # What was kept before its places were lay on one device.
+        layouts = json.loads(str(arrays.pop(_LAYOUTS, "{}")))
+        del arrays[_NAMES]
         sides: dict[str, dict[str, Any]] = {}
-        for name, leaf in self._arrays(step).items():
+        for name, leaf in arrays.items():
             side, _, field = name.rpartition("/")
-            if name != _NAMES:
-                sides.setdefault(side, {})[field] = leaf
+            sides.setdefault(side, {})[field] = self._placed(leaf, layouts.get(name))
         batch = {side: Sequences(**fields) for side, fields in sides.items()}
         return batch.get("", batch)
 
@@ -80,6 +90,15 @@ class KeptLoop:
         """By name what is trained on: `prompt`, and under `sides` the texts."""
         lines = _lines(self._folder / _EXAMPLES)
         return {line.pop("example"): line for line in lines}
+
+    def _placed(self, leaf: np.ndarray, layout: dict[str, Any] | None) -> Any:
+        try:
+            return leaf if layout is None else laid_out(leaf, layout)
+        except ValueError as error:
+            raise ValueError(
+                f"A batch in {self._folder} cannot lie as it lay: {error}. On others "
+                "its update would have other bits: start on as many as the loop had."
+            ) from error
 
     def _arrays(self, step: int) -> dict[str, np.ndarray]:
         path = _batch_file(self._folder, step)
@@ -129,7 +148,8 @@ class Keeping:
           names: Of the batch's rows.
 
         Raises:
-          TypeError: If the batch is no `Sequences`, nor a dict of them.
+          TypeError: If the batch is no `Sequences`, nor a dict of them, or lies on
+            devices otherwise than by a `NamedSharding`.
           ValueError: If the update before was not kept, or names do not fit the rows.
         """
         sides = _sides(batch)
@@ -174,11 +194,15 @@ class Keeping:
     def _write_batch(
         self, step: int, sides: dict[str, Sequences], names: list[str]
     ) -> None:
-        arrays = {_NAMES: np.array(names)}
-        for side, rows in sides.items():
-            fields = {k: v for k, v in rows._asdict().items() if v is not None}
-            prefix = f"{side}/" if side else ""
-            arrays |= {f"{prefix}{k}": np.asarray(v) for k, v in fields.items()}
+        leaves = {
+            f"{side}/{field}" if side else field: leaf
+            for side, rows in sides.items()
+            for field, leaf in rows._asdict().items()
+            if leaf is not None
+        }
+        layouts = {name: layout_of(leaf) for name, leaf in leaves.items()}
+        arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+        arrays |= {_NAMES: np.array(names), _LAYOUTS: np.array(json.dumps(layouts))}
         path = _batch_file(self._folder, step)
         with whole_file(path) as partial:
             path.parent.mkdir(exist_ok=True)

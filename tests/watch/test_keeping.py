@@ -1,12 +1,16 @@
 """A loop of somebody's, kept for its ledger: as if the engine had been given it."""
 
 import functools
+import json
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from shell.scripts import run_script
 from zoo.cases import apply_toy, toy_params
 
 import ldjax
@@ -15,6 +19,7 @@ from ldjax.losses import make_loss
 from ldjax.origins import Responses, Training, Trajectory, account
 from ldjax.origins.replay import ReplayError
 from ldjax.runs.checkpoints import Checkpoints
+from ldjax.runs.devices import data_mesh, replicate, shard
 from ldjax.watch import Probe, ProbeSet
 from ldjax.watch.keeping import KeptLoop
 
@@ -98,14 +103,29 @@ def record(loop, path, steps=range(NUM_STEPS), state=None, **options):
     return state
 
 
-def ledger_of(loop, path, **options):
+def ledger_of(loop, path, state=None, **options):
     return ldjax.ledger(
         path,
         ["train", "test"],
         training=loop.training,
         step_fn=loop.step_fn,
-        state=start_of(loop),
+        state=start_of(loop) if state is None else state,
         **options,
+    )
+
+
+def account_of(loop, start):
+    """What the engine says that is given the loop itself."""
+    return account(
+        loop.training,
+        Trajectory(
+            num_steps=NUM_STEPS,
+            start=start,
+            step_fn=loop.step_fn,
+            batch_fn=loop.batch_fn,
+            names_of=lambda step: [NAMES[i] for i in rows_of(step)],
+        ),
+        RESPONSES,
     )
 
 
@@ -116,17 +136,7 @@ def test_the_ledger_of_a_loop_is_that_of_the_engine(tmp_path, loss_name):
     loop = make_loop(loss_name)
     record(loop, tmp_path / "mine")
     found = ledger_of(loop, tmp_path / "mine")
-    wanted = account(
-        loop.training,
-        Trajectory(
-            num_steps=NUM_STEPS,
-            start=start_of(loop),
-            step_fn=loop.step_fn,
-            batch_fn=loop.batch_fn,
-            names_of=lambda step: [NAMES[i] for i in rows_of(step)],
-        ),
-        RESPONSES,
-    )
+    wanted = account_of(loop, start_of(loop))
     assert found.table.equals(wanted.table)
     assert found.about == wanted.about
     example = KeptLoop(tmp_path / "mine").examples()["train/1"]
@@ -240,3 +250,33 @@ def test_a_batch_that_was_damaged_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"00000002\.npz is damaged"):
         KeptLoop(tmp_path / "mine").batch(2)
+
+
+def main(path):
+    """Keeps a loop on all devices, each with its rows, and accounts for it."""
+    jax.config.update("jax_enable_x64", True)
+    mesh, loop = data_mesh(), make_loop("dpo")
+    start, rows_of_batch = replicate(start_of(loop), mesh), loop.batch_fn
+    loop = loop._replace(batch_fn=lambda step: shard(rows_of_batch(step), mesh))
+    record(loop, path, state=start)
+    found, wanted = ledger_of(loop, path, start), account_of(loop, start)
+    batches = KeptLoop(path).batch(1), loop.batch_fn(1)
+    lies = jax.tree.map(lambda a, b: a.sharding == b.sharding, *batches)
+    told = {"ledger": found.table.equals(wanted.table), "lies": jax.tree.leaves(lies)}
+    print(json.dumps(told | {"devices": mesh.size}))
+
+
+@pytest.mark.slow
+def test_batches_lie_on_devices_as_they_lay(tmp_path):
+    flag = "--xla_force_host_platform_device_count=2"
+    done = run_script(__file__, tmp_path / "mine", xla_flags=flag, JAX_PLATFORMS="cpu")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told == {"ledger": True, "lies": [True] * 8, "devices": 2}
+    # Here there is one.
+    with pytest.raises(ValueError, match=r"\[0, 1\] that it lay on \[1\] are not here"):
+        ledger_of(make_loop("dpo"), tmp_path / "mine", overwrite=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
