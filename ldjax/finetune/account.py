@@ -1,6 +1,7 @@
 """How a run is accounted for: nodes along its updates, dates of its history."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ldjax.command.options import changed
@@ -15,15 +16,19 @@ from ldjax.runs.folder import open_run
 __all__ = ["as_begun", "as_kept", "resumed", "settled"]
 
 
-def as_begun(options: Mapping[str, Any]) -> dict[str, Any]:
+def as_begun(path: Path) -> dict[str, Any]:
     """How a run was accounted for, by its `config.json`; one made before has neither.
 
     Args:
-      options: The settings in it.
+      path: Its folder.
 
     Returns:
-      `nodes` and `history`, options that leave nothing to be chosen.
+      `nodes` and `history`, options that leave nothing to be chosen; nothing where
+      there is no run.
     """
+    if not is_run(path):
+        return {}
+    options = open_run(path).config["settings"]
     return {
         "nodes": options.get("nodes") or 0,
         "history": options.get("history") or "whole",
@@ -44,12 +49,24 @@ def as_kept(settings: Config) -> dict[str, Any]:
 
 
 def resumed(settings: Config) -> Config:
-    """Settings of a run that goes on as it was begun, but for what is asked for."""
-    if not settings.resume or not is_run(settings.out):
-        return settings
-    watch, begun = settings.watch, as_begun(open_run(settings.out).config["settings"])
-    unsaid = {"nodes": watch.nodes is None, "history": watch.history == "auto"}
-    return changed(settings, **{k: v for k, v in begun.items() if unsaid[k]})
+    """Settings of a run that goes on as it was begun.
+
+    Raises:
+      ValueError: If another account is asked for: its checkpoints lack what that
+        needs.
+    """
+    begun = as_begun(settings.out) if settings.resume else {}
+    asked = {"nodes": settings.watch.nodes, "history": settings.watch.history}
+    if changes := [
+        f"`{name}={begun[name]}`, not `{name}={value}`"
+        for name, value in asked.items()
+        if name in begun and value not in (None, "auto", begun[name])
+    ]:
+        raise ValueError(
+            f"cannot resume {settings.out}: it was begun with {', '.join(changes)}. "
+            "Go on without, or choose another folder"
+        )
+    return changed(settings, **begun)
 
 
 def settled(

@@ -93,9 +93,11 @@ def test_what_was_chosen_is_what_a_run_goes_on_with(tmp_path):
         assert (watch.nodes, watch.history) == (nodes, history)
         written = account.as_kept(account.resumed(config))
         assert written == {"nodes": None, "history": None} | kept
-        # What is said is compared with what is there, and refused.
-        said = Config.of(out=tmp_path, resume=True, nodes=3)
-        assert account.resumed(said).watch.nodes == 3
+        # Another account is refused, the same is not.
+        with pytest.raises(ValueError, match=rf"`nodes={nodes}`, not `nodes=3`\. Go"):
+            account.resumed(Config.of(out=tmp_path, resume=True, nodes=3))
+        said = Config.of(out=tmp_path, resume=True, nodes=nodes, history=history)
+        assert account.resumed(said).watch == watch
         begun = Config.of(out=tmp_path, nodes=None)
         assert account.resumed(begun) == begun
 

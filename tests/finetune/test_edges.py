@@ -201,3 +201,38 @@ def test_a_run_made_before_goes_on_by_first_order(tmp_path, folder):
     assert {"predicted", "part:history"} <= set(metrics["quantity"])
     assert "integrated" not in set(metrics["quantity"])
     assert again.summary["balance"] == {}
+
+
+@pytest.mark.slow
+def test_a_run_that_was_begun_without_dates_gets_none(folder, tmp_path):
+    """Its checkpoints have no moments by where they come from."""
+    out = tmp_path / "run"
+    options = {
+        **{"out": out, "cache": tmp_path, "model": str(folder), "loss": "dpo"},
+        "data": str(write_pairs(tmp_path / "pairs.jsonl", 8 * [("yes", "no")])),
+        **{"epochs": 1.0, "batch_size": 4, "checkpoint_every": 1, "nodes": 0},
+        **{"probe_prompts": 1, "tracked": 1, "token_maps": 0, "one_step": False},
+    }
+    finetune.finetune(finetune.Config.of(history="whole", evaluations=1, **options))
+    shutil.rmtree(out / "checkpoints" / "2")
+
+    def refused(message, **others):
+        there = contents(out)
+        config = finetune.Config.of(resume=True, evaluations=1, **options, **others)
+        with pytest.raises(ValueError, match=message) as error:
+            finetune.finetune(config)
+        assert "\n" not in str(error.value)
+        assert contents(out) == there
+
+    refused("begun with `history=whole`, not `history=dated`", history="dated")
+    # Nor where its settings say that it has some.
+    config = open_run(out).config
+    config["settings"]["history"] = "dated"
+    (out / "config.json").write_text(json.dumps(config))
+    refused(r"checkpoint of step 1 .*origins/\S+ is nothing there")
+
+
+def contents(folder):
+    """The bytes of every file but the lock."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    return {path.relative_to(folder): path.read_bytes() for path in files}

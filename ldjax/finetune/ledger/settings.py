@@ -115,7 +115,7 @@ def settings_of(run: Run, places: Places) -> RunConfig:
         raise ValueError(_no_run(run, kept))
     said = kept | {name: None for name in UNSAID if kept.get(name) == UNSAID[name]}
     said["model"] = kept["base_model"]
-    said |= as_begun(kept)
+    said |= as_begun(run.path)
     said |= {"out": run.path, "resume": False, "overwrite": False, "log": ()}
     said |= {name: value for name, value in flat(places).items() if value is not None}
     settings = restored(RunConfig(), said)
