@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import pytest
 from zoo.decoders import make_decoder
 
+from ldjax.data.corpus.packed import make_corpus
 from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow
 from ldjax.data.tokenizers import load_tokenizer, train_bpe, train_word_level
 from ldjax.finetune.pretrain import run as pretrain
-from ldjax.finetune.pretrain.corpus import make_corpus
 from ldjax.finetune.probes import add_initial, make_probes
 from ldjax.finetune.rows import training_rows
 from ldjax.finetune.start import Base

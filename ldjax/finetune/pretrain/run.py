@@ -26,10 +26,7 @@ import optax
 
 from ldjax import command
 from ldjax.command.options import COUNT
-from ldjax.data.text import read_documents
-from ldjax.data.tokenizers import train_word_level
-from ldjax.data.world.world import make_world
-from ldjax.finetune.pretrain.corpus import Corpus, make_corpus
+from ldjax.data.corpus.packed import Corpus, load_corpus
 from ldjax.finetune.pretrain.held_out import Watch, make_held_out_loss
 from ldjax.finetune.pretrain.settings import Config
 from ldjax.finetune.recipes import make_clip
@@ -120,7 +117,17 @@ def pretrain(
         settings.check()
         training = settings.training
         with progress("reading the text and its tokens"):
-            corpus = load_corpus(settings)
+            corpus = load_corpus(
+                settings.text,
+                field=settings.field,
+                world=settings.world,
+                num_documents=settings.documents,
+                tokenizer=settings.tokenizer,
+                vocab_size=settings.vocab_size,
+                context=settings.context,
+                held_out_share=training.held_out_share,
+                seed=settings.seed,
+            )
         model = Transformer(
             preset(
                 training.preset,
@@ -194,25 +201,6 @@ def main(config: Config) -> int:
     done = pretrain(config, tell=command.teller(config))
     print(done)
     return 0 if done.holds else 1
-
-
-def load_corpus(config: Config) -> Corpus:
-    """The text that is asked for; that of the toy world has a tokenizer of its own."""
-    if config.text:
-        documents = read_documents(config.text, field=config.field)
-        tokenizer = config.tokenizer
-    else:
-        world = make_world(config.world, seed=config.seed)
-        documents = world.corpus(config.documents)
-        tokenizer = train_word_level([" ".join(["", *world.words, "\n"])])
-    return make_corpus(
-        documents,
-        tokenizer=tokenizer,
-        vocab_size=config.vocab_size,
-        context=config.context,
-        held_out_share=config.training.held_out_share,
-        seed=config.seed,
-    )
 
 
 def all_settings(config: Config, corpus: Corpus, model: Transformer) -> dict[str, Any]:

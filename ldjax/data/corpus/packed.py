@@ -1,22 +1,23 @@
-"""The text a model is pretrained on, as the model sees it."""
+"""Plain text as a model sees it: split in two, tokenized and packed into rows."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ldjax.data.text import pack_documents, split_documents
+from ldjax.data.corpus.bigram import bigram_loss, choose_k, fit_bigram
+from ldjax.data.text import pack_documents, read_documents, split_documents
 from ldjax.data.tokenizers import (
     Tokenizer,
     load_tokenizer,
     train_bpe,
     train_word_level,
 )
+from ldjax.data.world.world import make_world
 from ldjax.equation.sequences import Sequences
 from ldjax.files.digests import digest
-from ldjax.finetune.pretrain.bigram import bigram_loss, choose_k, fit_bigram
 
-__all__ = ["Corpus", "make_corpus", "make_tokenizer"]
+__all__ = ["Corpus", "load_corpus", "make_corpus", "make_tokenizer"]
 
 
 class Corpus(NamedTuple):
@@ -38,6 +39,51 @@ class Corpus(NamedTuple):
     sizes: dict[str, int]
     bigram: dict[str, float]
     fingerprints: dict[str, str]
+
+
+def load_corpus(
+    paths: Sequence[Path],
+    *,
+    field: str,
+    world: str,
+    num_documents: int,
+    tokenizer: str,
+    vocab_size: int,
+    context: int,
+    held_out_share: float,
+    seed: int,
+) -> Corpus:
+    """The documents of some files; without any, those of a toy world.
+
+    Args:
+      paths: Files as of `read_documents`.
+      field: Of JSON lines, where the text is.
+      world: Preset of the toy world, which has a tokenizer of its own.
+      num_documents: How many it makes.
+      tokenizer: Of files: see `make_tokenizer`.
+      vocab_size: Of a BPE tokenizer that is trained.
+      context: Length of a row, in tokens.
+      held_out_share: Share of the documents that is held out.
+      seed: Of the toy world and of the split.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: If it cannot be read, or there are too few documents.
+    """
+    if paths:
+        documents, read_by = read_documents(paths, field=field), tokenizer
+    else:
+        made = make_world(world, seed=seed)
+        documents = made.corpus(num_documents)
+        read_by = train_word_level([" ".join(["", *made.words, "\n"])])
+    return make_corpus(
+        documents,
+        tokenizer=read_by,
+        vocab_size=vocab_size,
+        context=context,
+        held_out_share=held_out_share,
+        seed=seed,
+    )
 
 
 def make_corpus(
