@@ -362,20 +362,28 @@ class Config:
 
     def resolved(self) -> "Config":
         """With every default filled in, at the size of a smoke test if it is one."""
-        model = "toy" if self.texts.data == "toy" else "0.4M"
-        options = self.recipe._asdict() | {"model": self.model.model or model}
-        if self.smoke:
-            epochs, token_maps = self.optimizer.epochs, self.watch.token_maps
-            options |= {
-                "batch_size": 4,
-                "epochs": 0.05 if epochs is None else epochs,
-                "probe_prompts": 2,
-                "tracked": 1,
-                "token_maps": min(token_maps, 1),
-                "evaluations": 3,
-                "checkpoint_every": 2,
-            }
-        return changed(self, **options)
+        model = self.model.model or ("toy" if self.texts.data == "toy" else "0.4M")
+        optimizer = dataclasses.replace(self.optimizer, **self.recipe._asdict())
+        filled = dataclasses.replace(
+            self,
+            model=dataclasses.replace(self.model, model=model),
+            optimizer=optimizer,
+        )
+        if not self.smoke:
+            return filled
+        epochs = 0.05 if self.optimizer.epochs is None else self.optimizer.epochs
+        return dataclasses.replace(
+            filled,
+            optimizer=dataclasses.replace(optimizer, batch_size=4, epochs=epochs),
+            watch=dataclasses.replace(
+                self.watch,
+                probe_prompts=2,
+                tracked=1,
+                token_maps=min(self.watch.token_maps, 1),
+                evaluations=3,
+            ),
+            checkpoint_every=2,
+        )
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""

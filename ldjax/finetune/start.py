@@ -15,7 +15,7 @@ from ldjax.files.digests import digest
 from ldjax.finetune.pretrain import run as pretraining
 from ldjax.finetune.settings import Model, Objective, Texts, kept
 from ldjax.memory import default_limit, human_bytes
-from ldjax.models import PRESETS, LowRank, Pretrained, Transformer, add_adapters, load
+from ldjax.models import PRESETS, LowRank, Transformer, add_adapters, load
 from ldjax.models.hub.peft import (
     AdapterFolder,
     adapter_targets,
@@ -107,14 +107,25 @@ def load_shapes(source: str, model: Model) -> Base:
 
     Raises:
       FileNotFoundError: If there is no such model.
-      ValueError: If it has no tokenizer, or cannot be read.
+      ValueError: If it has no tokenizer, cannot be read, or has adapters where fresh
+        ones are asked for.
     """
     found = load(source, shapes_only=True)
     tokenizer = found.tokenizer
     if tokenizer is None:
         raise ValueError(f"{source} has no tokenizer.json to read texts with")
-    if model.lora_rank is not None:
-        found = with_adapters(found, _adapters(model, found))
+    if (rank := model.lora_rank) is not None:
+        if (there := found.config.adapters) is not None:
+            raise ValueError(
+                f"the model has adapters of rank {there.rank} already, which are "
+                "trained without `lora_rank`"
+            )
+        adapters = LowRank(
+            rank=rank,
+            alpha=rank if model.lora_alpha is None else model.lora_alpha,
+            targets=adapter_targets(found.config, model.lora_targets),
+        )
+        found = with_adapters(found, adapters)
     trained = Transformer(dataclasses.replace(found.config, dtype=model.dtype))
     return Base(found.model, trained, found.params, tokenizer, source)
 
@@ -144,21 +155,6 @@ def load_base(shapes: Base, *, seed: int) -> Base:
     if adapters is not None and found.config.adapters is None:
         found = add_adapters(found, adapters, key=jax.random.key(seed))
     return shapes._replace(params=found.params)
-
-
-def _adapters(model: Model, base: Pretrained) -> LowRank:
-    """The fresh adapters that are asked for."""
-    assert model.lora_rank is not None
-    if (found := base.config.adapters) is not None:
-        raise ValueError(
-            f"the model has adapters of rank {found.rank} already, which are trained "
-            "without `lora_rank`"
-        )
-    return LowRank(
-        rank=model.lora_rank,
-        alpha=model.lora_rank if model.lora_alpha is None else model.lora_alpha,
-        targets=adapter_targets(base.config, model.lora_targets),
-    )
 
 
 def _refuse_not_finite(source: str, params: Any) -> None:
