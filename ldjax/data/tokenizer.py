@@ -1,12 +1,14 @@
 """The tokenizer class: text to token ids and back, without loss."""
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ldjax.data.chat import chat_pattern, special_pattern
+from ldjax.data.templates.beside import as_field
 from ldjax.files.digests import digest
 from ldjax.files.whole import whole_file
 
@@ -60,6 +62,9 @@ class Tokenizer:
         there is no other.
       vocab_size: Number of token ids, special ones included: the model's `vocab_size`,
         which may be larger than the tokenizer's own.
+      named_tokens: The special tokens under the hub's names, such as `bos_token`, which
+        chat templates know them by. Two names may stand for one token.
+      chat_templates: The model's chat templates by name, "default" the usual one.
 
     Examples:
       >>> from ldjax.data.tokenizers import train_bpe
@@ -77,6 +82,8 @@ class Tokenizer:
         vocab_size: int | None = None,
         *,
         end_ids: Sequence[int] = (),
+        named_tokens: Mapping[str, str] | None = None,
+        chat_templates: Mapping[str, str] | None = None,
     ) -> None:
         inner.no_truncation()
         inner.no_padding()
@@ -105,6 +112,41 @@ class Tokenizer:
         # Ids beyond the vocabulary are defaults of other models, and never drawn.
         others = (i for i in end_ids if 0 <= i < self.vocab_size)
         self.end_ids: tuple[int, ...] = tuple(dict.fromkeys((end, *others)))
+        ours = dict(zip(FIELDS, special_tokens, strict=True))
+        self.named_tokens: dict[str, str] = dict(named_tokens or {}) | {
+            name: token for name, token in ours.items() if token is not None
+        }
+        self.chat_templates: dict[str, str] = dict(chat_templates or {})
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the model's own chat template, as `transformers` reads it.
+
+        Examples:
+          >>> from ldjax.data.tokenizers import train_bpe
+          >>> train_bpe(["a"], vocab_size=260).chat_template is None
+          True
+        """
+        return self.chat_templates.get("default")
+
+    def with_chat_template(self, text: str) -> "Tokenizer":
+        """The tokenizer with another chat template, and no further ones.
+
+        Args:
+          text: The template's.
+
+        Returns:
+          A tokenizer that reads and writes texts as this one.
+
+        Examples:
+          >>> from ldjax.data.tokenizers import train_bpe
+          >>> tokenizer = train_bpe(["a"], vocab_size=260)
+          >>> tokenizer.with_chat_template("{{ messages }}").chat_template
+          '{{ messages }}'
+        """
+        other = copy.copy(self)
+        other.chat_templates = {"default": text}
+        return other
 
     def encode(self, text: str, *, read_special: bool = False) -> list[int]:
         """Token ids of a text, none of them special but for unknown words.
@@ -286,9 +328,10 @@ class Tokenizer:
         return self._inner.to_str(pretty=True)
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, and `tokenizer_config.json` with the special tokens.
+        """Write `tokenizer.json`, and `tokenizer_config.json` with all the rest.
 
-        Where the model stops at more tokens than END, `generation_config.json` too.
+        That is, the special tokens by name and the chat templates. Where the model
+        stops at more tokens than END, `generation_config.json` too.
 
         Args:
           folder: A folder that exists.
@@ -301,12 +344,10 @@ class Tokenizer:
           >>> load_tokenizer(folder).vocab_size
           5
         """
-        tokens = {
-            field: token
-            for field, token in zip(FIELDS, self.special_tokens, strict=True)
-            if token is not None
-        }
-        content = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+        content: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        content |= self.named_tokens
+        if self.chat_templates:
+            content["chat_template"] = as_field(self.chat_templates)
         files = {
             "tokenizer.json": self.to_json(),
             "tokenizer_config.json": json.dumps(content, indent=2) + "\n",

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldjax.data.templates.beside import templates_beside
 from ldjax.data.tokenizer import FIELDS, SpecialTokens, Tokenizer, check_text
 from ldjax.files.whole import read_json_object
 
@@ -76,8 +77,11 @@ def load_tokenizer(
         raise ValueError(f"{file} is not a whole tokenizer.json: {error}") from error
     if not inner.get_vocab_size(with_added_tokens=True):
         raise ValueError(f"{file} has no vocabulary. Fetch or copy it again.")
+    tokens, templates = _tokens_beside(file), templates_beside(file.parent)
+    known = {n: t for n, t in tokens.items() if inner.token_to_id(t) is not None}
     if special_tokens is None:
-        named = _named_beside(file)
+        fields = zip(SpecialTokens._fields, FIELDS, strict=True)
+        named = {ours: tokens[theirs] for ours, theirs in fields if theirs in tokens}
         end = named.get("end", SpecialTokens().end)
 
         def usual(field: str, token: str) -> str | None:
@@ -93,7 +97,12 @@ def load_tokenizer(
         )
     try:
         return Tokenizer(
-            inner, special_tokens, vocab_size, end_ids=_end_ids_beside(file, inner)
+            inner,
+            special_tokens,
+            vocab_size,
+            end_ids=_end_ids_beside(file, inner),
+            named_tokens=known,
+            chat_templates=templates,
         )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
@@ -214,20 +223,21 @@ def _check_special(names: Sequence[str], pieces: "tokenizers.PreTokenizer") -> N
         raise ValueError(f"`special_tokens` must differ, got {', '.join(names)}.")
 
 
-def _named_beside(file: Path) -> dict[str, str]:
-    """The special tokens that the files beside a `tokenizer.json` name."""
-    named: dict[str, str] = {}
+def _tokens_beside(file: Path) -> dict[str, str]:
+    """The special tokens that the files beside a `tokenizer.json` name, by name."""
+    tokens: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         beside = file.with_name(name)
         if not beside.is_file():
             continue
         content = read_json_object(beside)
-        for ours, theirs in zip(SpecialTokens._fields, FIELDS, strict=True):
-            token: Any = content.get(theirs)
+        further: Any = content.get("extra_special_tokens")
+        content |= further if isinstance(further, dict) else {}
+        for field, token in content.items():
             token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str):
-                named[ours] = token
-    return named
+            if field.endswith("_token") and isinstance(token, str):
+                tokens[field] = token
+    return tokens
 
 
 def _end_ids_beside(file: Path, inner: "tokenizers.Tokenizer") -> list[int]:

@@ -127,8 +127,7 @@ def save(
     """Write a model as a Hugging Face folder.
 
     `transformers` loads it back with the same logits; so does `load`. Of the
-    tokenizer's settings the special tokens are kept that ldjax knows, and no chat
-    template.
+    tokenizer's settings the special tokens and the chat templates are kept.
 
     Args:
       folder: A folder that does not exist yet, or is empty.

@@ -26,6 +26,7 @@ _INDEX = "model.safetensors.index.json"
 _SETTINGS = (
     *("config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "generation_config.json", "adapter_config.json"),
+    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
 )
 _WEIGHTS = ("model*.safetensors", _INDEX, "adapter_model.safetensors")
 _FLOATS = ("F16", "BF16", "F32", "F64")

@@ -1,0 +1,1 @@
+"""Chat templates: the texts that a model's own template makes of conversations."""
