@@ -188,15 +188,21 @@ def worded(message: str, options: Collection[str]) -> str:
     return _ARGUMENT.sub(option, message)
 
 
-def teller(config: Any) -> Callable[[str], None]:
+def teller(config: Any) -> Callable[[Any], None]:
     """Prints what a run says of itself, its arguments as options of the command line.
+
+    What is no message but has a `text`, such as an example, is printed as it is, in
+    colours where a terminal shows them.
 
     Args:
       config: The settings of the program.
     """
 
-    def tell(message: str) -> None:
-        print(worded(message, flat(config)), flush=True)
+    def tell(said: Any) -> None:
+        is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        is_message = isinstance(said, str)
+        text = worded(said, flat(config)) if is_message else said.text(is_coloured)
+        print(text, flush=True)
 
     return tell
 

@@ -34,14 +34,25 @@ class Example(NamedTuple):
         predicted from something.
       response_ids: At least one token. Append the END token yourself where the model
         should be scored on stopping.
+      scored: Which tokens of the response are scored; None for all. In a dialogue those
+        that the user says are part of the response, and not scored.
 
     Examples:
       >>> Example(prompt_ids=(5, 3), response_ids=(7, 0)).response_ids
       (7, 0)
+      >>> Example((5, 3), (7, 0, 4, 7), (True, False, False, True)).num_scored
+      2
     """
 
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
+    scored: Sequence[bool] | None = None
+
+    @property
+    def num_scored(self) -> int:
+        """How many tokens are scored."""
+        scored = self.scored
+        return len(self.response_ids) if scored is None else sum(map(bool, scored))
 
     def check(
         self, max_length: int | None = None, *, vocab_size: int | None = None
@@ -60,7 +71,8 @@ class Example(NamedTuple):
         Raises:
           TypeError: If either is no row of integers.
           ValueError: If either is empty, if they are too long together, or if an id is
-            negative (such as -100) or not of the vocabulary.
+            negative (such as -100) or not of the vocabulary; if `scored` is not as
+            long as the response.
 
         Examples:
           >>> Example((5, 3), ()).check()
@@ -82,8 +94,13 @@ class Example(NamedTuple):
                 f"prompt and {len(self.response_ids)} of response. Raise it, or cut "
                 "the texts with `truncate_examples`."
             )
-        for name, ids in self._asdict().items():
-            check_row(ids, name, vocab_size)
+        check_row(self.prompt_ids, "prompt_ids", vocab_size)
+        check_row(self.response_ids, "response_ids", vocab_size)
+        if self.scored is not None and len(self.scored) != len(self.response_ids):
+            raise ValueError(
+                f"`scored` must say of each of the {len(self.response_ids)} tokens of "
+                f"`response_ids` whether it is scored, got {len(self.scored)}."
+            )
         return length
 
 
@@ -145,7 +162,7 @@ def bucket_length(length: int, max_length: int | None = None) -> int:
 def to_sequences(
     examples: Sequence[Example], *, max_length: int | None = None, num_rows: int = 0
 ) -> Sequences:
-    """One right-padded batch whose mask is true on the responses.
+    """One right-padded batch whose mask is true on what is scored of the responses.
 
     With prompt `p` and response `r`, a row's tokens are `(p + r)[:-1]` and its targets
     `(p + r)[1:]`, so its length is one less than the number of tokens.
@@ -186,7 +203,8 @@ def to_sequences(
         ids = [*example.prompt_ids, *example.response_ids]
         tokens[row, : length - 1] = ids[:-1]
         targets[row, : length - 1] = ids[1:]
-        mask[row, len(example.prompt_ids) - 1 : length - 1] = True
+        scored = True if example.scored is None else example.scored
+        mask[row, len(example.prompt_ids) - 1 : length - 1] = scored
     return Sequences(jnp.asarray(tokens), jnp.asarray(targets), jnp.asarray(mask))
 
 
@@ -226,7 +244,7 @@ def truncate_examples(
       >>> truncate_examples(
       ...     (1, 2, 3), responses, max_length=4, max_prompt_length=2, keep="end"
       ... )[1]
-      Example(prompt_ids=(2, 3), response_ids=(5, 6))
+      Example(prompt_ids=(2, 3), response_ids=(5, 6), scored=None)
     """
     if not 1 <= max_prompt_length < max_length:
         raise ValueError(

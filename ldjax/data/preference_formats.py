@@ -48,7 +48,7 @@ def parse(content: dict[str, Any], required: Sequence[str]) -> Parsed:
     return Parsed(prompt, responses, ignored)
 
 
-def in_order(responses: dict[str, str]) -> dict[str, str]:
+def in_order(responses: dict[str, Any]) -> dict[str, Any]:
     """Responses in the order of `RESPONSE_TYPES`; other names are refused."""
     for name in responses:
         if name not in RESPONSE_TYPES:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ldjax.data.batches import Example, truncate_examples
+from ldjax.data.conversation import Conversation
 from ldjax.data.drawn import DrawnText
 from ldjax.data.preference_formats import in_order
 from ldjax.data.preferences import PreferenceRow
@@ -36,7 +37,7 @@ class RowExamples(NamedTuple):
 
     Examples:
       >>> RowExamples({"chosen": Example((5,), (7, 0))}, False, ()).examples["chosen"]
-      Example(prompt_ids=(5,), response_ids=(7, 0))
+      Example(prompt_ids=(5,), response_ids=(7, 0), scored=None)
     """
 
     examples: dict[str, Example]
@@ -84,12 +85,12 @@ def fill_types(
     """
     donors = {"irr_train": rows}
     if unseen:
-        prompts = {row.prompt for row in rows}
+        prompts = {str(row.prompt) for row in rows}
         answers = {_words(row, "chosen") for row in rows}
         donors["irr_test"] = [
             row
             for row in unseen
-            if row.prompt not in prompts and _words(row, "chosen") not in answers
+            if str(row.prompt) not in prompts and _words(row, "chosen") not in answers
         ]
     with_words = {
         name: (others, {_words(other, "chosen") for other in others})
@@ -197,7 +198,7 @@ def to_examples(
       ... )
       >>> made.is_prompt_cut, made.cut_types
       (True, ())
-      >>> [tokenizer.decode(ids) for ids in made.examples["chosen"]]
+      >>> [tokenizer.decode(ids) for ids in made.examples["chosen"][:2]]
       ['Why?', ' So.<|endoftext|>']
     """
     is_chat = special_tokens != "text" and tokenizer.is_chat(row.prompt)
@@ -229,7 +230,7 @@ def to_examples(
         notes=(
             *spaces,
             *reading.notes({"prompt": row.prompt, **texts}),
-            *_equal(named),
+            *equal_sides(named),
         ),
     )
 
@@ -348,7 +349,7 @@ class _Reading(NamedTuple):
         ]
 
 
-def _equal(examples: dict[str, Example]) -> list[str]:
+def equal_sides(examples: dict[str, Example]) -> list[str]:
     """A note where there is nothing between the two sides to learn."""
     sides = {tuple(examples[n].response_ids) for n in SIDES if n in examples}
     is_pair = all(name in examples for name in SIDES)
@@ -360,7 +361,7 @@ def _filled(
     place: int,
     donors: dict[str, tuple[Sequence[PreferenceRow], set[str]]],
     seed: int,
-) -> dict[str, str]:
+) -> dict[str, str | Conversation]:
     responses = dict(row.responses)
 
     def rng(name: str) -> np.random.Generator:
@@ -371,9 +372,9 @@ def _filled(
         if other is not None:
             responses.setdefault(name, other)
     for name, whole in (("random_permute", "chosen"), ("random_nonhum", "irr_test")):
+        shuffled = _shuffled(responses.get(whole, ""), rng(name))
         # One word, or one word many times, has no other order.
-        if len(set(responses.get(whole, "").split())) > 1:
-            shuffled = shuffle_words(responses[whole], rng(name))
+        if shuffled != responses.get(whole, ""):
             responses.setdefault(name, shuffled)
     return in_order(responses)
 
@@ -383,17 +384,32 @@ def _other_chosen(
     donors: Sequence[PreferenceRow],
     answers: set[str],
     rng: np.random.Generator,
-) -> str | None:
+) -> str | Conversation | None:
     # A blank one is taken from nowhere.
     own = {"", _words(row, "chosen"), _words(row, "rejected")}
     if answers <= own:  # no need to look at every row for each
         return None
     for place in rng.permutation(len(donors)):
         donor = donors[place]
-        if donor.prompt != row.prompt and _words(donor, "chosen") not in own:
+        # What follows messages are messages, and what follows a text is a text.
+        is_alike = isinstance(donor.prompt, str) == isinstance(row.prompt, str)
+        is_other = is_alike and str(donor.prompt) != str(row.prompt)
+        if is_other and _words(donor, "chosen") not in own:
             return donor.responses["chosen"]
     return None
 
 
+def _shuffled(
+    response: str | Conversation, rng: np.random.Generator
+) -> str | Conversation:
+    """A response with its words in another order, in each message of the assistant."""
+    if isinstance(response, str):
+        return shuffle_words(response, rng)
+    return response.with_answers(lambda text: shuffle_words(text, rng))
+
+
 def _words(row: PreferenceRow, name: str) -> str:
-    return " ".join(row.responses.get(name, "").split())
+    """The words of a response, without those that say who speaks."""
+    response = row.responses.get(name, "")
+    speaks = () if isinstance(response, str) else ("assistant:",)
+    return " ".join(word for word in str(response).split() if word not in speaks)

@@ -202,6 +202,40 @@ class Tokenizer:
             self._refuse_losses(texts, self._known)
         return [encoding.ids for encoding in encodings]
 
+    def encode_spans(
+        self, text: str, spans: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a text whose special tokens are meant, and which are in spans.
+
+        Args:
+          text: Any text.
+          spans: First character of each, and the one behind its last.
+
+        Returns:
+          The ids, and for each whether it is of a span: from the token that has its
+          first character to the first one that has its last, as `transformers` marks
+          what the assistant says.
+
+        Raises:
+          ValueError: If `text` has a lone surrogate, which is half a character.
+
+        Examples:
+          >>> from ldjax.data.tokenizers import train_word_level
+          >>> train_word_level(["the cat"]).encode_spans("the cat", [(3, 7)])
+          ([4, 3], [False, True])
+        """
+        (ids,) = self.encode_batch([text], read_special=True)
+        places = self._inner.encode(text, add_special_tokens=False)
+        mask = [False] * len(ids)
+        for start, end in spans:
+            first = places.char_to_token(start) if start < end else None
+            if first is None:
+                continue
+            last = places.char_to_token(end - 1)
+            until = len(ids) if last is None else last + 1
+            mask[first:until] = [True] * (until - first)
+        return ids, mask
+
     @cached_property
     def _known(self) -> set[str] | None:
         """The characters it knows, where it leaves others out silently; else None.
@@ -252,7 +286,7 @@ class Tokenizer:
           >>> train_bpe(["a"], vocab_size=260).special_in("a<|endoftext|> b")
           ['<|endoftext|>']
         """
-        return list(dict.fromkeys(self._special.findall(text)))
+        return list(dict.fromkeys(self.special_pattern.findall(text)))
 
     def is_chat(self, text: str) -> bool:
         """Whether a text is a dialogue as chat templates write it.
@@ -360,7 +394,8 @@ class Tokenizer:
                 partial.write_text(text, encoding="utf-8")
 
     @cached_property
-    def _special(self) -> "re.Pattern[str]":
+    def special_pattern(self) -> "re.Pattern[str]":
+        """Finds the special tokens that a text spells."""
         return special_pattern(self._special_texts())
 
     @cached_property

@@ -98,15 +98,22 @@ class FinetunedRun(NamedTuple):
 
 
 def probe_lines(prepared: Prepared) -> list[str]:
-    """The lines of `probes.jsonl`: what the probes of the table say."""
+    """The lines of `probes.jsonl`: what the probes of the table say.
+
+    Of a conversation that is what the model reads, with the special tokens.
+    """
     watched = prepared.watched
     texts = {TRAIN: watched.texts.train, TEST: watched.texts.test}
     texts[TRACKED] = texts[TRAIN]
+    decode = prepared.encode.tokenizer.decode
     lines = []
     for probe in (*watched.observed.probes, *watched.tracked.probes):
         row = texts[set_of(probe.prompt_name)][int(prompt_of(probe.prompt_name))]
-        text = row.responses[probe.type]
-        lines.append(probe_line(probe, row.prompt, text, source=row.source))
+        prompt, text = row.prompt, row.responses[probe.type]
+        if not isinstance(prompt, str):
+            prompt = decode(probe.example.prompt_ids)
+            text = decode(probe.example.response_ids)
+        lines.append(probe_line(probe, prompt, text, source=row.source))
     return lines
 
 
@@ -186,6 +193,7 @@ def conclude(
         "findings": stored(findings),
         **account,
         "counts": prepared.counts,
+        "first_example": [shown.summary() for shown in prepared.shown],
         "data": watched.texts.summary | {"left_out": prepared.left_out},
         "notes": prepared.notes,
     }

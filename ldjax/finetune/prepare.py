@@ -6,10 +6,11 @@ import jax
 
 from ldjax.data.reference import fingerprint
 from ldjax.data.response_types import RESPONSE_TYPES
+from ldjax.data.templates.shown import ShownExample
 from ldjax.finetune.budget import Plan, Work, fits
 from ldjax.finetune.probes import Watched, choose_probes
 from ldjax.finetune.recipes import WITH_MOMENTUM
-from ldjax.finetune.rows import count_steps, told_of, training_rows
+from ldjax.finetune.rows import count_steps, shown_first, told_of, training_rows
 from ldjax.finetune.settings import Config, Model
 from ldjax.finetune.start import Base, find_regime, find_start, load_base, load_shapes
 from ldjax.finetune.texts import Data, Encoder, Lengths, find_lengths, load_texts
@@ -49,6 +50,7 @@ class Prepared(NamedTuple):
       plan: The memory that the run takes, and how many probes are computed at a time.
       regime: Published signatures that the run is to be compared with, if any.
       counts: How many texts there are and how many were cut.
+      shown: The first training examples, decoded, with what is scored marked.
       notes: Where the run is not quite what was asked for, since its data do not allow
         it.
       fingerprints: Digests of parameters and training rows.
@@ -64,6 +66,7 @@ class Prepared(NamedTuple):
     plan: Plan
     regime: str | None
     counts: dict[str, int]
+    shown: list[ShownExample]
     notes: list[str]
     fingerprints: dict[str, str]
     is_dated: bool
@@ -216,6 +219,7 @@ def prepare(settings: Config) -> Prepared:
         plan=plan,
         regime=find_regime(objective, base.source),
         counts=counts,
+        shown=shown_first(watched.texts.train, encode, objective.trained),
         notes=[],
         fingerprints={"start": fingerprint(base.params), "rows": fingerprint(rows)},
         is_dated=fit.is_dated,

@@ -11,11 +11,19 @@ from ldjax.command.options import COUNT
 from ldjax.data.batches import Example, bucket_length, to_sequences
 from ldjax.data.preferences import PreferenceRow
 from ldjax.data.responses import count_cuts, count_notes
+from ldjax.data.templates.shown import ShownExample
 from ldjax.equation.sequences import ApplyFn, Sequences, is_sequences
 from ldjax.finetune.texts import Encoder
 from ldjax.models.decoder.scoring import make_score_fn
 
-__all__ = ["count_steps", "cropped", "told_of", "training_rows", "with_advantages"]
+__all__ = [
+    "count_steps",
+    "cropped",
+    "shown_first",
+    "told_of",
+    "training_rows",
+    "with_advantages",
+]
 
 
 def training_rows(
@@ -54,6 +62,27 @@ def training_rows(
         }
     notes = count_notes([*encoded, *map(encode, also)])
     return rows_, count_cuts(encoded) | notes
+
+
+def shown_first(
+    rows: Sequence[PreferenceRow], encode: Encoder, types: Sequence[str]
+) -> list[ShownExample]:
+    """The first row as it is trained on, decoded.
+
+    Args:
+      rows: The training rows.
+      encode: How they are read.
+      types: The response types that are trained on.
+    """
+    row = rows[0]
+    examples = encode(row).examples
+    return [
+        ShownExample.of(
+            encode.tokenizer, examples[type_], type=type_, source=row.source
+        )
+        for type_ in types
+        if type_ in examples
+    ]
 
 
 def told_of(counts: dict[str, int]) -> str:

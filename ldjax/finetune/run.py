@@ -68,11 +68,14 @@ __all__ = [
 ]
 
 # What may differ when a run is resumed: where things are, and how it is computed. The
-# model it starts from and the rows it trains on are compared by their fingerprints.
+# model it starts from and the rows it trains on, whatever a chat template made of them,
+# are compared by their fingerprints.
 FREE = {"out", "resume", "overwrite", "checkpoint_every", "cache", "init", "data"} | {
     "log",
     "test_data",
     "initial_from",
+    "chat_template",
+    "chat_date",
     "base_model",
     "program",
     "tolerance",
@@ -80,13 +83,15 @@ FREE = {"out", "resume", "overwrite", "checkpoint_every", "cache", "init", "data
 
 
 def finetune(
-    settings: Config, *, tell: Callable[[str], None] = lambda text: None
+    settings: Config, *, tell: Callable[[Any], None] = lambda said: None
 ) -> FinetunedRun:
     """Finetune a language model, with an exact account of every response.
 
     Args:
       settings: What is trained on what, and how it is watched.
-      tell: Is told, before the first update, what will be done.
+      tell: Is told, before the first update, what will be done, as a text; then given
+        each of the first examples as a `ShownExample`, whose `text()` marks what is
+        scored.
 
     Returns:
       The run, complete: its folder, summary, figures and page.
@@ -121,9 +126,11 @@ def finetune(
             free=FREE,
         )
         sinks = [make_sink(name, run) for name in settings.log]
-    prepared.base.tokenizer.save(run.path)
+    prepared.encode.tokenizer.save(run.path)
     write_probe_lines(run.path, probe_lines(prepared))
     tell(f"{devices}{prepared.told(settings.objective.loss)}\n{account}")
+    for shown in prepared.shown:
+        tell(shown)
 
     watch = settings.watch
     tracked, probes = prepared.watched.tracked, probes_of(run, prepared)

@@ -5,6 +5,7 @@ the options of all records stand side by side, and so they do in `config.json`.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from ldjax.command.options import (
     flat,
     wrong_numbers,
 )
-from ldjax.data.response_types import RESPONSE_TYPES
+from ldjax.data.response_types import RESPONSE_TYPES, SIDES
 from ldjax.data.world.world import PRESETS as WORLDS
 from ldjax.equation.sequences import LossFn
 from ldjax.finetune.recipes import RECIPES, OptimizerName, Recipe
@@ -164,6 +165,11 @@ class Objective:
         return self.named.trains_on != "responses"
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """The response types that are trained on."""
+        return SIDES if self.has_pairs else self.target
+
+    @property
     def required(self) -> tuple[str, ...]:
         """The response types that a row must have."""
         return ("chosen", *self.target, *(["rejected"] if self.has_pairs else []))
@@ -269,10 +275,18 @@ class Tokens:
     special_tokens: Literal["auto", "read", "text"] = "auto"
     """What special tokens of the model that a text spells are: meant (`read`), or text
     like any other (`text`); by default meant where the prompt is a dialogue as chat
-    templates write it, such as `<|im_start|>user`. What was done is noted."""
+    templates write it, such as `<|im_start|>user`, and in messages, of which `text`
+    refuses those that spell one. What was done is noted."""
     document_start: bool = True
     """Begin prompts as the documents of pretraining: with the tokenizer's start token
-    (Llama), or END where it has none."""
+    (Llama), or END where it has none. Before messages their chat template decides."""
+    chat_template: str = "auto"
+    """How messages become text: a file of a chat template (Jinja, as `transformers` has
+    it); `auto`, the model's own; or `none`, "Human: ..." and "Assistant: ...", as where
+    the model has none."""
+    chat_date: str = "2024-07-26"
+    """What a chat template that asks for it is told that today is, so that a run can be
+    repeated: by default the date that Llama 3's has built in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,7 +407,7 @@ class Config:
             make_loss(objective.loss, **objective.coefficients)
         except ValueError as mistake:
             raise ValueError(f"--coefficients: {mistake}") from None
-        name = model.model or ""
+        name, template = model.model or "", tokens.chat_template
         is_size = name in ("", *MODELS)
         problems = {
             f"--world must be one of {', '.join(WORLDS)}": (
@@ -428,6 +442,12 @@ class Config:
             ),
             "--tracked must be at most --probe-prompts": (
                 self.watch.tracked > self.watch.probe_prompts
+            ),
+            f"--chat-template must be auto, none or a file, got {template}": (
+                template not in ("auto", "none") and not Path(template).is_file()
+            ),
+            f"--chat-date must be a date such as 2024-07-26, got {tokens.chat_date}": (
+                re.fullmatch(r"\d{4}-\d\d-\d\d", tokens.chat_date) is None
             ),
         }
         wrong = [problem for problem, applies in problems.items() if applies]

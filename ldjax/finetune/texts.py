@@ -1,11 +1,13 @@
 """What a model is finetuned on and watched with: texts, and how they are read."""
 
 import dataclasses
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldjax.data.batches import Example
+from ldjax.data.conversation import Conversation
 from ldjax.data.preferences import (
     PreferenceRow,
     Preferences,
@@ -13,6 +15,8 @@ from ldjax.data.preferences import (
 )
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.responses import RowExamples, fill_types, to_examples
+from ldjax.data.templates.rows import conversation_examples
+from ldjax.data.templates.template import ChatTemplate
 from ldjax.data.tokenizers import Tokenizer
 from ldjax.data.world.world import World, make_world
 from ldjax.finetune.settings import HUB_DATA, Texts, Tokens
@@ -122,7 +126,8 @@ class Encoder:
     """The tokenisation protocol of a run, from rows of texts to token ids.
 
     Attributes:
-      tokenizer: The tokenizer of the model that is trained.
+      tokenizer: The tokenizer of the model that is trained; its chat template is the
+        one that is in force.
       max_length: Most tokens of prompt and response together.
       max_prompt_length: Most tokens of a prompt that has to be cut.
       tokens: The rest of the protocol.
@@ -135,7 +140,15 @@ class Encoder:
 
     @classmethod
     def of(cls, tokens: Tokens, base: Base) -> "Encoder":
-        """The protocol that is asked for, within the positions that a model has."""
+        """The protocol that is asked for, within the positions that a model has.
+
+        Raises:
+          FileNotFoundError: If there is no such chat template.
+          ValueError: If there is no room for a prompt.
+        """
+        tokenizer = base.tokenizer
+        if tokens.chat_template not in ("auto", "none"):
+            tokenizer = tokenizer.with_chat_template(_text(Path(tokens.chat_template)))
         model, limit = base.model.config, tokens.max_length
         if model.positions == "learned":  # the last token is not read
             limit = min(limit, model.max_positions + 1)
@@ -148,22 +161,65 @@ class Encoder:
                 f"prompt and response that the model has positions for, got "
                 f"{prompt_limit}"
             )
-        return cls(base.tokenizer, limit, prompt_limit, tokens)
+        return cls(tokenizer, limit, prompt_limit, tokens)
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The template of conversations, if one is in force."""
+        return self._template_of(self.tokenizer)
 
     def __call__(
         self, row: PreferenceRow, *, tokenizer: Tokenizer | None = None
     ) -> RowExamples:
-        """A row as examples, by another tokenizer if it is given."""
+        """A row as examples, by another tokenizer if it is given.
+
+        A conversation is read by its chat template, and where there is none by
+        `ChatTemplate.plain`.
+        """
+        tokenizer = tokenizer or self.tokenizer
+        limits: dict[str, Any] = {
+            "max_length": self.max_length,
+            "max_prompt_length": self.max_prompt_length,
+            "keep": self.tokens.keep,
+        }
+        is_begun = self.tokens.document_start
+        if isinstance(row.prompt, Conversation):
+            template = self._template_of(tokenizer)
+            template = template or ChatTemplate.plain(
+                tokenizer, start_document=is_begun
+            )
+            refuses = self.tokens.special_tokens == "text"
+            return conversation_examples(
+                row, tokenizer, template, **limits, refuses_spelled=refuses
+            )
         return to_examples(
             row,
-            tokenizer=tokenizer or self.tokenizer,
-            max_length=self.max_length,
-            max_prompt_length=self.max_prompt_length,
-            start_document=self.tokens.document_start,
+            tokenizer,
+            **limits,
+            start_document=is_begun,
             leading_space=self.tokens.leading_space,
             special_tokens=self.tokens.special_tokens,
-            keep=self.tokens.keep,
         )
+
+    def _template_of(self, tokenizer: Tokenizer) -> ChatTemplate | None:
+        if self.tokens.chat_template == "none":
+            return None
+        date = datetime.date.fromisoformat(self.tokens.chat_date)
+        return ChatTemplate.of(tokenizer, date=date)
+
+    def texts(self, row: PreferenceRow) -> tuple[str, dict[str, str]]:
+        """Prompt and responses of a row, for people.
+
+        Those of a conversation are what the model reads, with the special tokens.
+        """
+        if isinstance(row.prompt, str):
+            return row.prompt, row.responses
+        decode, examples = self.tokenizer.decode, self(row).examples
+        prompts = [decode(example.prompt_ids) for example in examples.values()]
+        said = {
+            type_: decode(example.response_ids) for type_, example in examples.items()
+        }
+        return next(iter(prompts), str(row.prompt)), said
 
     def longest(self, rows: Sequence[PreferenceRow]) -> int:
         """Tokens of the longest prompt and response; 0 of none."""
@@ -207,3 +263,16 @@ def find_lengths(texts: Data, encode: Encoder) -> Lengths:
 
 def _length(example: Example) -> int:
     return len(example.prompt_ids) + len(example.response_ids)
+
+
+def _text(file: Path) -> str:
+    """The text of a chat template's file."""
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"there is no chat template {file}: `chat_template` is a file of one, "
+            "`none` or `auto`"
+        )
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the chat template {file} is no UTF-8: {error}") from error

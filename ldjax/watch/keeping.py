@@ -82,7 +82,7 @@ class KeptLoop:
     def probes(self) -> list[Probe]:
         """The watched responses."""
         return [
-            Probe(of["probe"], of["type"], Example(of["prompt"], of["response"]))
+            Probe(of["probe"], of["type"], _example(of))
             for of in _lines(self._folder / _PROBES)
         ]
 
@@ -240,9 +240,18 @@ def _batch_file(folder: Path, step: int) -> Path:
 
 
 def _ids(probe: Probe) -> dict[str, Any]:
-    prompt, response = ([*map(int, ids)] for ids in probe.example)
-    names = {"probe": probe.prompt_name, "type": probe.type}
-    return names | {"prompt": prompt, "response": response}
+    prompt, response, scored = (
+        None if row is None else [*map(int, row)] for row in probe.example
+    )
+    content = {"probe": probe.prompt_name, "type": probe.type}
+    content |= {"prompt": prompt, "response": response}
+    return content if scored is None else content | {"scored": scored}
+
+
+def _example(content: dict[str, Any]) -> Example:
+    scored = content.get("scored")
+    scored = None if scored is None else [*map(bool, scored)]
+    return Example(content["prompt"], content["response"], scored)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

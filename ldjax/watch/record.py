@@ -302,7 +302,7 @@ def probe_line(probe: Probe, prompt: str, text: str, **more: str) -> str:
         "type": probe.type,
         "prompt": prompt,
         "text": text,
-        "num_tokens": len(probe.example.response_ids),
+        "num_tokens": probe.example.num_scored,
     }
     return json.dumps(content | more, ensure_ascii=False) + "\n"
 

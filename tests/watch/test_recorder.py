@@ -71,7 +71,7 @@ def numbers(run, quantity, prefix=""):
 
 def log_prob_by_hand(params, probe):
     """Alone, without padding."""
-    prompt, answer = (list(ids) for ids in probe.example)
+    prompt, answer = (list(ids) for ids in probe.example[:2])
     tokens = jnp.asarray([(prompt + answer)[:-1]])
     logits = np.asarray(apply_toy(params, ldjax.Sequences(tokens, tokens, tokens > 0)))
     return sum(

@@ -203,6 +203,7 @@ def _examples(settings: Config, prepared: Prepared) -> dict[str, dict[str, Any]]
     examples = {}
     for place, row in enumerate(texts):
         name = row_name(TRAIN, place)
+        prompt, texts_of = prepared.encode.texts(row)
         of_sides = {name: sides}
         if not objective.has_pairs:
             several = len(objective.target) > 1
@@ -211,6 +212,6 @@ def _examples(settings: Config, prepared: Prepared) -> dict[str, dict[str, Any]]
                 for type_ in objective.target
             }
         for name, types in of_sides.items():
-            said = {side: row.responses[type_] for side, type_ in types.items()}
-            examples[name] = {"prompt": row.prompt, "sides": said}
+            said = {side: texts_of[type_] for side, type_ in types.items()}
+            examples[name] = {"prompt": prompt, "sides": said}
     return examples

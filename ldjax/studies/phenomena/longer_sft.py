@@ -75,7 +75,7 @@ def beginning(study: Study, policy: Policy) -> dict[str, float]:
             for probe in probes
         ]
     )
-    num_tokens = np.array([len(probe.example.response_ids) for probe in probes])
+    num_tokens = np.array([probe.example.num_scored for probe in probes])
     log_prob, threshold = (
         policy.curves[name][0, is_rejected]
         for name in ("log_prob", "squeezing_threshold")

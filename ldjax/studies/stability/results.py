@@ -90,7 +90,7 @@ def study(
     """
     series, places = table["kernel"], _by_prompt(probes)
     types = [probes[place].type for place in places[0]]
-    num_tokens = np.array([len(probe.example.response_ids) for probe in probes])
+    num_tokens = np.array([probe.example.num_scored for probe in probes])
     published = _published(table["evaluated"], evaluated, types)
     kernels = {}
     for kernel in kernels_of(table):
