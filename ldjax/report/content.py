@@ -171,6 +171,7 @@ def _of_summary(metrics: pl.DataFrame, summary: Mapping[str, Any]) -> dict[str, 
             for name, verdicts in summary.get("signatures", {}).items()
         },
         "tables": _tables(metrics, summary.get("tokens", {})),
+        "first": summary.get("first_example", []),
     }
 
 

@@ -138,9 +138,11 @@ class _Reading(NamedTuple):
         length = len(self.prompt_ids)
         if ids[:length] != self.prompt_ids:
             raise ValueError(
-                "the last token of the prompt has the first character of the answer in "
-                "it, so that the prompt alone has other tokens. Take the white space "
-                f"off the beginning of {whole.text[begin : begin + 20]!r}"
+                "the tokens of the prompt are others when the answer follows, so that "
+                "the model would be trained behind other ones than it is asked with. "
+                "White space does so at the end of what asks for an answer, or at the "
+                f"beginning of one: {whole.text[max(0, begin - 12) : begin]!r}, "
+                f"{whole.text[begin : begin + 12]!r}"
             )
         ids, scored = ids[length:], mask[length:]
         if True not in scored:

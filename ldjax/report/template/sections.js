@@ -65,6 +65,19 @@ function figureSection() {
   byId("figures").append(...pictures);
 }
 
+// What is trained on, as the model reads it.
+function firstExamples() {
+  const shown = ({ type, source, pieces, num_tokens: all, num_scored: scored }) =>
+    element("div", {},
+      element("p", { className: "quiet" }, `${type} of ${source}: ${all} tokens, of which the ` +
+        `${scored} marked ones are scored`),
+      element("div", { className: "text", dir: "auto", tabIndex: 0 },
+        ...pieces.map(([text, isScored]) => isScored ? element("mark", {}, text) : text)));
+  byId("responses").append(...runs.filter((run) => run.first.length).map((run) =>
+    folded(ofRun("The first training example, as the model reads it", run),
+      () => run.first.map(shown))));
+}
+
 function configurationSection() {
   const flat = (content, path = "") => Object.entries(content).flatMap(([name, value]) =>
     value !== null && typeof value === "object" && !Array.isArray(value)

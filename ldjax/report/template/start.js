@@ -5,6 +5,7 @@ curveSection();
 accountSection();
 originSection();
 responseSection();
+firstExamples();
 signatureSection();
 mapSection();
 figureSection();
