@@ -49,6 +49,11 @@ class Example(NamedTuple):
     scored: Sequence[bool] | None = None
 
     @property
+    def num_tokens(self) -> int:
+        """How many tokens prompt and response have."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
     def num_scored(self) -> int:
         """How many tokens are scored."""
         scored = self.scored
@@ -87,7 +92,7 @@ class Example(NamedTuple):
             )
         if not len(self.response_ids):
             raise ValueError("`response_ids` must hold at least one token; append END.")
-        length = len(self.prompt_ids) + len(self.response_ids)
+        length = self.num_tokens
         if max_length is not None and length > max_length:
             raise ValueError(
                 f"`max_length` is {max_length} tokens, got {len(self.prompt_ids)} of "

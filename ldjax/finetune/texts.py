@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldjax.data.batches import Example
 from ldjax.data.conversation import Conversation
 from ldjax.data.preferences import (
     PreferenceRow,
@@ -224,7 +223,7 @@ class Encoder:
     def longest(self, rows: Sequence[PreferenceRow]) -> int:
         """Tokens of the longest prompt and response; 0 of none."""
         examples = [e for row in rows for e in self(row).examples.values()]
-        return max(map(_length, examples), default=0)
+        return max((example.num_tokens for example in examples), default=0)
 
     def prompt_length(self, row: PreferenceRow) -> int:
         """Tokens of the prompt as it is read."""
@@ -249,7 +248,7 @@ class Lengths(NamedTuple):
 def find_lengths(texts: Data, encode: Encoder) -> Lengths:
     """How long the texts are, by reading all of them once."""
     encoded = [encode(row).examples for row in (*texts.train, *texts.test)]
-    given = max(_length(example) for row in encoded for example in row.values())
+    given = max(example.num_tokens for row in encoded for example in row.values())
     prompts = [
         len(next(iter(row.values())).prompt_ids)
         for row in encoded
@@ -259,10 +258,6 @@ def find_lengths(texts: Data, encode: Encoder) -> Lengths:
     with_sample = max(prompts, default=0) + sample + 1
     bound = max(given, min(encode.max_length, with_sample)) if prompts else given
     return Lengths(given, sample, bound)
-
-
-def _length(example: Example) -> int:
-    return len(example.prompt_ids) + len(example.response_ids)
 
 
 def _text(file: Path) -> str:

@@ -96,7 +96,7 @@ def make_update_examples(
         spread; 0 for all of them.
     """
     ids = [probe.example for probe in probes]
-    length = max(len(each.prompt_ids) + len(each.response_ids) for each in ids)
+    length = max(each.num_tokens for each in ids)
     longest = max(len(each.response_ids) for each in ids)
     names = np.array([probe.prompt_name for probe in probes])
     examples = []

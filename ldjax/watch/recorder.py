@@ -150,7 +150,7 @@ class Recorder:
         check_sinks(log)
         watched = ProbeSet.of(
             probes,
-            max_length=max(sum(map(len, probe.example)) for probe in probes),
+            max_length=max(probe.example.num_tokens for probe in probes),
             batch_size=min(batch_size, len(probes)),  # the rest would be padding
         )
         self._probes = list(probes)
@@ -162,7 +162,7 @@ class Recorder:
         self._is_summed = every == 1
         told = [*probes, *self._tracked] if self._is_summed else probes
         text_of = _text_of(decode)
-        lines = [probe_line(probe, *map(text_of, probe.example)) for probe in told]
+        lines = [probe_line(probe, *map(text_of, probe.example[:2])) for probe in told]
         self.run = start_run(
             path,
             {**(settings or {}), "recorder": ours},

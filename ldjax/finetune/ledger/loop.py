@@ -67,6 +67,6 @@ def rebuild_loop(
         ),
         probes=probes,
         tracked=frozenset(name for name in names if set_of(name) == TRAIN),
-        max_length=max(sum(map(len, probe.example)) for probe in probes),
+        max_length=max(probe.example.num_tokens for probe in probes),
         examples=kept.examples(),
     )

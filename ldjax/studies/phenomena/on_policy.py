@@ -194,7 +194,7 @@ def with_room(study: Study, arms: Arms) -> Study:
     One length for all arms, so that they are functions of the same shapes.
     """
     longest = max(
-        len(example.prompt_ids) + len(example.response_ids)
+        example.num_tokens
         for rows in arms.values()
         for row in rows
         for example in study.encode(row).examples.values()
