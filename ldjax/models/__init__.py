@@ -4,12 +4,20 @@
 adapters (LoRA).
 """
 
-from ldjax.models.decoder.config import (
-    TransformerConfig,
+from ldjax.models.decoder.config import TransformerConfig
+from ldjax.models.decoder.families import (
+    gemma2_config,
+    gemma3_config,
     gpt2_config,
     llama_config,
+    mistral_config,
     neox_config,
+    olmo2_config,
+    olmo3_config,
+    phi3_config,
     qwen2_config,
+    qwen3_config,
+    smollm3_config,
 )
 from ldjax.models.decoder.low_rank import LowRank, is_adapter
 from ldjax.models.decoder.presets import PRESETS, preset
@@ -29,14 +37,22 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "add_adapters",
+    "gemma2_config",
+    "gemma3_config",
     "gpt2_config",
     "is_adapter",
     "llama_config",
     "load",
     "merge_adapters",
+    "mistral_config",
     "neox_config",
+    "olmo2_config",
+    "olmo3_config",
+    "phi3_config",
     "preset",
     "qwen2_config",
+    "qwen3_config",
     "save",
     "save_adapters",
+    "smollm3_config",
 ]

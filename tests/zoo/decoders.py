@@ -1,4 +1,4 @@
-"""Tiny decoders of the four styles, every parameter away from its initial value."""
+"""Tiny decoders of all styles, every parameter away from its initial value."""
 
 import dataclasses
 from typing import Any
@@ -11,10 +11,18 @@ import numpy as np
 from ldjax.models import (
     Pretrained,
     Transformer,
+    gemma2_config,
+    gemma3_config,
     gpt2_config,
     llama_config,
+    mistral_config,
     neox_config,
+    olmo2_config,
+    olmo3_config,
+    phi3_config,
     qwen2_config,
+    qwen3_config,
+    smollm3_config,
 )
 
 VOCAB = 23
@@ -35,17 +43,45 @@ CONFIGS = {
 
 STYLES = sorted(CONFIGS)
 
+#: The families that came later, with windows that short rows are longer than.
+LATER_CONFIGS = {
+    "gemma2": gemma2_config(
+        **_SIZE,
+        head_dim=6,
+        sliding_window=3,
+        attention_softcap=2.0,
+        logit_softcap=3.0,
+    ),
+    "gemma3": gemma3_config(
+        **_SIZE,
+        num_layers=6,
+        head_dim=6,
+        rotary_theta=50.0,
+        local_rotary_theta=9.0,
+        sliding_window=3,
+    ),
+    "mistral": mistral_config(**_SIZE, sliding_window=3),
+    "olmo2": olmo2_config(**_SIZE),
+    "olmo3": olmo3_config(**_SIZE, sliding_window=3),
+    "phi3": phi3_config(**_SIZE, rotary_fraction=0.5, sliding_window=3),
+    "qwen3": qwen3_config(**_SIZE, head_dim=6),
+    "smollm3": smollm3_config(**_SIZE, num_layers=2, unrotated_layers=(1,)),
+}
+
+LATER_STYLES = sorted(LATER_CONFIGS)
+ALL_CONFIGS = CONFIGS | LATER_CONFIGS
+
 
 def make_decoder(style, **changes):
     """A model in float64 and its parameters."""
-    config = dataclasses.replace(CONFIGS[style], param_dtype="float64", **changes)
+    config = dataclasses.replace(ALL_CONFIGS[style], param_dtype="float64", **changes)
     model = Transformer(config)
     return model, random_params(model)
 
 
 def pretrained(style="gpt2", *, tokenizer=None, **changes):
     """A drawn model."""
-    config = dataclasses.replace(CONFIGS[style], **changes)
+    config = dataclasses.replace(ALL_CONFIGS[style], **changes)
     model = Transformer(config)
     return Pretrained(model, random_params(model), config, tokenizer)
 

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ldjax.models.decoder.config import TransformerConfig
 from ldjax.models.decoder.low_rank import LowRank, adapted_dense, low_rank_change
-from ldjax.models.decoder.rotary import RotaryScaling, rotate
+from ldjax.models.decoder.norm import norm_of
+from ldjax.models.decoder.rotary import rotate
 
 __all__ = ["Attention", "KeyValues"]
 
@@ -69,25 +71,20 @@ class Attention(nn.Module):
 
     .. math:: \mathrm{softmax}(q k^\top / \sqrt{d_\mathrm{head}}) \, v
 
-    Query head `h` reads key/value head `h // (num_heads // num_kv_heads)`. Scores and
-    softmax are float32 or better. A query that sees no key (padding) yields zero.
+    Query head `h` reads key/value head `h // (num_heads // num_kv_heads)`. Queries and
+    keys are normed, then rotated, where the configuration says so; it may say another
+    scale and a bound of the scores, too. Scores and softmax are float32 or better. A
+    query that sees no key (padding) yields zero.
 
     Attributes:
-      num_heads: The number of query heads.
-      num_kv_heads: The number of key and value heads, a divisor of `num_heads`.
-      head_dim: The number of features of a head.
-      num_rotated: The features of a head that are rotated; 0 for no rotary positions.
-      rotary_theta: Base of the rotary wavelengths.
-      rotary_scaling: A change of the wavelengths for longer contexts, if any.
-      qkv_bias: Whether query, key and value have a bias.
-      out_bias: Whether the output has a bias.
+      config: The architecture.
+      layer: The number of the block.
       out_init: Initialiser of the output matrix.
       adapters: Low-rank adapters of its matrices, if any.
-      dtype: Dtype of the computation; None to infer it from the parameters.
-      param_dtype: Dtype of fresh parameters.
 
     Examples:
-      >>> attention = Attention(num_heads=4, num_kv_heads=2, head_dim=8)
+      >>> from ldjax.models import llama_config
+      >>> attention = Attention(llama_config(vocab_size=9, width=32), layer=0)
       >>> x, positions = jnp.ones((1, 3, 32)), jnp.arange(3)[None]
       >>> visible = jnp.tril(jnp.ones((1, 3, 3), bool))
       >>> variables = attention.init(jax.random.key(0), x, positions, visible)
@@ -96,18 +93,10 @@ class Attention(nn.Module):
       (1, 3, 32)
     """
 
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    num_rotated: int = 0
-    rotary_theta: float = 10000.0
-    rotary_scaling: RotaryScaling | None = None
-    qkv_bias: bool = False
-    out_bias: bool = False
+    config: TransformerConfig
+    layer: int
     out_init: nn.initializers.Initializer = nn.linear.default_kernel_init
     adapters: LowRank | None = None
-    dtype: str | None = None
-    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(
@@ -129,53 +118,73 @@ class Attention(nn.Module):
         Returns:
           The outputs, and `past` extended by these tokens (None without a cache).
         """
+        config = self.config
         batch, length, width = x.shape
         query, keys, values = (
-            y.reshape(batch, length, -1, self.head_dim) for y in self._project(x)
+            y.reshape(batch, length, -1, config.head_dim) for y in self._project(x)
         )
-        if self.num_rotated:
+        if config.qk_norm == "head":
+            query, keys = self._normed(query, keys)
+        if num_rotated := config.rotated_at(self.layer):
+            theta, scaling = config.rotary_at(self.layer)
             turn = functools.partial(
                 rotate,
                 positions=positions,
-                num_rotated=self.num_rotated,
-                theta=self.rotary_theta,
-                scaling=self.rotary_scaling,
+                num_rotated=num_rotated,
+                theta=theta,
+                scaling=scaling,
             )
             query, keys = turn(query), turn(keys)
         if past is not None:
             past = past.append(keys, values)
             keys, values = past.keys, past.values
-        mixed = _attend(query, keys, values, visible)
+        mixed = _attend(
+            query,
+            keys,
+            values,
+            visible,
+            scale=config.attention_scale,
+            softcap=config.attention_softcap,
+        )
         out = adapted_dense(
             mixed.reshape(batch, length, -1),
             width,
             name="out",
             adapters=self.adapters,
-            use_bias=self.out_bias,
+            use_bias=config.attention_out_bias,
             kernel_init=self.out_init,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
         )
         return out, past
 
     def _project(self, x: Float[Array, "batch pos width"]) -> list[Array]:
         """Query, key and value, heads side by side."""
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        wide = self.num_heads * self.head_dim
-        narrow = self.num_kv_heads * self.head_dim
-        settings = {"adapters": self.adapters, "use_bias": self.qkv_bias, **dtypes}
+        config = self.config
+        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        wide = config.num_heads * config.head_dim
+        narrow = config.num_kv_heads * config.head_dim
+        settings = {"adapters": self.adapters, "use_bias": config.qkv_bias, **dtypes}
         projected = [
             adapted_dense(x, wide, name="query", **settings),
             adapted_dense(x, narrow, name="key", **settings),
             adapted_dense(x, narrow, name="value", **settings),
         ]
-        if self.adapters is None or "qkv" not in self.adapters.targets:
-            return projected
-        change = low_rank_change(
-            x, wide + 2 * narrow, name="qkv", adapters=self.adapters, **dtypes
+        if self.adapters is not None and "qkv" in self.adapters.targets:
+            change = low_rank_change(
+                x, wide + 2 * narrow, name="qkv", adapters=self.adapters, **dtypes
+            )
+            changes = jnp.split(change, [wide, wide + narrow], axis=-1)
+            projected = [y + dy for y, dy in zip(projected, changes, strict=True)]
+        if config.qk_norm == "projection":
+            projected[:2] = self._normed(*projected[:2])
+        return projected
+
+    def _normed(self, query: Array, keys: Array) -> tuple[Array, Array]:
+        return (
+            norm_of(self.config, name="query_norm")(query),
+            norm_of(self.config, name="key_norm")(keys),
         )
-        changes = jnp.split(change, [wide, wide + narrow], axis=-1)
-        return [y + dy for y, dy in zip(projected, changes, strict=True)]
 
 
 def _attend(
@@ -183,6 +192,9 @@ def _attend(
     keys: Float[Array, "batch slot kv_head head_dim"],
     values: Float[Array, "batch slot kv_head head_dim"],
     visible: Bool[Array, "#batch pos slot"],
+    *,
+    scale: float | None,
+    softcap: float | None,
 ) -> Float[Array, "batch pos head head_dim"]:
     batch, length, num_heads, head_dim = query.shape
     num_kv_heads = keys.shape[2]
@@ -194,8 +206,10 @@ def _attend(
         preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
     )
     visible = visible[:, None, None]  # [batch, 1, 1, pos, slot]
-    lowest = jnp.finfo(scores.dtype).min
-    weights = jax.nn.softmax(jnp.where(visible, scores / head_dim**0.5, lowest))
+    scores = scores / head_dim**0.5 if scale is None else scores * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(scores.dtype).min))
     # A row that sees nothing has a finite, uniform softmax; make it zero.
     weights = jnp.where(visible, weights, 0).astype(values.dtype)
     mixed = jnp.einsum("bkgts,bskd->btkgd", weights, values)

@@ -1,10 +1,4 @@
-"""The architecture of a decoder as one record, and the four families that fill it.
-
-A family settles how a block is built and leaves its size open. The arguments of
-`gpt2_config` and its like are the fields of `TransformerConfig` by these names, with
-the defaults of a small model; `width` must be a multiple of `num_heads`. Anything else
-is changed by `dataclasses.replace`.
-"""
+"""The architecture of a decoder as one record; families fill it in."""
 
 import numbers
 from collections.abc import Mapping
@@ -14,16 +8,12 @@ from typing import Any, Literal, get_args
 from ldjax.models.decoder.low_rank import LowRank
 from ldjax.models.decoder.rotary import RotaryScaling
 
-__all__ = [
-    "TransformerConfig",
-    "gpt2_config",
-    "llama_config",
-    "neox_config",
-    "qwen2_config",
-]
+__all__ = ["TransformerConfig"]
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 FloatName = Literal["bfloat16", "float16", "float32", "float64"]
+Placement = Literal["pre", "post", "both"]
+QKNorm = Literal["head", "projection"]
 
 #: Far above every published model; so many blocks take minutes to trace.
 MOST_LAYERS = 1024
@@ -31,11 +21,23 @@ _SIZES = (
     *("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads"),
     *("head_dim", "mlp_width", "max_positions"),
 )
+_POSITIVE = (
+    *("rotary_fraction", "rotary_theta", "local_rotary_theta", "norm_epsilon"),
+    *("embedding_scale", "attention_scale", "attention_softcap", "logit_softcap"),
+)
+#: Positive where they are given.
+_OPTIONAL = (
+    *("sliding_window", "local_rotary_theta"),
+    *("attention_scale", "attention_softcap", "logit_softcap"),
+)
+_LAYERS = ("sliding_layers", "unrotated_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """The architecture of a decoder; `gpt2_config` and its like fill it in.
+
+    Blocks count from 0. Where a default is None, nothing is computed for it.
 
     Attributes:
       vocab_size: The number of tokens.
@@ -53,8 +55,27 @@ class TransformerConfig:
       rotary_fraction: The part of each head that is rotated, from its first feature.
       rotary_theta: Base of the rotary wavelengths, at least 1.
       rotary_scaling: A change of the wavelengths for longer contexts, if any.
+      local_rotary_theta: Base of the rotary wavelengths in `sliding_layers`, which
+        `rotary_scaling` then leaves alone; None for those of the other blocks.
+      unrotated_layers: The blocks without positions (SmolLM3), in order.
+      sliding_window: The number of tokens that a query of `sliding_layers` sees, its
+        own and the last before it; None where there are no such blocks.
+      sliding_layers: The blocks whose attention is within the window, in order.
+      embedding_scale: The factor of the token embeddings where they enter the residual
+        stream (Gemma: the root of `width`); the head has none.
       norm: LayerNorm (scale and bias) or RMSNorm (scale).
       norm_epsilon: The number added to the variance, or to the mean square.
+      norm_offset: The number added to the scales of all norms (Gemma: 1).
+      norm_placement: Where the norms of a block are: before attention and MLP, after
+        them (`x + norm(attention(x))`, OLMo 2), or both (Gemma 2).
+      qk_norm: The norm of queries and keys before they are rotated, if any: over each
+        head's features (Qwen3, Gemma 3) or over those of all heads (OLMo 2).
+      attention_scale: The factor of query times key; None for the inverse root of
+        `head_dim`.
+      attention_softcap: The bound `c` of attention's scores, `c tanh(score / c)`
+        (Gemma 2); None for no bound.
+      logit_softcap: The bound `c` of the logits, `c tanh(logit / c)` (Gemma 2); None
+        for no bound.
       parallel_residual: Whether attention and MLP read the same stream, each through
         its own norm: `x + attention(norm(x)) + mlp(norm(x))`.
       activation: The nonlinearity of the MLP; `gelu` is the exact one (erf),
@@ -66,6 +87,8 @@ class TransformerConfig:
       mlp_bias: Whether the MLP's matrices have a bias.
       head_bias: Whether the head has a bias (not with `tied_head`).
       tied_head: Whether the head is the transposed token embedding.
+      family: The `model_type` of its folder on the hub, where the architecture is that
+        of several; None for the first of them.
       adapters: Low-rank adapters (LoRA) beside its matrices, if any.
       remat: Whether backward passes recompute each block instead of storing it.
       dtype: Dtype of the computation; None to infer it from the parameters. Norms,
@@ -76,6 +99,7 @@ class TransformerConfig:
       ValueError: Where the settings contradict each other.
 
     Examples:
+      >>> from ldjax.models import llama_config
       >>> llama_config(vocab_size=100).rotary_dim
       16
       >>> llama_config(vocab_size=100, width=96, num_heads=3)
@@ -96,8 +120,19 @@ class TransformerConfig:
     rotary_fraction: float = 1.0
     rotary_theta: float = 10000.0
     rotary_scaling: RotaryScaling | None = None
+    local_rotary_theta: float | None = None
+    unrotated_layers: tuple[int, ...] = ()
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
+    embedding_scale: float = 1.0
     norm: Literal["layer", "rms"]
     norm_epsilon: float
+    norm_offset: float = 0.0
+    norm_placement: Placement = "pre"
+    qk_norm: QKNorm | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     parallel_residual: bool = False
     activation: Activation
     gated_mlp: bool
@@ -106,6 +141,7 @@ class TransformerConfig:
     mlp_bias: bool
     head_bias: bool = False
     tied_head: bool
+    family: str | None = None
     adapters: LowRank | None = None
     remat: bool = False
     dtype: FloatName | None = None
@@ -116,6 +152,8 @@ class TransformerConfig:
         for name, choices in (
             ("positions", ("learned", "rotary")),
             ("norm", ("layer", "rms")),
+            ("norm_placement", get_args(Placement)),
+            ("qk_norm", (None, *get_args(QKNorm))),
             ("activation", get_args(Activation)),
             ("dtype", (None, *get_args(FloatName))),
             ("param_dtype", get_args(FloatName)),
@@ -141,6 +179,7 @@ class TransformerConfig:
             raise ValueError("A tied head has no bias: `tied_head` or `head_bias`.")
         if self.rotary_scaling is not None and self.positions == "learned":
             raise ValueError("`rotary_scaling` needs rotary `positions`.")
+        self._check_layers()
         is_yarn = self.rotary_scaling is not None and self.rotary_scaling.kind == "yarn"
         if is_yarn and not self.rotary_theta > 1:
             raise ValueError(
@@ -149,11 +188,13 @@ class TransformerConfig:
         self._check_adapters()
 
     def _check_numbers(self) -> None:
-        for name in (*_SIZES, "rotary_fraction", "rotary_theta", "norm_epsilon"):
+        for name in (*_SIZES, "sliding_window", *_POSITIVE):
             value: Any = getattr(self, name)
-            kind: Any = numbers.Integral if name in _SIZES else numbers.Real
+            if value is None and name in _OPTIONAL:
+                continue
+            kind: Any = numbers.Real if name in _POSITIVE else numbers.Integral
             if isinstance(value, bool) or not isinstance(value, kind):
-                whole = "whole " * (name in _SIZES)
+                whole = "whole " * (name not in _POSITIVE)
                 raise ValueError(f"`{name}` must be a {whole}number, got {value!r}.")
             if not 0 < value < float("inf"):
                 raise ValueError(f"`{name}` must be positive, got {value}.")
@@ -162,15 +203,37 @@ class TransformerConfig:
                 "`rotary_fraction` of `head_dim` must be at most 1, got "
                 f"{self.rotary_fraction}."
             )
-        if self.rotary_theta < 1:  # waves would be shorter than a token
-            raise ValueError(
-                f"`rotary_theta` must be at least 1, got {self.rotary_theta}."
-            )
+        if not abs(self.norm_offset) < float("inf"):
+            raise ValueError(f"`norm_offset` must be finite, got {self.norm_offset}.")
+        for name in ("rotary_theta", "local_rotary_theta"):
+            value = getattr(self, name)
+            if value is not None and value < 1:  # waves shorter than a token
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if self.num_layers > MOST_LAYERS:
             raise ValueError(
                 f"`num_layers` must be at most {MOST_LAYERS}, got {self.num_layers}. "
                 "Each block is traced by itself."
             )
+
+    def _check_layers(self) -> None:
+        for name in _LAYERS:
+            layers = getattr(self, name)
+            if not isinstance(layers, tuple) or list(layers) != [
+                layer for layer in range(self.num_layers) if layer in layers
+            ]:
+                raise ValueError(
+                    f"`{name}` must be some of the {self.num_layers} blocks, which "
+                    f"count from 0, in order; got {layers}."
+                )
+        if (self.sliding_window is None) != (not self.sliding_layers):
+            raise ValueError(
+                "`sliding_window` and `sliding_layers` need each other, got "
+                f"{self.sliding_window} and {self.sliding_layers}."
+            )
+        if self.local_rotary_theta is not None and not self.sliding_layers:
+            raise ValueError("`local_rotary_theta` needs `sliding_layers`.")
+        if self.positions == "learned" and self.unrotated_layers:
+            raise ValueError("`unrotated_layers` need rotary `positions`.")
 
     def _check_adapters(self) -> None:
         if self.adapters is None:
@@ -195,14 +258,19 @@ class TransformerConfig:
 
         Examples:
           >>> import dataclasses
+          >>> from ldjax.models import gpt2_config
           >>> config = gpt2_config(vocab_size=100)
           >>> TransformerConfig.of(dataclasses.asdict(config)) == config
           True
         """
-        records = {"rotary_scaling": RotaryScaling, "adapters": LowRank}
+        readers = {
+            "rotary_scaling": RotaryScaling.of,
+            "adapters": LowRank.of,
+            **dict.fromkeys(_LAYERS, tuple),
+        }
         given = {
-            name: record.of(settings[name])
-            for name, record in records.items()
+            name: read(settings[name])
+            for name, read in readers.items()
             if settings.get(name) is not None
         }
         return cls(**{**settings, **given})
@@ -214,197 +282,40 @@ class TransformerConfig:
             return 0
         return int(self.head_dim * self.rotary_fraction)
 
+    def rotated_at(self, layer: int) -> int:
+        """Features of each head that a block rotates.
 
-def gpt2_config(
-    *,
-    vocab_size: int,
-    num_layers: int = 2,
-    width: int = 64,
-    num_heads: int = 4,
-    mlp_width: int | None = None,
-    max_positions: int = 512,
-    tied_head: bool = True,
-) -> TransformerConfig:
-    """GPT-2: learned positions, LayerNorm, tanh-GELU, biases everywhere.
+        Args:
+          layer: The number of the block.
+        """
+        return 0 if layer in self.unrotated_layers else self.rotary_dim
 
-    The arguments are fields of `TransformerConfig`; `mlp_width` is by default
-    `4 * width`. GPT-2 itself is 12 layers of width 768 with 12 heads, 1024 positions
-    and 50 257 tokens.
+    def rotary_at(self, layer: int) -> tuple[float, RotaryScaling | None]:
+        """Base and scaling of the rotary wavelengths of a block.
 
-    Returns:
-      The configuration.
+        Args:
+          layer: The number of the block.
+        """
+        if self.local_rotary_theta is not None and layer in self.sliding_layers:
+            return self.local_rotary_theta, None
+        return self.rotary_theta, self.rotary_scaling
 
-    Raises:
-      ValueError: Where the settings contradict each other.
+    def first(self, num_layers: int) -> "TransformerConfig":
+        """The same architecture with its first blocks alone.
 
-    Examples:
-      >>> gpt2_config(vocab_size=100).positions
-      'learned'
-    """
-    return TransformerConfig(
-        vocab_size=vocab_size,
-        num_layers=num_layers,
-        width=width,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=_even_split(width, num_heads),
-        mlp_width=4 * width if mlp_width is None else mlp_width,
-        max_positions=max_positions,
-        positions="learned",
-        norm="layer",
-        norm_epsilon=1e-5,
-        activation="gelu_tanh",
-        gated_mlp=False,
-        qkv_bias=True,
-        attention_out_bias=True,
-        mlp_bias=True,
-        tied_head=tied_head,
-    )
+        Args:
+          num_layers: The number of the blocks that are left.
 
-
-def neox_config(
-    *,
-    vocab_size: int,
-    num_layers: int = 2,
-    width: int = 64,
-    num_heads: int = 4,
-    mlp_width: int | None = None,
-    max_positions: int = 2048,
-    rotary_fraction: float = 0.25,
-    parallel_residual: bool = True,
-    tied_head: bool = False,
-) -> TransformerConfig:
-    """GPT-NeoX and Pythia: parallel residual, partial rotary positions, exact GELU.
-
-    LayerNorm, biases everywhere but in the head. The arguments are fields of
-    `TransformerConfig`; `mlp_width` is by default `4 * width`. Pythia-410M is 24 layers
-    of width 1024 with 16 heads and 50 304 tokens.
-
-    Returns:
-      The configuration.
-
-    Raises:
-      ValueError: Where the settings contradict each other.
-
-    Examples:
-      >>> neox_config(vocab_size=100).rotary_dim
-      4
-    """
-    gpt2 = gpt2_config(
-        vocab_size=vocab_size,
-        num_layers=num_layers,
-        width=width,
-        num_heads=num_heads,
-        mlp_width=mlp_width,
-        max_positions=max_positions,
-        tied_head=tied_head,
-    )
-    return replace(
-        gpt2,
-        positions="rotary",
-        rotary_fraction=rotary_fraction,
-        parallel_residual=parallel_residual,
-        activation="gelu",
-    )
-
-
-def llama_config(
-    *,
-    vocab_size: int,
-    num_layers: int = 2,
-    width: int = 64,
-    num_heads: int = 4,
-    num_kv_heads: int = 2,
-    mlp_width: int | None = None,
-    max_positions: int = 2048,
-    rotary_theta: float = 10000.0,
-    norm_epsilon: float = 1e-5,
-    tied_head: bool = False,
-) -> TransformerConfig:
-    """Llama: RMSNorm, SwiGLU, rotary positions, grouped queries, no biases.
-
-    The arguments are fields of `TransformerConfig`; `mlp_width` is by default about
-    `8/3 * width`, which has the parameters of an MLP of `4 * width` without a gate.
-
-    Returns:
-      The configuration.
-
-    Raises:
-      ValueError: Where the settings contradict each other.
-
-    Examples:
-      >>> llama_config(vocab_size=100).mlp_width
-      176
-    """
-    return TransformerConfig(
-        vocab_size=vocab_size,
-        num_layers=num_layers,
-        width=width,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=_even_split(width, num_heads),
-        mlp_width=8 * -(-width // 3) if mlp_width is None else mlp_width,
-        max_positions=max_positions,
-        positions="rotary",
-        rotary_theta=rotary_theta,
-        norm="rms",
-        norm_epsilon=norm_epsilon,
-        activation="silu",
-        gated_mlp=True,
-        qkv_bias=False,
-        attention_out_bias=False,
-        mlp_bias=False,
-        tied_head=tied_head,
-    )
-
-
-def qwen2_config(
-    *,
-    vocab_size: int,
-    num_layers: int = 2,
-    width: int = 64,
-    num_heads: int = 4,
-    num_kv_heads: int = 2,
-    mlp_width: int | None = None,
-    max_positions: int = 32768,
-    rotary_theta: float = 1e6,
-    norm_epsilon: float = 1e-6,
-    tied_head: bool = True,
-) -> TransformerConfig:
-    """Qwen2 and Qwen1.5: Llama with biases on query, key and value.
-
-    The arguments are fields of `TransformerConfig`; `mlp_width` is by default as in
-    `llama_config`.
-
-    Returns:
-      The configuration.
-
-    Raises:
-      ValueError: Where the settings contradict each other.
-
-    Examples:
-      >>> config = qwen2_config(vocab_size=100)
-      >>> config.qkv_bias, config.attention_out_bias
-      (True, False)
-    """
-    config = llama_config(
-        vocab_size=vocab_size,
-        num_layers=num_layers,
-        width=width,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        mlp_width=mlp_width,
-        max_positions=max_positions,
-        rotary_theta=rotary_theta,
-        norm_epsilon=norm_epsilon,
-        tied_head=tied_head,
-    )
-    return replace(config, qkv_bias=True)
-
-
-def _even_split(width: int, num_heads: int) -> int:
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(
-            f"`width` must be a multiple of `num_heads`, got {width} and {num_heads}."
-        )
-    return width // num_heads
+        Examples:
+          >>> from ldjax.models import mistral_config
+          >>> mistral_config(vocab_size=9, sliding_window=4).first(1).sliding_layers
+          (0,)
+        """
+        kept = {
+            name: tuple(layer for layer in getattr(self, name) if layer < num_layers)
+            for name in _LAYERS
+        }
+        changes: dict[str, Any] = {"num_layers": num_layers, **kept}
+        if not kept["sliding_layers"]:
+            changes |= {"sliding_window": None, "local_rotary_theta": None}
+        return replace(self, **changes)

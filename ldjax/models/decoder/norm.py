@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["Norm", "standardize"]
+from ldjax.models.decoder.config import TransformerConfig
+
+__all__ = ["Norm", "norm_of", "standardize"]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -70,7 +72,7 @@ def _standardized(x: Array, epsilon: float, center: bool) -> tuple[Array, Array]
 
 
 class Norm(nn.Module):
-    r"""LayerNorm or RMSNorm over the features: :math:`\gamma \hat x + \beta`.
+    r"""LayerNorm or RMSNorm over the features: :math:`(o + \gamma) \hat x + \beta`.
 
     Means are float32 or better. Parameters are those of `nn.LayerNorm` and
     `nn.RMSNorm`: `scale` and, for a layer norm, `bias`.
@@ -78,6 +80,7 @@ class Norm(nn.Module):
     Attributes:
       center: LayerNorm if true, else RMSNorm, which has neither mean nor bias.
       epsilon: The number added to the variance (the mean square).
+      offset: The number added to the scale; fresh scales and it are one together.
       dtype: The dtype of the result; None to infer it from the input and the
         parameters.
       param_dtype: The dtype of fresh parameters.
@@ -91,6 +94,7 @@ class Norm(nn.Module):
 
     center: bool = True
     epsilon: float = 1e-5
+    offset: float = 0.0
     dtype: str | None = None
     param_dtype: str = "float32"
 
@@ -98,13 +102,34 @@ class Norm(nn.Module):
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Normalises each position."""
         shape, dtype = (x.shape[-1],), jnp.dtype(self.param_dtype)
-        scale = self.param("scale", nn.initializers.ones, shape, dtype)
+        fresh = nn.initializers.constant(1 - self.offset)
+        scale = self.param("scale", fresh, shape, dtype)
         terms = [scale]
         if self.center:
             terms.append(self.param("bias", nn.initializers.zeros, shape, dtype))
+        result = self.dtype or jnp.result_type(x, *terms)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.offset:
+            terms[0] = self.offset + scale.astype(wide.dtype)
         scale, *bias = (jnp.broadcast_to(term, x.shape) for term in terms)
         y = scale * standardize(wide, self.epsilon, self.center)
         for term in bias:
             y = y + term
-        return y.astype(self.dtype or jnp.result_type(x, *terms))
+        return y.astype(result)
+
+
+def norm_of(config: TransformerConfig, *, name: str | None = None) -> Norm:
+    """A norm as a decoder has them.
+
+    Args:
+      config: The architecture.
+      name: The name of the module, in a compact method.
+    """
+    return Norm(
+        center=config.norm == "layer",
+        epsilon=config.norm_epsilon,
+        offset=config.norm_offset,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        name=name,
+    )

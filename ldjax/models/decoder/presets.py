@@ -2,11 +2,8 @@
 
 from typing import Literal, NamedTuple
 
-from ldjax.models.decoder.config import (
-    TransformerConfig,
-    gpt2_config,
-    llama_config,
-)
+from ldjax.models.decoder.config import TransformerConfig
+from ldjax.models.decoder.families import gpt2_config, llama_config
 
 __all__ = ["PRESETS", "preset"]
 

@@ -1,4 +1,4 @@
-"""One decoder for GPT-2, GPT-NeoX (Pythia), Qwen2 and Llama, told apart by a config.
+"""One decoder for all families, which its configuration tells apart.
 
 Every matrix lives in a standard Linen layer (`Dense`, `Embed`), which is what the
 exact kernels hook into. Trunk and head are separate: `model.hidden` and `model.head`.
@@ -21,7 +21,7 @@ from ldjax.equation.sequences import is_here
 from ldjax.models.decoder.attention import Attention, KeyValues
 from ldjax.models.decoder.config import TransformerConfig
 from ldjax.models.decoder.low_rank import LowRank, adapted_dense
-from ldjax.models.decoder.norm import Norm
+from ldjax.models.decoder.norm import norm_of
 
 __all__ = ["Cache", "Transformer"]
 
@@ -54,6 +54,13 @@ class Cache(NamedTuple):
 
     layers: tuple[KeyValues, ...]
     mask: Bool[Array, "batch slot"]
+
+
+class _Visible(NamedTuple):
+    """Which slots a query sees."""
+
+    all: Bool[Array, "#batch pos slot"]
+    near: Bool[Array, "#batch pos slot"]  # within the sliding window
 
 
 class Transformer(nn.Module):
@@ -98,10 +105,10 @@ class Transformer(nn.Module):
             self.position_embedding = embed(config.max_positions)
         block = nn.remat(_Block) if config.remat else _Block
         self.blocks = [
-            block(config, config.adapters and config.adapters.at(layer))
+            block(config, layer, config.adapters and config.adapters.at(layer))
             for layer in range(config.num_layers)
         ]
-        self.final_norm = _norm(config)
+        self.final_norm = norm_of(config)
         if not config.tied_head:
             # No `dtype`: the head computes in the wider of float32 and its parameters.
             self.unembedding = nn.Dense(
@@ -147,17 +154,22 @@ class Transformer(nn.Module):
         if mask is None:
             mask = jnp.ones_like(tokens, dtype=bool)
         causal = jnp.tri(tokens.shape[1], dtype=bool)
-        visible = causal[None] & mask[:, None, :]
+        visible = self._visible(causal[None] & mask[:, None, :], mask)
         return self._trunk(tokens, mask, _or_counted(positions, mask), visible)[0]
 
     def head(
         self, hidden: Float[Array, "*batch width"]
     ) -> Float[Array, "*batch vocab"]:
         """Logits, in nats, from hidden states after the final norm."""
+        config = self.config
         hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-        if self.config.tied_head:
-            return self.token_embedding.attend(hidden)
-        return self.unembedding(hidden)
+        if config.tied_head:
+            logits = self.token_embedding.attend(hidden)
+        else:
+            logits = self.unembedding(hidden)
+        if config.logit_softcap is None:
+            return logits
+        return config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
 
     def prefill(
         self,
@@ -225,7 +237,7 @@ class Transformer(nn.Module):
         written = jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, start, 1)
         slots = jnp.arange(written.shape[1])
         reached = slots[None, :] <= start + jnp.arange(tokens.shape[1])[:, None]
-        visible = reached[None] & written[:, None, :]
+        visible = self._visible(reached[None] & written[:, None, :], written, start)
         positions = num_read + _or_counted(None, mask)
         hidden, layers = self._trunk(tokens, mask, positions, visible, cache.layers)
         return hidden, Cache(layers, written)
@@ -248,22 +260,38 @@ class Transformer(nn.Module):
             new = tokens.shape[1] if mask is None else _num_real(mask)
             check_length(config, int(np.max(read + new, initial=0)))
 
+    def _visible(self, visible, is_token, start=0):
+        """Which slots the queries see, from slot `start` on, in each kind of block."""
+        window = self.config.sliding_window
+        if window is None or is_token.shape[1] <= window:
+            return _Visible(visible, visible)
+        # Among tokens, padding left out, so that it may stand anywhere.
+        places = jnp.cumsum(is_token, axis=1, dtype=jnp.int32)
+        queries = jax.lax.dynamic_slice_in_dim(places, start, visible.shape[1], axis=1)
+        is_near = queries[:, :, None] - places[:, None, :] < window
+        return _Visible(visible, visible & is_near)
+
     def _trunk(self, tokens, mask, positions, visible, layers=None):
         # Ids of padding may be out of range, which would embed as NaN.
         x = self.token_embedding(jnp.where(mask, tokens, 0))
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
         if self.config.positions == "learned":
             x = x + self.position_embedding(positions)
         x = x if self.config.dtype is None else x.astype(self.config.dtype)
         extended = []
         for i, block in enumerate(self.blocks):
             past = None if layers is None else layers[i]
-            x, past = block(x, positions, visible, past)
+            is_sliding = i in self.config.sliding_layers
+            seen = visible.near if is_sliding else visible.all
+            x, past = block(x, positions, seen, past)
             extended.append(past)
         return self.final_norm(x), tuple(extended)
 
 
 class _Block(nn.Module):
     config: TransformerConfig
+    layer: int
     adapters: LowRank | None
 
     @nn.compact
@@ -276,28 +304,28 @@ class _Block(nn.Module):
     ) -> tuple[Float[Array, "batch pos width"], KeyValues | None]:
         config = self.config
         attention = Attention(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            num_rotated=config.rotary_dim,
-            rotary_theta=config.rotary_theta,
-            rotary_scaling=config.rotary_scaling,
-            qkv_bias=config.qkv_bias,
-            out_bias=config.attention_out_bias,
+            config,
+            self.layer,
             out_init=_residual_init(config),
             adapters=self.adapters,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
             name="attention",
         )
-        attention_norm = _norm(config, name="attention_norm")
-        mlp_norm = _norm(config, name="mlp_norm")
         mlp = _MLP(config, self.adapters, name="mlp")
-        attended, past = attention(attention_norm(x), positions, visible, past)
-        if config.parallel_residual:
-            return x + attended + mlp(mlp_norm(x)), past
-        x = x + attended
-        return x + mlp(mlp_norm(x)), past
+        read = self._before("attention_norm", x)
+        attended, past = attention(read, positions, visible, past)
+        y = x + self._after("attention_out_norm", attended)
+        read = self._before("mlp_norm", x if config.parallel_residual else y)
+        return y + self._after("mlp_out_norm", mlp(read)), past
+
+    def _before(self, name: str, x: Array) -> Array:
+        """What a branch reads of the residual stream."""
+        is_normed = self.config.norm_placement != "post"
+        return norm_of(self.config, name=name)(x) if is_normed else x
+
+    def _after(self, name: str, x: Array) -> Array:
+        """What a branch adds to the residual stream."""
+        is_normed = self.config.norm_placement != "pre"
+        return norm_of(self.config, name=name)(x) if is_normed else x
 
 
 class _MLP(nn.Module):
@@ -324,16 +352,6 @@ class _MLP(nn.Module):
             inner = activate(up)
         init = _residual_init(config)
         return dense(inner, config.width, kernel_init=init, name="down")
-
-
-def _norm(config: TransformerConfig, name: str | None = None) -> nn.Module:
-    return Norm(
-        center=config.norm == "layer",
-        epsilon=config.norm_epsilon,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        name=name,
-    )
 
 
 def _residual_init(config: TransformerConfig) -> nn.initializers.Initializer:

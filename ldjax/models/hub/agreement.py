@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldjax.models.decoder.config import TransformerConfig
-from ldjax.models.hub.config import Family, family_of
-from ldjax.models.hub.tensors import PREFIXES
+from ldjax.models.hub.layout import Layout, layout_of
 
 __all__ = [
     "Contradiction",
@@ -51,45 +50,22 @@ class Contradiction(NamedTuple):
         return self.value > 16 * (self.found + 1)
 
 
-#: In a block, a tensor whose axis has the size of a setting.
-_BLOCK: dict[Family, dict[str, tuple[str, int]]] = {
-    "gpt2": {"n_inner": ("mlp.c_fc.weight", 1)},
-    "gpt_neox": {"intermediate_size": ("mlp.dense_h_to_4h.weight", 0)},
-    "llama": {
-        "intermediate_size": ("mlp.up_proj.weight", 0),
-        "num_attention_heads` times `head_dim": ("self_attn.q_proj.weight", 0),
-        "num_key_value_heads` times `head_dim": ("self_attn.k_proj.weight", 0),
-    },
-}
-_BLOCK["qwen2"] = _BLOCK["llama"]
-_BLOCKS: dict[Family, str] = {
-    "gpt2": "h",
-    "gpt_neox": "layers",
-    "llama": "layers",
-    "qwen2": "layers",
-}
-_EMBEDDINGS: dict[Family, tuple[str, str, str]] = {
-    "gpt2": ("wte.weight", "vocab_size", "n_embd"),
-    "gpt_neox": ("embed_in.weight", "vocab_size", "hidden_size"),
-    "llama": ("embed_tokens.weight", "vocab_size", "hidden_size"),
-    "qwen2": ("embed_tokens.weight", "vocab_size", "hidden_size"),
-}
-
-
-def block_names(family: Family, names: Iterable[str]) -> dict[str, str]:
+def block_names(layout: Layout, names: Iterable[str]) -> dict[str, str]:
     """A tensor's name for each block that has one, by the block's number.
 
     Args:
-      family: The family of the model.
+      layout: Where the family has its tensors.
       names: The names of all tensors.
 
     Examples:
-      >>> block_names("gpt2", ["wte.weight", "h.0.ln_1.weight", "h.0.ln_1.bias"])
+      >>> from ldjax.models.hub.layout import LAYOUTS
+      >>> names = ["wte.weight", "h.0.ln_1.weight", "h.0.ln_1.bias"]
+      >>> block_names(LAYOUTS["gpt2"], names)
       {'0': 'h.0.ln_1.bias'}
     """
-    blocks = rf"({re.escape(PREFIXES[family])})?{_BLOCKS[family]}\.(\d+)\."
-    matches = ((re.match(blocks, name), name) for name in names)
-    return {match[2]: name for match, name in matches if match}
+    blocks = rf"{layout.blocks}\.(\d+)\."
+    matches = ((re.match(blocks, layout.below(name)), name) for name in names)
+    return {match[1]: name for match, name in matches if match}
 
 
 def contradictions(config: TransformerConfig, shapes: Shapes) -> list[Contradiction]:
@@ -143,35 +119,32 @@ def refuse_contradictions(
 
 
 def _claims(config: TransformerConfig, shapes: Shapes) -> Iterator[Contradiction]:
-    family = family_of(config)
-    prefix = PREFIXES[family]
-    # Where the trunk is stored alone, its tensors lack the prefix.
-    named = {name.removeprefix(prefix): name for name in shapes}
-    embedding, *keys = _EMBEDDINGS[family]
-    sizes = [(key, embedding, axis) for axis, key in enumerate(keys)]
+    layout = layout_of(config)
+    named = {layout.below(name): name for name in shapes}
+    sizes = [(key, layout.embedding, axis) for axis, key in enumerate(layout.sizes)]
     values = {
-        keys[0]: config.vocab_size,
-        keys[1]: config.width,
+        layout.sizes[0]: config.vocab_size,
+        layout.sizes[1]: config.width,
         "n_inner": config.mlp_width,
         "intermediate_size": config.mlp_width,
         "n_positions": config.max_positions,
         "num_attention_heads` times `head_dim": config.num_heads * config.head_dim,
         "num_key_value_heads` times `head_dim": config.num_kv_heads * config.head_dim,
     }
-    if family == "gpt2":
+    if config.positions == "learned":
         sizes.append(("n_positions", "wpe.weight", 0))
     sizes += [
-        (key, f"{_BLOCKS[family]}.0.{tensor}", axis)
-        for key, (tensor, axis) in _BLOCK[family].items()
+        (key, f"{layout.blocks}.0.{tensor}", axis)
+        for key, (tensor, axis) in layout.block_sizes.items()
     ]
     for key, tensor, axis in sizes:
         if tensor in named and len(shape := shapes[named[tensor]]) > axis:
             evidence = f"{named[tensor]} is {list(shape)}"
             yield Contradiction(key, values[key], shape[axis], evidence)
-    names = block_names(family, shapes)
+    names = block_names(layout, shapes)
     if names:
         yield Contradiction(
-            "n_layer" if family == "gpt2" else "num_hidden_layers",
+            layout.num_blocks,
             config.num_layers,
             len(names),
             f"there are tensors of {len(names)}, such as {[*names.values()][-1]}",

@@ -1,50 +1,27 @@
 """The `config.json` of a Hugging Face folder: to a `TransformerConfig` and back."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 from ldjax.files.whole import read_json_object
-from ldjax.models.decoder.config import (
-    MOST_LAYERS,
-    TransformerConfig,
-    gpt2_config,
-    llama_config,
-    neox_config,
-)
-from ldjax.models.decoder.rotary import RotaryScaling
+from ldjax.models.decoder.config import TransformerConfig
+from ldjax.models.hub.families import FAMILIES
+from ldjax.models.hub.families.gemma import text_part
 from ldjax.models.hub.settings import Settings
 
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "family_of",
-    "from_hub",
-    "read_config",
-    "to_hub",
-]
+__all__ = ["family_of", "from_hub", "read_config", "to_hub"]
 
-Family = Literal["gpt2", "gpt_neox", "llama", "qwen2"]
-
-#: Values of `model_type` that ldjax reads and writes.
-FAMILIES: tuple[Family, ...] = get_args(Family)
-
-_ARCHITECTURES: dict[Family, str] = {
-    "gpt2": "GPT2LMHeadModel",
-    "gpt_neox": "GPTNeoXForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-}
-_HUB_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_new",
-    "relu": "relu",
-    "silu": "silu",
-}
-# How the computation is carried out; no folder says it.
-_OWN = ("remat", "dtype", "param_dtype", "adapters")
+# How the computation is carried out, and what it is called; no part of the function.
+_OWN = ("remat", "dtype", "param_dtype", "adapters", "family")
+# Blocks are compared one by one, whatever says what they are.
+_BY_BLOCK = (
+    *("sliding_window", "sliding_layers", "unrotated_layers"),
+    *("rotary_theta", "rotary_scaling", "local_rotary_theta"),
+)
+#: A model of images and texts, of which the language model is read.
+_GEMMA3_WITH_EYES = "gemma3"
 
 
 def read_config(folder: Path) -> TransformerConfig:
@@ -98,25 +75,24 @@ def from_hub(content: Mapping[str, Any]) -> TransformerConfig:
       >>> from_hub({"model_type": "bert"})
       Traceback (most recent call last):
         ...
-      ValueError: `model_type` is 'bert'; ldjax reads gpt2, gpt_neox, llama, qwen2.
+      ValueError: `model_type` is 'bert'; ldjax reads gpt2, gpt_neox, ...
     """
-    family = content.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(
-            f"`model_type` is {family!r}; ldjax reads {', '.join(FAMILIES)}."
-        )
-    settings = Settings(content)
+    settings, name = Settings(content), content.get("model_type")
     settings.require("quantization_config", None)
-    read = {
-        "gpt2": _read_gpt2,
-        "gpt_neox": _read_neox,
-        "llama": _read_llama,
-        "qwen2": _read_qwen2,
-    }
-    return read[family](settings)
+    if name == _GEMMA3_WITH_EYES:
+        settings, name = text_part(settings), "gemma3_text"
+        settings.require("quantization_config", None)
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(
+            f"`model_type` is {name!r}; ldjax reads "
+            f"{', '.join((*FAMILIES, _GEMMA3_WITH_EYES))}."
+        )
+    config = FAMILIES[name].read(settings)
+    is_told = _told(config) == name
+    return config if is_told else dataclasses.replace(config, family=name)
 
 
-def family_of(config: TransformerConfig) -> Family:
+def family_of(config: TransformerConfig) -> str:
     """The family whose folders hold models of this architecture.
 
     Args:
@@ -129,6 +105,7 @@ def family_of(config: TransformerConfig) -> Family:
       ValueError: If there is none; the message says what stands in the way.
 
     Examples:
+      >>> from ldjax.models import neox_config
       >>> family_of(neox_config(vocab_size=100))
       'gpt_neox'
     """
@@ -148,266 +125,64 @@ def to_hub(config: TransformerConfig) -> dict[str, Any]:
       ValueError: If no family has this architecture.
 
     Examples:
+      >>> from ldjax.models import gpt2_config
       >>> to_hub(gpt2_config(vocab_size=100))["n_embd"]
       64
     """
-    if config.positions == "learned":
-        family, settings = "gpt2", _write_gpt2(config)
-    elif config.norm == "layer":
-        family, settings = "gpt_neox", _write_neox(config)
-    elif config.qkv_bias and not config.attention_out_bias:
-        family, settings = "qwen2", _write_llama(config)
-    else:
-        family, settings = "llama", _write_llama(config)
-    family = cast(Family, family)
+    name = config.family or _told(config)
+    if name not in FAMILIES:
+        raise ValueError(f"`family` is {name!r}; ldjax writes {', '.join(FAMILIES)}.")
     content = {
-        "architectures": [_ARCHITECTURES[family]],
-        "model_type": family,
+        "architectures": [FAMILIES[name].architecture],
+        "model_type": name,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tied_head,
-    } | settings
-    wanted, found = map(dataclasses.asdict, (config, from_hub(content)))
-    differing = [
-        name for name in wanted if name not in _OWN and wanted[name] != found[name]
-    ]
+    } | FAMILIES[name].write(config)
+    wanted, found = map(_function, (config, from_hub(content)))
+    differing = [field for field in wanted if wanted[field] != found[field]]
     if differing:
-        described = ", ".join(f"{name}={wanted[name]!r}" for name in differing)
+        described = ", ".join(
+            f"{field}={getattr(config, field)!r}" for field in differing
+        )
         raise ValueError(
-            f"No model of the hub has this architecture: {family} comes closest, but "
+            f"No model of the hub has this architecture: {name} comes closest, but "
             f"not with {described}."
         )
     return content
 
 
-def _read_gpt2(settings: Settings) -> TransformerConfig:
-    settings.require("scale_attn_weights", True)
-    settings.require("scale_attn_by_inverse_layer_idx", False)
-    settings.require("add_cross_attention", False)
-    width = settings.whole("n_embd")
-    config = gpt2_config(
-        vocab_size=settings.whole("vocab_size"),
-        num_layers=settings.whole("n_layer", most=MOST_LAYERS),
-        width=width,
-        num_heads=settings.whole("n_head"),
-        mlp_width=settings.whole("n_inner", 4 * width),
-        max_positions=settings.whole("n_positions"),
-        tied_head=settings.flag("tie_word_embeddings", True),
-    )
-    return dataclasses.replace(
-        config,
-        norm_epsilon=settings.positive("layer_norm_epsilon", 1e-5),
-        activation=settings.activation("activation_function", "gelu_new"),
-    )
+def _told(config: TransformerConfig) -> str:
+    """The first family that may have an architecture."""
+    if config.positions == "learned":
+        return "gpt2"
+    if config.norm == "layer":
+        return "gpt_neox"
+    if config.norm_placement == "both":
+        return "gemma3_text" if config.qk_norm else "gemma2"
+    if config.norm_placement == "post":
+        return "olmo3" if config.sliding_layers else "olmo2"
+    if config.qk_norm:
+        return "qwen3"
+    if config.unrotated_layers:
+        return "smollm3"
+    if config.rotary_fraction < 1:
+        return "phi3"
+    if config.qkv_bias and not config.attention_out_bias:
+        return "qwen2"
+    return "mistral" if config.sliding_layers else "llama"
 
 
-def _write_gpt2(config: TransformerConfig) -> dict[str, Any]:
-    return {
-        "n_layer": config.num_layers,
-        "n_embd": config.width,
-        "n_head": config.num_heads,
-        "n_inner": config.mlp_width,
-        "n_positions": config.max_positions,
-        "activation_function": _HUB_ACTIVATIONS[config.activation],
-        "layer_norm_epsilon": config.norm_epsilon,
-        # ldjax trains without; the library's defaults are 0.1.
-        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
-    }
-
-
-def _read_neox(settings: Settings) -> TransformerConfig:
-    rope = _rope(settings.content)
-    bias = settings.flag("attention_bias", True)
-    heads, width = (
-        settings.whole(name) for name in ("num_attention_heads", "hidden_size")
-    )
-    theta = rope.positive("rope_theta", settings.positive("rotary_emb_base", 1e4))
-    fraction = rope.positive(
-        "partial_rotary_factor", settings.positive("rotary_pct", 0.25)
-    )
-    config = neox_config(
-        vocab_size=settings.whole("vocab_size"),
-        num_layers=settings.whole("num_hidden_layers", most=MOST_LAYERS),
-        width=width,
-        num_heads=heads,
-        mlp_width=settings.whole("intermediate_size"),
-        max_positions=settings.whole("max_position_embeddings", 2048),
-        rotary_fraction=fraction,
-        parallel_residual=settings.flag("use_parallel_residual", True),
-        tied_head=settings.flag("tie_word_embeddings", False),
-    )
-    return dataclasses.replace(
-        config,
-        rotary_theta=theta,
-        rotary_scaling=_scaling(rope, config.max_positions),
-        norm_epsilon=settings.positive("layer_norm_eps", 1e-5),
-        activation=settings.activation("hidden_act", "gelu"),
-        qkv_bias=bias,
-        attention_out_bias=bias,
-    )
-
-
-def _write_neox(config: TransformerConfig) -> dict[str, Any]:
-    return _write_sizes(config) | {
-        "rotary_pct": config.rotary_fraction,
-        "rotary_emb_base": config.rotary_theta,
-        "rope_scaling": _write_scaling(config),
-        "layer_norm_eps": config.norm_epsilon,
-        "use_parallel_residual": config.parallel_residual,
-        "attention_bias": config.qkv_bias,
-    }
-
-
-def _read_llama(settings: Settings) -> TransformerConfig:
-    bias = settings.flag("attention_bias", False)
-    mlp_bias = settings.flag("mlp_bias", False)
-    config = _read_llama_like(settings, max_positions=2048)
-    return dataclasses.replace(
-        config, qkv_bias=bias, attention_out_bias=bias, mlp_bias=mlp_bias
-    )
-
-
-def _read_qwen2(settings: Settings) -> TransformerConfig:
-    settings.require("use_sliding_window", False)
-    kinds = settings.content.get("layer_types") or []
-    if kinds != ["full_attention"] * len(kinds if isinstance(kinds, list) else ()):
-        raise ValueError(
-            f"`layer_types` is {kinds!r}; ldjax computes only full_attention."
-        )
-    if "num_key_value_heads" not in settings.content:  # null: as many as heads
-        settings = Settings({**settings.content, "num_key_value_heads": 32})
-    config = _read_llama_like(settings, max_positions=32768)
-    return dataclasses.replace(config, qkv_bias=True)
-
-
-def _read_llama_like(settings: Settings, *, max_positions: int) -> TransformerConfig:
-    """Llama and Qwen2, which differ in their biases and in some defaults."""
-    rope = _rope(settings.content)
-    rope.require("partial_rotary_factor", 1.0)
-    heads, width = (
-        settings.whole(name) for name in ("num_attention_heads", "hidden_size")
-    )
-    max_positions = settings.whole("max_position_embeddings", max_positions)
-    config = llama_config(
-        vocab_size=settings.whole("vocab_size"),
-        num_layers=settings.whole("num_hidden_layers", most=MOST_LAYERS),
-        width=2 * heads,  # the true width need not be a multiple of the heads
-        num_heads=heads,
-        num_kv_heads=settings.whole("num_key_value_heads", heads),
-        mlp_width=settings.whole("intermediate_size"),
-        max_positions=max_positions,
-        rotary_theta=rope.positive("rope_theta", settings.positive("rope_theta", 1e4)),
-        norm_epsilon=settings.positive("rms_norm_eps", 1e-6),
-        tied_head=settings.flag("tie_word_embeddings", False),
-    )
-    return dataclasses.replace(
-        config,
-        width=width,
-        head_dim=settings.whole("head_dim", max(1, width // heads)),
-        rotary_scaling=_scaling(rope, max_positions),
-        activation=settings.activation("hidden_act", "silu"),
-    )
-
-
-def _write_llama(config: TransformerConfig) -> dict[str, Any]:
-    return _write_sizes(config) | {
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "rope_theta": config.rotary_theta,
-        "rope_scaling": _write_scaling(config),
-        "rms_norm_eps": config.norm_epsilon,
-        "attention_bias": config.attention_out_bias,
-        "mlp_bias": config.mlp_bias,
-        "use_sliding_window": False,
-    }
-
-
-def _write_sizes(config: TransformerConfig) -> dict[str, Any]:
-    return {
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.mlp_width,
-        "max_position_embeddings": config.max_positions,
-        "hidden_act": _HUB_ACTIVATIONS[config.activation],
-    }
-
-
-def _rope(content: Mapping[str, Any]) -> Settings:
-    """Rotary settings: `rope_parameters` since transformers 5, else `rope_scaling`."""
-    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping) or any(
-        isinstance(value, Mapping) for value in rope.values()
-    ):
-        raise ValueError(
-            f"the rotary settings are {rope!r}; ldjax computes one set for all layers."
-        )
-    return Settings(rope)
-
-
-def _scaling(settings: Settings, max_positions: int) -> RotaryScaling | None:
-    rope = settings.content
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind not in ("linear", "llama3", "yarn"):
-        raise ValueError(
-            f"the rotary scaling is {kind!r}; ldjax computes linear, llama3 and yarn."
-        )
-    original = settings.whole("original_max_position_embeddings", max_positions)
-    # Yarn's may be left out.
-    ratio = max_positions / original if kind == "yarn" else None
-    factor = settings.positive("factor", ratio)
-    if kind == "linear":
-        return RotaryScaling(kind="linear", factor=factor)
-    if kind == "llama3":
-        return RotaryScaling(
-            kind="llama3",
-            factor=factor,
-            original_max_positions=original,
-            slow=settings.positive("low_freq_factor"),
-            fast=settings.positive("high_freq_factor"),
-        )
-    return RotaryScaling(
-        kind="yarn",
-        factor=factor,
-        original_max_positions=original,
-        slow=settings.positive("beta_slow", 1),
-        fast=settings.positive("beta_fast", 32),
-        amplitude=_yarn_amplitude(settings, factor),
-        whole_indices=settings.flag("truncate", True),
-    )
-
-
-def _yarn_amplitude(settings: Settings, factor: float) -> float:
-    if settings.content.get("attention_factor") is not None:
-        return settings.positive("attention_factor")
-
-    def of(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
-
-    if settings.content.get("mscale") and settings.content.get("mscale_all_dim"):
-        weights = (settings.positive(name) for name in ("mscale", "mscale_all_dim"))
-        above, below = map(of, weights)
-        return above / below
-    return of(1.0)
-
-
-def _write_scaling(config: TransformerConfig) -> dict[str, Any] | None:
-    scaling = config.rotary_scaling
-    if scaling is None:
-        return None
-    content = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "linear":
-        return content
-    content["original_max_position_embeddings"] = scaling.original_max_positions
-    if scaling.kind == "llama3":
-        return content | {
-            "low_freq_factor": scaling.slow,
-            "high_freq_factor": scaling.fast,
-        }
-    return content | {
-        "beta_slow": scaling.slow,
-        "beta_fast": scaling.fast,
-        "attention_factor": scaling.amplitude,
-        "truncate": scaling.whole_indices,
+def _function(config: TransformerConfig) -> dict[str, Any]:
+    """What an architecture computes, by field; of the blocks, by what makes them."""
+    fields = dataclasses.asdict(config)
+    for name in (*_OWN, *_BY_BLOCK):
+        del fields[name]
+    fields["attention_scale"] = config.attention_scale or config.head_dim**-0.5
+    blocks = range(config.num_layers)
+    window = config.sliding_window
+    rotated = [bool(config.rotated_at(layer)) for layer in blocks]
+    return fields | {
+        "sliding_layers": [(i in config.sliding_layers and window) for i in blocks],
+        "unrotated_layers": rotated,
+        "rotary_theta": [config.rotary_at(i) if rotated[i] else None for i in blocks],
     }

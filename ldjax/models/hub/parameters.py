@@ -1,6 +1,5 @@
 """A decoder's parameters, from the tensors of a folder and back."""
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,17 +16,9 @@ from ldjax.models.hub.agreement import (
     contradictions,
     refuse_contradictions,
 )
-from ldjax.models.hub.config import family_of
 from ldjax.models.hub.files import TensorFiles, refuse_misfits
-from ldjax.models.hub.tensors import (
-    HEADS,
-    PREFIXES,
-    Rule,
-    buffers,
-    leaf_names,
-    nested,
-    rules,
-)
+from ldjax.models.hub.layout import layout_of
+from ldjax.models.hub.tensors import Rule, leaf_names, nested, rules
 
 __all__ = ["abstract_params", "packed", "read_params"]
 
@@ -129,20 +120,18 @@ def _matched(
 ) -> dict[Rule, str]:
     """Each rule's tensor in the file; refuses a file that does not fit."""
     refuse_contradictions(folder, config, found, gross=True)
-    family = family_of(config)
-    prefix = PREFIXES[family]
+    layout = layout_of(config)
     # Some of the blocks that are missing show as well as all of them.
-    most = len(block_names(family, found)) + _MISSING_BLOCKS
-    config = dataclasses.replace(config, num_layers=min(config.num_layers, most))
+    most = len(block_names(layout, found)) + _MISSING_BLOCKS
+    config = config.first(min(config.num_layers, most))
     shapes = leaf_names(abstract_params(config))
     matched, expected = {}, {}
     for rule in rules(config):
-        name = rule.name
-        if name not in found and name.removeprefix(prefix) in found:
-            name = name.removeprefix(prefix)
+        spellings = layout.spellings(rule.name)
+        name = next((name for name in spellings if name in found), rule.name)
         matched[rule] = name
         expected[name] = rule.shape(*(shapes[leaf].shape for leaf in rule.leaves))
-    known = buffers(config)
+    known = layout.unread(tied_head=config.tied_head)
     refuse_misfits(
         f"The tensors in {folder} do not fit its config.json",
         found={name: x for name, x in found.items() if not known.fullmatch(name)},
@@ -156,8 +145,9 @@ def _check_tied(
     folder: Path, files: TensorFiles, named: Mapping[Rule, str], config: Any
 ) -> None:
     """A tied model may store its head too, but then as it is tied."""
-    head = HEADS[family_of(config)]
-    if not config.tied_head or head not in files.files:
+    spellings = layout_of(config).spellings(layout_of(config).head)
+    head = next((name for name in spellings if name in files.files), None)
+    if not config.tied_head or head is None:
         return
     (embedding,) = (
         name for rule, name in named.items() if rule.leaves == (_EMBEDDING,)

@@ -22,7 +22,8 @@ _LARGEST = 2**31 - 1
 class Settings(NamedTuple):
     """Access to JSON settings that complains by name.
 
-    A number that is null has the default, as if it were left out. Flags and names that
+    A number that is null has the default, as if it were left out, unless it is
+    `optional`. Flags and names that
     are null are refused, as `transformers` refuses them: its versions read them
     differently.
 
@@ -54,6 +55,11 @@ class Settings(NamedTuple):
         if value <= 0:
             raise ValueError(f"`{name}` must be positive, got {_shown(value)}.")
         return float(value)
+
+    def optional(self, name: str, default: float | None) -> float | None:
+        """A number above zero, or None if null; refuses anything else."""
+        content = {name: default, **self.content}
+        return None if content[name] is None else Settings(content).positive(name)
 
     def whole(
         self, name: str, default: int | None = None, *, most: int = _LARGEST

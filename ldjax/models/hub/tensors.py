@@ -1,11 +1,10 @@
 r"""The tensors of a Hugging Face folder and the parameters they hold, family by family.
 
 A `Rule` stands for one tensor of the file. PyTorch's linear layers are stored
-transposed; GPT-2's are not. GPT-2 and GPT-NeoX store query, key and value as one
-tensor, GPT-NeoX head by head.
+transposed; GPT-2's are not. GPT-2, GPT-NeoX and Phi-3 store query, key and value as one
+tensor, GPT-NeoX head by head; Phi-3 gate and up, too.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,18 +12,9 @@ import jax
 import numpy as np
 
 from ldjax.models.decoder.config import TransformerConfig
-from ldjax.models.hub.config import Family, family_of
+from ldjax.models.hub.config import family_of
 
-__all__ = [
-    "HEADS",
-    "PREFIXES",
-    "Rule",
-    "buffers",
-    "fused_rows",
-    "leaf_names",
-    "nested",
-    "rules",
-]
+__all__ = ["Rule", "fused_rows", "leaf_names", "nested", "rules"]
 
 Leaves = tuple[np.ndarray, ...]
 Shape = tuple[int, ...]
@@ -70,51 +60,8 @@ def rules(config: TransformerConfig) -> list[Rule]:
       >>> len(rules(llama_config(vocab_size=9, num_layers=2)))
       21
     """
-    build = {"gpt2": _gpt2, "gpt_neox": _neox, "llama": _llama, "qwen2": _llama}
-    return list(build[family_of(config)](config))
-
-
-#: Tensors that older folders store though they follow from the configuration.
-_BUFFERS: dict[Family, str] = {
-    "gpt2": r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",
-    "gpt_neox": r"(gpt_neox\.)?layers\.\d+\.attention\."
-    r"(bias|masked_bias|rotary_emb\.inv_freq)",
-    "llama": r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-    "qwen2": r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-}
-#: The output matrix, where it is stored.
-HEADS: dict[Family, str] = {
-    "gpt2": "lm_head.weight",
-    "gpt_neox": "embed_out.weight",
-    "llama": "lm_head.weight",
-    "qwen2": "lm_head.weight",
-}
-#: What a folder of the trunk alone (as GPT-2's own) leaves off the names.
-PREFIXES: dict[Family, str] = {
-    "gpt2": "transformer.",
-    "gpt_neox": "gpt_neox.",
-    "llama": "model.",
-    "qwen2": "model.",
-}
-
-
-def buffers(config: TransformerConfig) -> re.Pattern[str]:
-    """Names of tensors that may be in the file and are not read.
-
-    Args:
-      config: The architecture; with a tied head, a head that is stored all the same is
-        one of them.
-
-    Examples:
-      >>> from ldjax.models import gpt2_config
-      >>> bool(buffers(gpt2_config(vocab_size=9)).fullmatch("h.0.attn.bias"))
-      True
-    """
-    family = family_of(config)
-    pattern = _BUFFERS[family]
-    if config.tied_head:
-        pattern += "|" + re.escape(HEADS[family])
-    return re.compile(pattern)
+    build = {"gpt2": _gpt2, "gpt_neox": _neox, "phi3": _phi3}
+    return list(build.get(family_of(config), _llama)(config))
 
 
 def _gpt2(config: TransformerConfig) -> Iterator[Rule]:
@@ -184,10 +131,7 @@ def _llama(config: TransformerConfig) -> Iterator[Rule]:
     yield _as_is("model.embed_tokens.weight", "token_embedding/embedding")
     for i in range(config.num_layers):
         ours, theirs = f"blocks_{i}", f"model.layers.{i}"
-        yield from _norm(f"{theirs}.input_layernorm", f"{ours}/attention_norm", config)
-        yield from _norm(
-            f"{theirs}.post_attention_layernorm", f"{ours}/mlp_norm", config
-        )
+        yield from _block_norms(theirs, ours, config)
         for name, module, bias in (
             ("self_attn.q_proj", "attention/query", config.qkv_bias),
             ("self_attn.k_proj", "attention/key", config.qkv_bias),
@@ -198,6 +142,66 @@ def _llama(config: TransformerConfig) -> Iterator[Rule]:
             ("mlp.down_proj", "mlp/down", config.mlp_bias),
         ):
             yield from _dense(f"{theirs}.{name}", f"{ours}/{module}", bias=bias)
+    yield from _llama_end(config)
+
+
+def _phi3(config: TransformerConfig) -> Iterator[Rule]:
+    wide, narrow = (
+        heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads)
+    )
+    yield _as_is("model.embed_tokens.weight", "token_embedding/embedding")
+    for i in range(config.num_layers):
+        ours, theirs = f"blocks_{i}", f"model.layers.{i}"
+        yield from _block_norms(theirs, ours, config)
+        for name, leaves, cuts in (
+            (
+                "self_attn.qkv_proj",
+                _qkv(f"{ours}/attention", "kernel"),
+                (wide, wide + narrow),
+            ),
+            (
+                "mlp.gate_up_proj",
+                (f"{ours}/mlp/gate/kernel", f"{ours}/mlp/up/kernel"),
+                (config.mlp_width,),
+            ),
+        ):
+            yield _stacked(f"{theirs}.{name}.weight", leaves, cuts)
+        yield _transposed(
+            f"{theirs}.self_attn.o_proj.weight", f"{ours}/attention/out/kernel"
+        )
+        yield _transposed(f"{theirs}.mlp.down_proj.weight", f"{ours}/mlp/down/kernel")
+    yield from _llama_end(config)
+
+
+#: By where the norms of a block are, and as the folders call them.
+_BLOCK_NORMS = {
+    "pre": {
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "mlp_norm",
+    },
+    "post": {
+        "post_attention_layernorm": "attention_out_norm",
+        "post_feedforward_layernorm": "mlp_out_norm",
+    },
+    "both": {
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "attention_out_norm",
+        "pre_feedforward_layernorm": "mlp_norm",
+        "post_feedforward_layernorm": "mlp_out_norm",
+    },
+}
+
+
+def _block_norms(theirs: str, ours: str, config: TransformerConfig) -> Iterator[Rule]:
+    for name, module in _BLOCK_NORMS[config.norm_placement].items():
+        yield from _norm(f"{theirs}.{name}", f"{ours}/{module}", config)
+    if config.qk_norm:
+        for name, module in (("q_norm", "query_norm"), ("k_norm", "key_norm")):
+            full = f"{theirs}.self_attn.{name}"
+            yield from _norm(full, f"{ours}/attention/{module}", config)
+
+
+def _llama_end(config: TransformerConfig) -> Iterator[Rule]:
     yield from _norm("model.norm", "final_norm", config)
     if not config.tied_head:
         yield from _dense("lm_head", "unembedding", bias=config.head_bias)
@@ -213,6 +217,17 @@ def _transposed(name: str, leaf: str) -> Rule:
     return Rule(
         *(name, (leaf,), lambda part: part.T, lambda whole: (whole.T,)),
         lambda shape: shape[::-1],
+    )
+
+
+def _stacked(name: str, leaves: tuple[str, ...], cuts: tuple[int, ...]) -> Rule:
+    """Matrices whose rows stand one above the other in the file."""
+    return Rule(
+        name,
+        leaves,
+        lambda *parts: np.concatenate([part.T for part in parts]),
+        lambda whole: tuple(part.T for part in np.split(whole, cuts)),
+        lambda *shapes: (sum(shape[1] for shape in shapes), shapes[0][0]),
     )
 
 
