@@ -22,7 +22,6 @@ parts of every step sum to its account, the measured steps to the change of the 
 """
 
 import collections
-import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -284,7 +283,7 @@ def all_settings(settings: Config, prepared: Prepared) -> dict[str, Any]:
         **as_kept(settings),
         # A run that another one is begun from says where that began.
         "base_model": settings.model.model if settings.init is None else None,
-        "model": dataclasses.asdict(prepared.base.model.config),
+        "model": prepared.base.model.config.settings(),
         # As they were used, not as they were asked for.
         "max_length": prepared.encode.max_length,
         "max_prompt_length": prepared.encode.max_prompt_length,

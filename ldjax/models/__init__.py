@@ -19,7 +19,7 @@ from ldjax.models.decoder.families import (
     qwen3_config,
     smollm3_config,
 )
-from ldjax.models.decoder.low_rank import LowRank, is_adapter
+from ldjax.models.decoder.low_rank import LowRank, OtherAdapter, is_adapter
 from ldjax.models.decoder.presets import PRESETS, preset
 from ldjax.models.decoder.rotary import RotaryScaling
 from ldjax.models.decoder.transformer import Transformer
@@ -32,6 +32,7 @@ __all__ = [
     "PRESETS",
     "LeNet",
     "LowRank",
+    "OtherAdapter",
     "Pretrained",
     "RotaryScaling",
     "Transformer",

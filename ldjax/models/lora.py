@@ -1,17 +1,17 @@
 """Adapters (LoRA) put into a model and merged into its matrices."""
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from ldjax.equation.subset import split
 from ldjax.files.whole import whole_folder
-from ldjax.models.decoder.config import TransformerConfig
-from ldjax.models.decoder.low_rank import LowRank, is_adapter
+from ldjax.models.decoder.low_rank import TOGETHER, LowRank, Target, is_adapter
 from ldjax.models.decoder.transformer import Transformer
 from ldjax.models.hub.parameters import abstract_params
 from ldjax.models.hub.peft import write_adapters
@@ -71,7 +71,7 @@ def add_adapters(
 def merge_adapters(pretrained: Pretrained) -> Pretrained:
     r"""The same function without adapters: they are added to their matrices.
 
-    .. math:: W + \frac{\alpha}{r} B A
+    .. math:: W + s B A
 
     Args:
       pretrained: A model, with or without adapters.
@@ -97,10 +97,10 @@ def merge_adapters(pretrained: Pretrained) -> Pretrained:
     for name in found:
         if not name.endswith("_lora_a/kernel"):
             continue
-        layer = name.removesuffix("_lora_a/kernel")
-        change = adapters.scale * found[name] @ found[f"{layer}_lora_b/kernel"]
-        for target, part in _by_matrix(layer, change, pretrained.config):
-            leaves[f"{target}/kernel"] = leaves[f"{target}/kernel"] + part
+        place = name.removesuffix("_lora_a/kernel")
+        change = _scale(place, adapters) * found[name] @ found[f"{place}_lora_b/kernel"]
+        for matrix, part in _by_matrix(place, change, leaves):
+            leaves[matrix] = leaves[matrix] + part
     config = dataclasses.replace(pretrained.config, adapters=None)
     return Pretrained(Transformer(config), nested(leaves), config, pretrained.tokenizer)
 
@@ -142,15 +142,19 @@ def save_adapters(
         write_adapters(partial, pretrained.params, pretrained.config, base=base)
 
 
+def _scale(place: str, adapters: LowRank) -> float:
+    """The factor of the adapter at `blocks_I/.../TARGET`."""
+    block, *_, target = place.split("/")
+    return adapters.at(int(block.removeprefix("blocks_")))[cast(Target, target)].scale
+
+
 def _by_matrix(
-    layer: str, change: jax.Array, config: TransformerConfig
+    place: str, change: jax.Array, leaves: Mapping[str, jax.Array]
 ) -> Iterator[tuple[str, jax.Array]]:
     """The matrices that an adapter stands beside, and what it adds to each."""
-    if not layer.endswith("/qkv"):
-        yield layer, change
-        return
-    wide = config.num_heads * config.head_dim
-    narrow = config.num_kv_heads * config.head_dim
-    parts = jnp.split(change, [wide, wide + narrow], axis=-1)
-    for name, part in zip(("query", "key", "value"), parts, strict=True):
-        yield layer.removesuffix("qkv") + name, part
+    *path, target = place.split("/")
+    names = TOGETHER.get(target, (target,))
+    matrices = ["/".join((*path, name, "kernel")) for name in names]
+    ends = itertools.accumulate(leaves[matrix].shape[1] for matrix in matrices)
+    parts = jnp.split(change, list(ends)[:-1], axis=1)
+    yield from zip(matrices, parts, strict=True)

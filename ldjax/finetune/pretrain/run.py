@@ -15,7 +15,6 @@ opens the result.
 """
 
 import collections
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -222,7 +221,7 @@ def all_settings(config: Config, corpus: Corpus, model: Transformer) -> dict[str
     return kept(config) | {
         "num_steps": num_steps,
         "warmup_steps": warmup_steps(config, num_steps),
-        "model": dataclasses.asdict(model.config),
+        "model": model.config.settings(),
         "fingerprints": corpus.fingerprints,
         "reductions": {"loss": "mean over tokens"},
     }

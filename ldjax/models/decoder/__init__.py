@@ -15,7 +15,7 @@ from ldjax.models.decoder.families import (
     qwen3_config,
     smollm3_config,
 )
-from ldjax.models.decoder.low_rank import LowRank, is_adapter
+from ldjax.models.decoder.low_rank import LowRank, OtherAdapter, is_adapter
 from ldjax.models.decoder.presets import PRESETS, preset
 from ldjax.models.decoder.rotary import RotaryScaling
 from ldjax.models.decoder.transformer import Transformer
@@ -23,6 +23,7 @@ from ldjax.models.decoder.transformer import Transformer
 __all__ = [
     "PRESETS",
     "LowRank",
+    "OtherAdapter",
     "RotaryScaling",
     "Transformer",
     "TransformerConfig",

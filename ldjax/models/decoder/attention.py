@@ -1,6 +1,8 @@
 """Causal self-attention with rotary positions, grouped queries and a KV cache."""
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,7 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ldjax.models.decoder.config import TransformerConfig
-from ldjax.models.decoder.low_rank import LowRank, adapted_dense, low_rank_change
+from ldjax.models.decoder.low_rank import (
+    Adapter,
+    Target,
+    adapted_dense,
+    adapted_together,
+)
 from ldjax.models.decoder.norm import norm_of
 from ldjax.models.decoder.rotary import rotate
 
@@ -80,7 +87,7 @@ class Attention(nn.Module):
       config: The architecture.
       layer: The number of the block.
       out_init: Initialiser of the output matrix.
-      adapters: Low-rank adapters of its matrices, if any.
+      adapters: The low-rank adapters of its matrices.
 
     Examples:
       >>> from ldjax.models import llama_config
@@ -96,7 +103,7 @@ class Attention(nn.Module):
     config: TransformerConfig
     layer: int
     out_init: nn.initializers.Initializer = nn.linear.default_kernel_init
-    adapters: LowRank | None = None
+    adapters: Mapping[Target, Adapter] = dataclasses.field(default_factory=dict)
 
     @nn.compact
     def __call__(
@@ -170,12 +177,9 @@ class Attention(nn.Module):
             adapted_dense(x, narrow, name="key", **settings),
             adapted_dense(x, narrow, name="value", **settings),
         ]
-        if self.adapters is not None and "qkv" in self.adapters.targets:
-            change = low_rank_change(
-                x, wide + 2 * narrow, name="qkv", adapters=self.adapters, **dtypes
-            )
-            changes = jnp.split(change, [wide, wide + narrow], axis=-1)
-            projected = [y + dy for y, dy in zip(projected, changes, strict=True)]
+        projected = adapted_together(
+            projected, x, name="qkv", adapters=self.adapters, **dtypes
+        )
         if config.qk_norm == "projection":
             projected[:2] = self._normed(*projected[:2])
         return projected

@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from ldjax.models.decoder.low_rank import LowRank
@@ -31,6 +31,15 @@ _OPTIONAL = (
     *("attention_scale", "attention_softcap", "logit_softcap"),
 )
 _LAYERS = ("sliding_layers", "unrotated_layers")
+
+#: Fields that came when there were runs without them.
+_LATER = frozenset(
+    {
+        *("embedding_scale", "norm_offset", "norm_placement", "qk_norm", "family"),
+        *("attention_scale", "attention_softcap", "logit_softcap", "sliding_window"),
+        *("sliding_layers", "unrotated_layers", "local_rotary_theta"),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,11 +247,14 @@ class TransformerConfig:
     def _check_adapters(self) -> None:
         if self.adapters is None:
             return
-        if "gate" in self.adapters.targets and not self.gated_mlp:
-            raise ValueError("`adapters`: gate is a target, but the MLP has no gate.")
-        beyond = [
-            i for i in self.adapters.layers or () if i not in range(self.num_layers)
-        ]
+        gates = {"gate", "gate_up"} & {*self.adapters.targets}
+        if gates and not self.gated_mlp:
+            raise ValueError(
+                f"`adapters`: {min(gates)} is a target, but the MLP has no gate."
+            )
+        others = (other.layer for other in self.adapters.others)
+        named = (*(self.adapters.layers or ()), *others)
+        beyond = sorted({*named} - {*range(self.num_layers)})
         if beyond:
             raise ValueError(
                 f"`adapters`: layers {beyond} are none of the {self.num_layers}, "
@@ -251,16 +263,15 @@ class TransformerConfig:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "TransformerConfig":
-        """What `dataclasses.asdict` (and JSON) made of a configuration.
+        """What `settings` (and JSON) made of a configuration.
 
         Args:
           settings: The fields by name.
 
         Examples:
-          >>> import dataclasses
           >>> from ldjax.models import gpt2_config
           >>> config = gpt2_config(vocab_size=100)
-          >>> TransformerConfig.of(dataclasses.asdict(config)) == config
+          >>> TransformerConfig.of(config.settings()) == config
           True
         """
         readers = {
@@ -274,6 +285,26 @@ class TransformerConfig:
             if settings.get(name) is not None
         }
         return cls(**{**settings, **given})
+
+    def settings(self) -> dict[str, Any]:
+        """What `of` reads, and a run keeps.
+
+        Without later fields that have their defaults, so that it is the same as what
+        runs kept before there were any.
+
+        Examples:
+          >>> gpt2_config(vocab_size=100).settings()["positions"]
+          'learned'
+        """
+        content = asdict(self)
+        if self.adapters is not None:
+            content["adapters"] = self.adapters.settings()
+        defaults = {field.name: field.default for field in fields(self)}
+        return {
+            name: value
+            for name, value in content.items()
+            if name not in _LATER or value != defaults[name]
+        }
 
     @property
     def rotary_dim(self) -> int:

@@ -1,23 +1,74 @@
 r"""LoRA: low-rank adapters beside chosen matrices of a decoder.
 
-    y = W x + (alpha / rank) B A x
+    y = W x + s B A x,    s = alpha / rank    (rank-stabilized: alpha / sqrt(rank))
 
 `A` and `B` are Linen layers like any other, `NAME_lora_a` and `NAME_lora_b` beside the
 matrix `NAME`, so that steps, parts and exact kernels hold for them without further ado.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["LowRank", "Target", "adapted_dense", "is_adapter", "low_rank_change"]
+__all__ = [
+    "TOGETHER",
+    "Adapter",
+    "LowRank",
+    "OtherAdapter",
+    "Target",
+    "adapted_dense",
+    "adapted_together",
+    "is_adapter",
+]
 
-Target = Literal["qkv", "query", "key", "value", "out", "gate", "up", "down"]
+Target = Literal["qkv", "query", "key", "value", "out", "gate_up", "gate", "up", "down"]
+
+#: The matrices that share one adapter, side by side in this order.
+TOGETHER: Mapping[str, tuple[Target, ...]] = {
+    "qkv": ("query", "key", "value"),
+    "gate_up": ("gate", "up"),
+}
+
+
+class Adapter(NamedTuple):
+    """What an adapter of one matrix is.
+
+    Attributes:
+      rank: The number of columns of `A` and rows of `B`.
+      scale: The factor of its output.
+    """
+
+    rank: int
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherAdapter:
+    """The adapter of one matrix that is unlike the rest.
+
+    Attributes:
+      layer: The block that the matrix is in.
+      target: The matrix.
+      rank: The rank of the adapter; 0 for none.
+      alpha: The scale before it is divided by the rank, or its root.
+
+    Examples:
+      >>> OtherAdapter(layer=0, target="up", rank=4, alpha=8.0).rank
+      4
+    """
+
+    layer: int
+    target: Target
+    rank: int
+    alpha: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,24 +80,33 @@ class LowRank:
       alpha: The scale: the adapter's output is multiplied by `alpha / rank`.
       targets: Some of `query`, `key`, `value`, `out`, `gate`, `up`, `down`; or `qkv`,
         one adapter for query, key and value together, which share its `A`: what PEFT
-        does where a model stores the three as one matrix (GPT-2, GPT-NeoX).
+        does where a model stores the three as one matrix (GPT-2, GPT-NeoX, Phi-3); and
+        likewise `gate_up` (Phi-3).
       layers: The blocks that have them; None for all.
+      rank_stabilized: Whether the scale is `alpha / sqrt(rank)` (rsLoRA), under which
+        the size of what is learned does not depend on the rank.
+      others: The adapters of single matrices of another rank or scale, or none.
 
     Raises:
       ValueError: Where the settings make no sense.
 
     References:
-      Hu et al., `LoRA <https://arxiv.org/abs/2106.09685>`_, 2021.
+      Hu et al., `LoRA <https://arxiv.org/abs/2106.09685>`_, 2021. Kalajdzievski,
+      `A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA
+      <https://arxiv.org/abs/2312.03732>`_, 2023.
 
     Examples:
-      >>> LowRank(rank=8, alpha=16.0, targets=("query", "value")).scale
-      2.0
+      >>> adapters = LowRank(rank=8, alpha=16.0, targets=("query", "value"))
+      >>> adapters.at(0)["query"]
+      Adapter(rank=8, scale=2.0)
     """
 
     rank: int
     alpha: float
     targets: tuple[Target, ...]
     layers: tuple[int, ...] | None = None
+    rank_stabilized: bool = False
+    others: tuple[OtherAdapter, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:
@@ -60,16 +120,35 @@ class LowRank:
                 f"`targets` must be some of {', '.join(get_args(Target))}; got "
                 f"{', '.join(sorted(unknown)) or 'none'}."
             )
-        alone = set(self.targets) & {"query", "key", "value"}
-        if "qkv" in self.targets and alone:
-            raise ValueError(
-                f"`targets`: qkv stands for query, key and value; got it and "
-                f"{', '.join(sorted(alone))}."
-            )
+        for shared, parts in TOGETHER.items():
+            alone = set(self.targets) & set(parts)
+            if shared in self.targets and alone:
+                raise ValueError(
+                    f"`targets`: {shared} stands for {', '.join(parts[:-1])} and "
+                    f"{parts[-1]}; got it and {', '.join(sorted(alone))}."
+                )
+        self._check_others()
+
+    def _check_others(self) -> None:
+        for other in self.others:
+            if other.target not in self.targets:
+                raise ValueError(
+                    f"`others` has {other.target} of layer {other.layer}, which is "
+                    f"none of the `targets` {', '.join(self.targets)}."
+                )
+            if other.rank < 0 or not other.alpha > 0:
+                raise ValueError(
+                    f"`others`: {other.target} of layer {other.layer} has rank "
+                    f"{other.rank} and alpha {other.alpha}; the first must be 0 or "
+                    "more, the second positive."
+                )
+        places = [(other.layer, other.target) for other in self.others]
+        if len(set(places)) < len(places):
+            raise ValueError("`others` names a matrix twice.")
 
     @classmethod
     def of(cls, settings: "LowRank | Mapping[str, Any]") -> "LowRank":
-        """Itself, or what `dataclasses.asdict` (and JSON) made of it.
+        """Itself, or what `settings` (and JSON) made of it.
 
         Examples:
           >>> LowRank.of({"rank": 2, "alpha": 4, "targets": ["up"]}).targets
@@ -83,20 +162,49 @@ class LowRank:
             alpha=float(settings["alpha"]),
             targets=tuple(settings["targets"]),
             layers=None if layers is None else tuple(layers),
+            rank_stabilized=settings.get("rank_stabilized", False),
+            others=tuple(OtherAdapter(**other) for other in settings.get("others", ())),
         )
 
-    @property
-    def scale(self) -> float:
-        """`alpha / rank`."""
-        return self.alpha / self.rank
+    def settings(self) -> dict[str, Any]:
+        """What `of` reads, without what is as it was before it could be told.
 
-    def at(self, layer: int) -> "LowRank | None":
-        """What a block has: itself, or None.
+        Examples:
+          >>> LowRank(rank=2, alpha=4.0, targets=("up",)).settings()
+          {'rank': 2, 'alpha': 4.0, 'targets': ('up',), 'layers': None}
+        """
+        content = asdict(self)
+        for name in ("rank_stabilized", "others"):
+            if not content[name]:
+                del content[name]
+        return content
+
+    def at(self, layer: int) -> dict[Target, Adapter]:
+        """The adapters of a block, by what they stand beside.
+
+        Args:
+          layer: The number of the block.
 
         Examples:
           >>> LowRank(rank=1, alpha=1.0, targets=("up",), layers=(0,)).at(1)
+          {}
         """
-        return self if self.layers is None or layer in self.layers else None
+        is_chosen = self.layers is None or layer in self.layers
+        usual = (self.rank if is_chosen else 0, self.alpha)
+        other = {
+            one.target: (one.rank, one.alpha)
+            for one in self.others
+            if one.layer == layer
+        }
+        found: dict[Target, Adapter] = {}
+        for target in self.targets:
+            rank, alpha = other.get(target, usual)
+            if rank:
+                found[target] = Adapter(rank, self._scale(rank, alpha))
+        return found
+
+    def _scale(self, rank: int, alpha: float) -> float:
+        return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
 def adapted_dense(
@@ -104,7 +212,7 @@ def adapted_dense(
     features: int,
     *,
     name: Target,
-    adapters: LowRank | None,
+    adapters: Mapping[Target, Adapter],
     **settings: Any,
 ) -> Float[Array, "*batch features"]:
     """`nn.Dense` with its adapter, if it has one; to be called in a compact method.
@@ -123,58 +231,63 @@ def adapted_dense(
       >>> class Layer(nn.Module):
       ...     @nn.compact
       ...     def __call__(self, x):
-      ...         adapters = LowRank(rank=2, alpha=4.0, targets=("up",))
+      ...         adapters = LowRank(rank=2, alpha=4.0, targets=("up",)).at(0)
       ...         return adapted_dense(x, 3, name="up", adapters=adapters)
       >>> params = Layer().init(jax.random.key(0), jax.numpy.ones((1, 5)))["params"]
       >>> sorted(params)
       ['up', 'up_lora_a', 'up_lora_b']
     """
     y = nn.Dense(features, name=name, **settings)(x)
-    if adapters is None or name not in adapters.targets:
-        return y
     dtypes = {key: settings[key] for key in ("dtype", "param_dtype") if key in settings}
-    return y + low_rank_change(x, features, name=name, adapters=adapters, **dtypes)
+    return adapted_together([y], x, name=name, adapters=adapters, **dtypes)[0]
 
 
-def low_rank_change(
+def adapted_together(
+    outputs: Sequence[Float[Array, "*batch _"]],
     x: Float[Array, "*batch width"],
-    features: int,
     *,
     name: Target,
-    adapters: LowRank,
+    adapters: Mapping[Target, Adapter],
     **dtypes: Any,
-) -> Float[Array, "*batch features"]:
-    r"""What an adapter adds, `(alpha / rank) B A x`; to be called in a compact method.
+) -> list[Float[Array, "*batch _"]]:
+    r"""Outputs of matrices that read the same, with the adapter that they share.
 
-    Fresh ones are zero, as PEFT's: `A` uniform within :math:`1/\sqrt{d}`, `B` zero.
+    It adds `s B A x` to them side by side; to be called in a compact method. Fresh ones
+    add zero, as PEFT's: `A` uniform within :math:`1/\sqrt{d}`, `B` zero.
 
     Args:
-      x: The input.
-      features: The number of features of the output.
-      name: The name of the layer that it stands beside.
-      adapters: The rank and scale of the adapter.
-      dtypes: The dtypes of the two `nn.Dense`.
+      outputs: The outputs of the matrices.
+      x: Their input.
+      name: The name that the adapter has.
+      adapters: The adapters of the block.
+      dtypes: The dtypes of its two `nn.Dense`.
 
     Returns:
-      The change of the output.
+      The outputs, changed; as they are where the block has no such adapter.
 
     Examples:
-      >>> class Change(nn.Module):
+      >>> class Pair(nn.Module):
       ...     @nn.compact
       ...     def __call__(self, x):
-      ...         adapters = LowRank(rank=2, alpha=4.0, targets=("up",))
-      ...         return low_rank_change(x, 3, name="up", adapters=adapters)
-      >>> Change().init_with_output(jax.random.key(0), jax.numpy.ones((1, 5)))[0]
-      Array([[0., 0., 0.]], dtype=...)
+      ...         adapters = LowRank(rank=2, alpha=4.0, targets=("gate_up",)).at(0)
+      ...         return adapted_together([x, x], x, name="gate_up", adapters=adapters)
+      >>> Pair().init_with_output(jax.random.key(0), jax.numpy.ones((1, 2)))[0]
+      [Array([[1., 1.]], dtype=...), Array([[1., 1.]], dtype=...)]
     """
+    if name not in adapters:
+        return list(outputs)
+    rank, scale = adapters[name]
+    widths = [y.shape[-1] for y in outputs]
     layer = functools.partial(nn.Dense, use_bias=False, **dtypes)
     # PyTorch's `kaiming_uniform_(a=sqrt(5))`: variance 1 / (3 fan_in).
     spread = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    inner = layer(adapters.rank, kernel_init=spread, name=f"{name}_lora_a")(x)
+    inner = layer(rank, kernel_init=spread, name=f"{name}_lora_a")(x)
     zeros = nn.initializers.zeros
-    return adapters.scale * layer(features, kernel_init=zeros, name=f"{name}_lora_b")(
-        inner
-    )
+    outer = layer(sum(widths), kernel_init=zeros, name=f"{name}_lora_b")(inner)
+    change = scale * outer
+    ends = list(itertools.accumulate(widths))[:-1]
+    changes = jnp.split(change, ends, axis=-1)
+    return [y + dy for y, dy in zip(outputs, changes, strict=True)]
 
 
 def is_adapter(params: Any) -> Any:

@@ -7,7 +7,7 @@ an argument and a result (`model.prefill`, `model.extend`).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,7 +20,12 @@ from ldjax.equation.doors import check_ids
 from ldjax.equation.sequences import is_here
 from ldjax.models.decoder.attention import Attention, KeyValues
 from ldjax.models.decoder.config import TransformerConfig
-from ldjax.models.decoder.low_rank import LowRank, adapted_dense
+from ldjax.models.decoder.low_rank import (
+    Adapter,
+    Target,
+    adapted_dense,
+    adapted_together,
+)
 from ldjax.models.decoder.norm import norm_of
 
 __all__ = ["Cache", "Transformer"]
@@ -105,7 +110,7 @@ class Transformer(nn.Module):
             self.position_embedding = embed(config.max_positions)
         block = nn.remat(_Block) if config.remat else _Block
         self.blocks = [
-            block(config, layer, config.adapters and config.adapters.at(layer))
+            block(config, layer, config.adapters.at(layer) if config.adapters else {})
             for layer in range(config.num_layers)
         ]
         self.final_norm = norm_of(config)
@@ -292,7 +297,7 @@ class Transformer(nn.Module):
 class _Block(nn.Module):
     config: TransformerConfig
     layer: int
-    adapters: LowRank | None
+    adapters: Mapping[Target, Adapter]
 
     @nn.compact
     def __call__(
@@ -330,24 +335,22 @@ class _Block(nn.Module):
 
 class _MLP(nn.Module):
     config: TransformerConfig
-    adapters: LowRank | None
+    adapters: Mapping[Target, Adapter]
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch pos width"]
     ) -> Float[Array, "batch pos width"]:
         config = self.config
-        dense = functools.partial(
-            adapted_dense,
-            adapters=self.adapters,
-            use_bias=config.mlp_bias,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
-        )
+        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        adapted = {"adapters": self.adapters, **dtypes}
+        dense = functools.partial(adapted_dense, use_bias=config.mlp_bias, **adapted)
         activate = _ACTIVATIONS[config.activation]
         up = dense(x, config.mlp_width, name="up")
         if config.gated_mlp:
-            inner = activate(dense(x, config.mlp_width, name="gate")) * up
+            gate = dense(x, config.mlp_width, name="gate")
+            gate, up = adapted_together([gate, up], x, name="gate_up", **adapted)
+            inner = activate(gate) * up
         else:
             inner = activate(up)
         init = _residual_init(config)

@@ -4,38 +4,43 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ldjax.files.whole import read_json_object
 from ldjax.models.decoder.config import TransformerConfig
-from ldjax.models.decoder.low_rank import LowRank, Target
-from ldjax.models.hub.config import family_of
+from ldjax.models.decoder.low_rank import Target
+from ldjax.models.hub.config import Family, family_of
 from ldjax.models.hub.files import TensorFiles, refuse_misfits, write_tensors
 from ldjax.models.hub.parameters import abstract_params
-from ldjax.models.hub.settings import Settings
+from ldjax.models.hub.peft_choice import Matrix, read_choice, write_choice
 from ldjax.models.hub.tensors import fused_rows, leaf_names
 
 __all__ = ["AdapterFolder", "adapter_targets", "is_adapter_folder", "write_adapters"]
 
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_IN_MLP = ("gate", "up", "gate_up", "down")
 
-#: PEFT's `target_modules` by family; a fused layer has one adapter.
-_MODULES: dict[str, dict[str, str]] = {
-    "gpt2": {
-        "qkv": "attn.c_attn",
-        "out": "attn.c_proj",
-        "up": "mlp.c_fc",
-        "down": "mlp.c_proj",
-    },
-    "gpt_neox": {
-        "qkv": "attention.query_key_value",
-        "out": "attention.dense",
-        "up": "mlp.dense_h_to_4h",
-        "down": "mlp.dense_4h_to_h",
-    },
-    "llama": {
+
+class _Layout(NamedTuple):
+    """Where PEFT finds the matrices of a family.
+
+    Attributes:
+      blocks: The full name of the list of blocks.
+      modules: The name in a block of each matrix, by its name in ldjax; a fused one has
+        one adapter.
+      beside: The full names of further modules that PEFT would adapt.
+    """
+
+    blocks: str
+    modules: dict[Target, str]
+    beside: tuple[str, ...]
+
+
+_LLAMA = _Layout(
+    "model.layers",
+    {
         "query": "self_attn.q_proj",
         "key": "self_attn.k_proj",
         "value": "self_attn.v_proj",
@@ -44,35 +49,50 @@ _MODULES: dict[str, dict[str, str]] = {
         "up": "mlp.up_proj",
         "down": "mlp.down_proj",
     },
+    ("model.embed_tokens", "lm_head"),
+)
+_LAYOUTS: dict[Family, _Layout] = {
+    "gpt2": _Layout(
+        "transformer.h",
+        {
+            "qkv": "attn.c_attn",
+            "out": "attn.c_proj",
+            "up": "mlp.c_fc",
+            "down": "mlp.c_proj",
+        },
+        ("transformer.wte", "transformer.wpe", "lm_head"),
+    ),
+    "gpt_neox": _Layout(
+        "gpt_neox.layers",
+        {
+            "qkv": "attention.query_key_value",
+            "out": "attention.dense",
+            "up": "mlp.dense_h_to_4h",
+            "down": "mlp.dense_4h_to_h",
+        },
+        ("gpt_neox.embed_in", "embed_out"),
+    ),
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
 }
-_MODULES["qwen2"] = _MODULES["llama"]
-_BLOCKS = {
-    "gpt2": "transformer.h",
-    "gpt_neox": "gpt_neox.layers",
-    "llama": "model.layers",
-    "qwen2": "model.layers",
-}
-# What changes the function that adapters compute; anything else of PEFT's settings is
-# about how they are trained.
-_REQUIRED: dict[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_rslora": False,
-    "use_dora": False,
-    "lora_bias": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "modules_to_save": None,
-    "layer_replication": None,
-    "megatron_config": None,
-    "alora_invocation_tokens": None,
-    "exclude_modules": None,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-    "use_qalora": False,
-    "use_bdlora": None,
-    "kasa_config": None,
-    "arrow_config": None,
+#: What changes the function that adapters compute, its usual value, and what another
+#: makes of them; anything else of PEFT's settings is about how they are trained.
+_PLAIN: dict[str, tuple[Any, str]] = {
+    "peft_type": ("LORA", "adapters of another kind"),
+    "bias": ("none", "trained biases of the model beside the adapters"),
+    "use_dora": (False, "DoRA, which gives every column of a matrix a length"),
+    "lora_bias": (False, "adapters with a bias"),
+    "modules_to_save": (None, "whole modules trained beside the adapters"),
+    "layer_replication": (None, "a model some of whose layers are repeated"),
+    "megatron_config": (None, "adapters of Megatron's layers"),
+    "alora_invocation_tokens": (None, "adapters that act after some tokens only"),
+    "trainable_token_indices": (None, "trained rows of the embedding"),
+    "target_parameters": (None, "adapters of bare parameters, as of experts"),
+    "use_qalora": (False, "QALoRA, whose adapters read pooled inputs"),
+    "use_bdlora": (None, "block-diagonal adapters"),
+    "kasa_config": (None, "KaSA, which truncates the model's matrices"),
+    "arrow_config": (None, "a router of many adapters"),
+    "monteclora_config": (None, "adapters that are drawn anew in each pass"),
 }
 # Starts that leave the base model as it is; others (pissa, olora, ...) change its
 # matrices, and only PEFT can tell how.
@@ -107,12 +127,13 @@ class AdapterFolder:
         if not self._file.is_file():
             raise FileNotFoundError(f"{folder} has no {_CONFIG}.")
         self._content = read_json_object(self._file)
-        for name, value in _REQUIRED.items():
-            found = self._content.get(name, value)
-            if found != value and found:
-                only = f"only {value!r}" if value else "without"
+        for name, (usual, what) in _PLAIN.items():
+            found = self._content.get(name, usual)
+            if found and found != usual:
                 raise ValueError(
-                    f"{self._file}: `{name}` is {found!r}; ldjax computes {only}."
+                    f"{self._file}: `{name}` is {found!r}: {what}. ldjax computes "
+                    "plain LoRA. If PEFT can merge them into their model "
+                    "(`merge_and_unload`), save that and load it instead."
                 )
         start = self._content.get("init_lora_weights")
         if start not in _STARTS:
@@ -139,7 +160,9 @@ class AdapterFolder:
           ValueError: If it has not the layers they stand beside.
         """
         try:
-            adapters = _read_settings(self._content, base)
+            adapters = read_choice(
+                self._content, _matrices(base), beside=_layout(base).beside
+            )
             return dataclasses.replace(base, adapters=adapters)
         except ValueError as error:
             raise ValueError(f"{self._file}: {error}") from error
@@ -191,7 +214,7 @@ def adapter_targets(
       >>> adapter_targets(llama_config(vocab_size=10))
       ('query', 'value')
     """
-    modules = _modules(config)
+    modules = _layout(config).modules
     default: tuple[Target, ...] = ("qkv",) if "qkv" in modules else ("query", "value")
     impossible = [name for name in asked if name not in modules]
     if impossible:
@@ -232,7 +255,7 @@ def write_adapters(
     Examples:
       >>> import dataclasses, tempfile
       >>> import jax
-      >>> from ldjax.models import gpt2_config
+      >>> from ldjax.models import LowRank, gpt2_config
       >>> adapters = LowRank(rank=2, alpha=4.0, targets=("qkv",))
       >>> config = gpt2_config(vocab_size=10, num_layers=1)
       >>> config = dataclasses.replace(config, adapters=adapters)
@@ -242,20 +265,16 @@ def write_adapters(
       >>> AdapterFolder(folder).config(config).adapters == adapters
       True
     """
-    adapters, modules = config.adapters, _modules(config)
+    adapters = config.adapters
     if adapters is None:
         raise ValueError("The model has no adapters; `save` writes whole models.")
     adapter_targets(config, adapters.targets)
     content = {
-        **_REQUIRED,
+        **{name: usual for name, (usual, _) in _PLAIN.items()},
+        **write_choice(adapters, _matrices(config)),
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base),
-        "r": adapters.rank,
-        "lora_alpha": adapters.alpha,
         "lora_dropout": 0.0,
-        "target_modules": [modules[name] for name in adapters.targets],
-        "layers_to_transform": adapters.layers and list(adapters.layers),
-        "layers_pattern": None,
         "fan_in_fan_out": family_of(config) == "gpt2",
         "inference_mode": True,
         "init_lora_weights": True,
@@ -269,24 +288,29 @@ def write_adapters(
     write_tensors(folder, tensors, name=_TENSORS)
 
 
-def _modules(config: TransformerConfig) -> dict[str, str]:
-    return _MODULES[family_of(config)]
+def _layout(config: TransformerConfig) -> _Layout:
+    return _LAYOUTS[family_of(config)]
+
+
+def _matrices(config: TransformerConfig) -> list[Matrix]:
+    blocks, modules, _ = _layout(config)
+    return [
+        Matrix(i, target, f"{blocks}.{i}.{module}")
+        for i in range(config.num_layers)
+        for target, module in modules.items()
+    ]
 
 
 def _names(config: TransformerConfig) -> Iterator[tuple[str, str, bool]]:
     """Tensor, parameter and whether it is a `B`, of each adapter."""
-    adapters, modules = config.adapters, _modules(config)
-    assert adapters is not None
-    blocks = _BLOCKS[family_of(config)]
-    for i in range(config.num_layers):
-        if adapters.at(i) is None:
+    assert config.adapters is not None
+    for i, target, module in _matrices(config):
+        if target not in config.adapters.at(i):
             continue
-        for target in adapters.targets:
-            inner = "mlp" if target in ("gate", "up", "down") else "attention"
-            theirs = f"base_model.model.{blocks}.{i}.{modules[target]}"
-            ours = f"blocks_{i}/{inner}/{target}"
-            yield f"{theirs}.lora_A.weight", f"{ours}_lora_a/kernel", False
-            yield f"{theirs}.lora_B.weight", f"{ours}_lora_b/kernel", True
+        inner = "mlp" if target in _IN_MLP else "attention"
+        ours, theirs = f"blocks_{i}/{inner}/{target}", f"base_model.model.{module}"
+        yield f"{theirs}.lora_A.weight", f"{ours}_lora_a/kernel", False
+        yield f"{theirs}.lora_B.weight", f"{ours}_lora_b/kernel", True
 
 
 def _is_fused_by_head(leaf: str, config: TransformerConfig, is_b: bool) -> bool:
@@ -310,29 +334,3 @@ def _from_file(
         _, unpack = fused_rows(config)
         rows = np.concatenate(unpack(rows))
     return rows.T
-
-
-def _read_settings(content: dict[str, Any], config: TransformerConfig) -> LowRank:
-    modules = _modules(config)
-    settings = Settings(content)
-    targets = []
-    for module in settings.names("target_modules"):
-        fitting = [
-            name
-            for name, full in modules.items()
-            # As PEFT: the end of the module's name.
-            if full == module or full.endswith(f".{module}")
-        ]
-        if not fitting:
-            raise ValueError(
-                f"`target_modules` has {module!r}; ldjax adapts "
-                f"{', '.join(modules.values())}."
-            )
-        targets += fitting
-    ordered = [name for name in modules if name in targets]
-    return LowRank(
-        rank=settings.whole("r"),
-        alpha=settings.positive("lora_alpha"),
-        targets=tuple(ordered),  # type: ignore[arg-type]
-        layers=settings.layers("layers_to_transform"),
-    )

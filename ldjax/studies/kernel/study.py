@@ -60,7 +60,7 @@ def all_settings(config: Config, asked: Asked) -> dict[str, Any]:
         dataclasses.asdict(config)
         | filled
         | {
-            "model": dataclasses.asdict(asked.base.model.config),
+            "model": asked.base.model.config.settings(),
             "reductions": {"loss": "sum over tokens", "changes": "each token"},
         }
     )

@@ -15,6 +15,7 @@ from zoo.kernel_models import compiled
 from ldjax.equation.subset import split
 from ldjax.models import (
     LowRank,
+    OtherAdapter,
     Pretrained,
     Transformer,
     add_adapters,
@@ -106,6 +107,41 @@ def test_adapters_change_their_matrices_by_a_product(style, targets, num_layers)
     _, base = split(adapted.params, is_adapter)
     without = logits(merged._replace(params=base))
     assert abs(found - without).max() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+def test_single_matrices_may_have_another_rank_and_scale(rank_stabilized):
+    others = (
+        OtherAdapter(layer=0, target="up", rank=1, alpha=0.5),
+        OtherAdapter(layer=1, target="query", rank=0, alpha=1.0),
+        OtherAdapter(layer=1, target="down", rank=4, alpha=5.0),
+    )
+    adapters = dataclasses.replace(
+        low_rank("llama"), rank_stabilized=rank_stabilized, others=others
+    )
+    adapted = make_adapted("llama", adapters)
+    merged = leaf_names(merge_adapters(adapted).params)
+    given = leaf_names(adapted.params)
+    power = 0.5 if rank_stabilized else 1.0
+    expected = {}
+    for name, leaf in given.items():
+        if "_lora_" in name:
+            continue
+        factors = [name.replace("/kernel", f"_lora_{factor}/kernel") for factor in "ab"]
+        if factors[0] == name or factors[0] not in given:
+            expected[name] = leaf
+            continue
+        rank, alpha = {
+            "blocks_0/mlp/up/kernel": (1, 0.5),
+            "blocks_1/mlp/down/kernel": (4, 5.0),
+        }.get(name, (3, 5.0))
+        first, second = (np.asarray(given[factor]) for factor in factors)
+        assert first.shape[1] == second.shape[0] == rank
+        expected[name] = leaf + alpha / rank**power * first @ second
+    assert sum("_lora_a" in name for name in given) == 13
+    assert_close(merged, expected, rtol=ACCEPTED)
+    assert_close(logits(adapted), logits(merge_adapters(adapted)), rtol=ACCEPTED)
 
 
 def test_merging_a_model_without_adapters_changes_nothing():
@@ -277,6 +313,11 @@ def test_adapters_are_in_the_dtype_of_the_parameters():
 SETTINGS = {"rank": 2, "alpha": 4.0, "targets": ("up",)}
 
 
+def other(**changes):
+    settings = {"layer": 0, "target": "up", "rank": 1, "alpha": 1.0}
+    return OtherAdapter(**settings | changes)
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -285,6 +326,14 @@ SETTINGS = {"rank": 2, "alpha": 4.0, "targets": ("up",)}
         ({"alpha": float("nan")}, "`alpha` positive, got 2 and nan"),
         ({"targets": ()}, "`targets` must be some of.*got none"),
         ({"targets": ("qkv", "key", "up")}, "qkv stands for query, key.*it and key"),
+        (
+            {"targets": ("gate_up", "up")},
+            "gate_up stands for gate and up; got it and up",
+        ),
+        ({"others": (other(target="down"),)}, "down of layer 0.*none of the `targets`"),
+        ({"others": (other(rank=-1),)}, "rank -1 and alpha 1.0"),
+        ({"others": (other(alpha=0.0),)}, "rank 1 and alpha 0.0"),
+        ({"others": (other(), other())}, "names a matrix twice"),
     ],
 )
 def test_adapters_that_make_no_sense_are_refused(changes, complaint):
@@ -307,6 +356,12 @@ def test_a_gate_that_the_model_has_not_is_refused(style):
         dataclasses.replace(CONFIGS[style], adapters=adapters)
 
 
+def test_a_matrix_of_a_layer_that_the_model_has_not_is_refused():
+    adapters = LowRank(**SETTINGS, others=(other(layer=2),))
+    with pytest.raises(ValueError, match=r"layers \[2\] are none of the 2"):
+        dataclasses.replace(CONFIGS["llama"], adapters=adapters)
+
+
 @pytest.mark.parametrize("layers", [(0, 2), (-1,)], ids=str)
 def test_a_layer_that_the_model_has_not_is_refused(layers):
     adapters = LowRank(rank=1, alpha=1.0, targets=("up",), layers=layers)
@@ -322,8 +377,20 @@ def test_adapters_on_top_of_adapters_are_refused():
 
 
 @pytest.mark.parametrize("layers", [None, (0,), ()], ids=str)
-def test_settings_survive_json(layers):
-    original = LowRank(**SETTINGS, layers=layers)
-    content = json.loads(json.dumps(dataclasses.asdict(original)))
-    assert LowRank.of(content) == original
+@pytest.mark.parametrize(
+    "more", [{}, {"rank_stabilized": True, "others": (other(), other(layer=3))}]
+)
+def test_settings_survive_json(layers, more):
+    original = LowRank(**SETTINGS, layers=layers, **more)
+    for settings in (original.settings(), dataclasses.asdict(original)):
+        assert LowRank.of(json.loads(json.dumps(settings))) == original
     assert LowRank.of(original) is original
+
+
+def test_settings_are_as_they_were_before_single_matrices_could_differ():
+    adapters = LowRank(**SETTINGS)
+    before = {**SETTINGS, "layers": None}
+    assert adapters.settings() == before
+    assert LowRank.of(before) == adapters
+    config = dataclasses.replace(CONFIGS["llama"], adapters=adapters)
+    assert config.settings()["adapters"] == before

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 
 import flax.linen as nn
 import jax
@@ -381,7 +382,24 @@ def test_other_mistakes_are_refused_with_the_numbers():
 def test_a_configuration_is_hashable_and_survives_json():
     config = CONFIGS["neox"]
     assert TransformerConfig.of(dataclasses.asdict(config)) == config
+    assert TransformerConfig.of(json.loads(json.dumps(config.settings()))) == config
     assert hash(Transformer(config)) == hash(Transformer(config))
+
+
+#: What runs kept of a model before there were more fields; such a run can go on only
+#: if that is still what they keep.
+FIRST_FIELDS = {
+    *("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_dim"),
+    *("mlp_width", "max_positions", "positions", "rotary_fraction", "rotary_theta"),
+    *("rotary_scaling", "norm", "norm_epsilon", "parallel_residual", "activation"),
+    *("gated_mlp", "qkv_bias", "attention_out_bias", "mlp_bias", "head_bias"),
+    *("tied_head", "adapters", "remat", "dtype", "param_dtype"),
+}
+
+
+@pytest.mark.parametrize("style", ["gpt2", "neox", "qwen2", "llama"])
+def test_a_run_keeps_of_a_model_what_runs_before_it_kept(style):
+    assert CONFIGS[style].settings().keys() == FIRST_FIELDS
 
 
 def test_equal_shapes_compile_once():

@@ -280,7 +280,7 @@ ADAPTERS = {
     "layers_to_transform": ('"ab"', "[0.5]", '["a"]', "[-1]", "[9]", "1e400", "{}"),
     "base_model_name_or_path": ("3", "null", '""', "[]"),
     "init_lora_weights": ("3", "{}", "[]", '"pissa"'),
-    "rank_pattern": ("3", '{"a": 1}', '"x"'),
+    "rank_pattern": ("3", '{"(": 1}', '{".*": 0}', '"x"'),
     "use_dora": ("true", "3", "[1]"),
 }
 

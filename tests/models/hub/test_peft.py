@@ -239,14 +239,13 @@ def edit_tensors(folder, change):
     ("name", "value"),
     [
         ("use_dora", True),
-        ("use_rslora", True),
-        ("rank_pattern", {"c_attn": 4}),
-        ("alpha_pattern", {"c_attn": 4}),
         ("bias", "all"),
         ("lora_bias", True),
         ("modules_to_save", ["lm_head"]),
         ("peft_type", "IA3"),
         ("layer_replication", [[0, 1]]),
+        ("trainable_token_indices", [3]),
+        ("target_parameters", ["experts.up"]),
     ],
 )
 def test_settings_that_change_the_function_are_refused_by_name(folder, name, value):
@@ -293,10 +292,21 @@ def test_settings_of_training_alone_are_no_matter(folder):
     assert load(folder).config == wanted.config
 
 
-@pytest.mark.parametrize("module", ["wte", "q_proj", "c", "attn"])
-def test_an_unknown_module_is_refused_with_those_there_are(folder, module):
-    edit(folder, target_modules=["c_attn", module])
+@pytest.mark.parametrize("module", ["q_proj", "c", "attn"])
+def test_modules_of_other_models_are_no_matter_beside_some_of_this(folder, module):
+    targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    wanted = load(folder)
+    edit(folder, target_modules=[*targets, module])
+    assert load(folder).config == wanted.config
+    edit(folder, target_modules=[module])
     with pytest.raises(ValueError, match=rf"'{module}'.*attn.c_attn.*mlp.c_proj"):
+        load(folder)
+
+
+@pytest.mark.parametrize("module", ["wte", "transformer.wpe", "lm_head"])
+def test_adapters_outside_of_blocks_are_refused(folder, module):
+    edit(folder, target_modules=["c_attn", module])
+    with pytest.raises(ValueError, match=rf"chooses .*{module}.*blocks only.*Merge"):
         load(folder)
 
 
