@@ -9,6 +9,8 @@ from ldjax.files.whole import read_json_object
 from ldjax.models.decoder.config import TransformerConfig
 from ldjax.models.hub.families import FAMILIES
 from ldjax.models.hub.families.gemma import text_part
+from ldjax.models.hub.other_folders import without_config
+from ldjax.models.hub.other_models import refuse_other_models
 from ldjax.models.hub.settings import Settings
 
 __all__ = ["family_of", "from_hub", "read_config", "to_hub"]
@@ -45,9 +47,7 @@ def read_config(folder: Path) -> TransformerConfig:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no config.json: it is no folder of a model."
-        )
+        raise FileNotFoundError(without_config(folder))
     content = read_json_object(file)
     try:
         return from_hub(content)
@@ -75,18 +75,13 @@ def from_hub(content: Mapping[str, Any]) -> TransformerConfig:
       >>> from_hub({"model_type": "bert"})
       Traceback (most recent call last):
         ...
-      ValueError: `model_type` is 'bert'; ldjax reads gpt2, gpt_neox, ...
+      ValueError: `model_type` is 'bert', an encoder, which ...
     """
-    settings, name = Settings(content), content.get("model_type")
-    settings.require("quantization_config", None)
+    refuse_other_models(content, (*FAMILIES, _GEMMA3_WITH_EYES))
+    settings, name = Settings(content), content["model_type"]
     if name == _GEMMA3_WITH_EYES:
         settings, name = text_part(settings), "gemma3_text"
-        settings.require("quantization_config", None)
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(
-            f"`model_type` is {name!r}; ldjax reads "
-            f"{', '.join((*FAMILIES, _GEMMA3_WITH_EYES))}."
-        )
+        refuse_other_models({**settings.content, "model_type": name}, tuple(FAMILIES))
     config = FAMILIES[name].read(settings)
     is_told = _told(config) == name
     return config if is_told else dataclasses.replace(config, family=name)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ldjax.files.whole import whole_file
+from ldjax.models.hub.other_folders import without_weights
 
 __all__ = [
     "TensorFiles",
@@ -32,15 +33,6 @@ _WEIGHTS = ("model*.safetensors", _INDEX, "adapter_model.safetensors")
 _FLOATS = ("F16", "BF16", "F32", "F64")
 # What the content of an index that is none may raise.
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-# Weights in pickles, which may run code when they are read.
-_PICKLES = (
-    "pytorch_model*.bin",
-    "adapter_model*.bin",
-    "*.pth",
-    "*.ckpt",
-    "*.msgpack",
-    "*.h5",
-)
 
 
 def find_folder(
@@ -224,7 +216,11 @@ class TensorFiles(NamedTuple):
             )
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
-            raise FileNotFoundError(_without_weights(folder, name, missing, listed))
+            if listed is not None:
+                raise FileNotFoundError(
+                    f"{folder} lacks files that its index names: {_some(missing)}."
+                )
+            raise FileNotFoundError(without_weights(folder, name=name, index=_INDEX))
         files, shapes, dtypes = {}, {}, {}
         for shard in sorted(shards):
             with _opened(folder / shard) as tensors:
@@ -404,9 +400,21 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="numpy") as tensors:
             yield tensors
     except SafetensorError as error:
+        if _is_pointer(path):
+            raise ValueError(
+                f"{path} is not a whole safetensors file but a pointer of Git LFS, "
+                "which stands for it. Run `git lfs pull` in its folder, or fetch it "
+                "again by `hf download`."
+            ) from error
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}). Fetch or copy it again."
         ) from error
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a file is what Git keeps instead of a large one."""
+    with path.open("rb") as file:
+        return file.read(24).startswith(b"version https://git-lfs")
 
 
 def _is_name(file: str) -> bool:
@@ -423,20 +431,6 @@ def _read_index(path: Path) -> dict[str, str]:
             f"{path} is not a whole index of shards: it must be a JSON object with a "
             "`weight_map`. Fetch it again."
         ) from error
-
-
-def _without_weights(folder: Path, name: str, missing: list[str], listed: Any) -> str:
-    if listed is not None:
-        return f"{folder} lacks files that its index names: {_some(missing)}."
-    pickles = [file.name for kind in _PICKLES for file in folder.glob(kind)]
-    if pickles:
-        return (
-            f"{folder} has its weights as {_some(sorted(pickles))}; ldjax reads "
-            "safetensors only, as they run no code. Convert them where transformers is "
-            "installed: `AutoModelForCausalLM.from_pretrained(A).save_pretrained(B)`."
-        )
-    names = f"neither {name} nor {_INDEX}" if name == _SINGLE else f"no {name}"
-    return f"{folder} has no weights: {names}."
 
 
 def _some(names: Sequence[str], count: int = 10) -> str:

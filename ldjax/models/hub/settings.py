@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "shown"]
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -44,16 +44,16 @@ class Settings(NamedTuple):
         if value is None:
             raise ValueError(f"`{name}` is missing.")
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"`{name}` must be a number, got {_shown(value)}.")
+            raise ValueError(f"`{name}` must be a number, got {shown(value)}.")
         if not abs(value) <= sys.float_info.max:  # JSON has NaN, Infinity and 1e400
-            raise ValueError(f"`{name}` must be finite, got {_shown(value)}.")
+            raise ValueError(f"`{name}` must be finite, got {shown(value)}.")
         return value
 
     def positive(self, name: str, default: int | float | None = None) -> float:
         """A number above zero; refuses anything else."""
         value = self.number(name, default)
         if value <= 0:
-            raise ValueError(f"`{name}` must be positive, got {_shown(value)}.")
+            raise ValueError(f"`{name}` must be positive, got {shown(value)}.")
         return float(value)
 
     def optional(self, name: str, default: float | None) -> float | None:
@@ -68,10 +68,10 @@ class Settings(NamedTuple):
         value = self.number(name, default)
         if value != int(value) or value < 1:
             raise ValueError(
-                f"`{name}` must be a whole number from 1 on, got {_shown(value)}."
+                f"`{name}` must be a whole number from 1 on, got {shown(value)}."
             )
         if value > most:
-            raise ValueError(f"`{name}` must be at most {most}, got {_shown(value)}.")
+            raise ValueError(f"`{name}` must be at most {most}, got {shown(value)}.")
         return int(value)
 
     def layers(self, name: str) -> tuple[int, ...] | None:
@@ -83,7 +83,7 @@ class Settings(NamedTuple):
         for number in value:
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise ValueError(
-                    f"`{name}` must be whole numbers from 0 on, got {_shown(number)}."
+                    f"`{name}` must be whole numbers from 0 on, got {shown(number)}."
                 )
         return tuple(value)
 
@@ -93,14 +93,14 @@ class Settings(NamedTuple):
         value = value if isinstance(value, list) else [] if value is None else [value]
         for text in value:
             if not isinstance(text, str):
-                raise ValueError(f"`{name}` must be names, got {_shown(text)}.")
+                raise ValueError(f"`{name}` must be names, got {shown(text)}.")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false; refuses anything else."""
         value = self.content.get(name, default)
         if not isinstance(value, bool):
-            raise ValueError(f"`{name}` must be true or false, got {_shown(value)}.")
+            raise ValueError(f"`{name}` must be true or false, got {shown(value)}.")
         return value
 
     def activation(self, name: str, default: str) -> Any:
@@ -108,8 +108,7 @@ class Settings(NamedTuple):
         value = self.content.get(name, default)
         if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise ValueError(
-                f"`{name}` is {_shown(value)}; ldjax computes "
-                f"{', '.join(_ACTIVATIONS)}."
+                f"`{name}` is {shown(value)}; ldjax computes {', '.join(_ACTIVATIONS)}."
             )
         return _ACTIVATIONS[value]
 
@@ -118,10 +117,11 @@ class Settings(NamedTuple):
         found = self.content.get(name, value)
         if found != value and found is not None:
             only = "without" if value is None else f"only {value!r}"
-            raise ValueError(f"`{name}` is {_shown(found)}; ldjax computes {only}.")
+            raise ValueError(f"`{name}` is {shown(found)}; ldjax computes {only}.")
 
 
-def _shown(value: Any, most: int = 60) -> str:
+def shown(value: Any, most: int = 60) -> str:
+    """A value of JSON in a message, cut where it is long."""
     try:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits

@@ -272,7 +272,7 @@ def test_a_shard_cut_short_is_named(sharded):
 def test_a_text_for_a_file_of_tensors_is_named(folder):
     # What a repository holds whose large files were not fetched.
     (folder / FILE).write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
-    refused(folder, FILE, "not a whole safetensors file")
+    refused(folder, FILE, "not a whole safetensors file", "git lfs pull")
 
 
 def test_missing_shards_are_named(sharded):
@@ -342,7 +342,7 @@ def test_a_folder_has_no_revision(folder):
 @pytest.mark.parametrize(
     ("style", "changes", "parts"),
     [
-        ("gpt2", {"model_type": "bert"}, ("'bert'", "gpt2, gpt_neox, llama, qwen2")),
+        ("gpt2", {"model_type": "bert"}, ("'bert', an encoder", "ldjax reads GPT-2, ")),
         ("gpt2", {"model_type": None}, ("`model_type` is None",)),
         ("gpt2", {"activation_function": "mish"}, ("'mish'", "gelu_new")),
         ("gpt2", {"n_embd": None}, ("`n_embd` is missing",)),
