@@ -293,6 +293,7 @@ class TransformerConfig:
         runs kept before there were any.
 
         Examples:
+          >>> from ldjax.models import gpt2_config
           >>> gpt2_config(vocab_size=100).settings()["positions"]
           'learned'
         """

@@ -11,7 +11,7 @@ import numpy as np
 from ldjax.files.whole import read_json_object
 from ldjax.models.decoder.config import TransformerConfig
 from ldjax.models.decoder.low_rank import Target
-from ldjax.models.hub.config import Family, family_of
+from ldjax.models.hub.config import family_of
 from ldjax.models.hub.files import TensorFiles, refuse_misfits, write_tensors
 from ldjax.models.hub.parameters import abstract_params
 from ldjax.models.hub.peft_choice import Matrix, read_choice, write_choice
@@ -51,7 +51,7 @@ _LLAMA = _Layout(
     },
     ("model.embed_tokens", "lm_head"),
 )
-_LAYOUTS: dict[Family, _Layout] = {
+_LAYOUTS: dict[str, _Layout] = {
     "gpt2": _Layout(
         "transformer.h",
         {
@@ -72,8 +72,21 @@ _LAYOUTS: dict[Family, _Layout] = {
         },
         ("gpt_neox.embed_in", "embed_out"),
     ),
-    "llama": _LLAMA,
-    "qwen2": _LLAMA,
+    "phi3": _LLAMA._replace(
+        modules={
+            "qkv": "self_attn.qkv_proj",
+            "out": "self_attn.o_proj",
+            "gate_up": "mlp.gate_up_proj",
+            "down": "mlp.down_proj",
+        }
+    ),
+    **dict.fromkeys(
+        (
+            *("llama", "qwen2", "qwen3", "mistral", "smollm3"),
+            *("olmo2", "olmo3", "gemma2", "gemma3_text"),
+        ),
+        _LLAMA,
+    ),
 }
 #: What changes the function that adapters compute, its usual value, and what another
 #: makes of them; anything else of PEFT's settings is about how they are trained.
