@@ -276,9 +276,26 @@ def _head(model: Traced, walk: Walk, held: set[Path]) -> HeadLayer | str:
             return HeadLayer(use.site.path, isinstance(use.site.layer, Attend), scale)
     return (
         f"the logits of {model.name} are not a fixed multiple of the "
-        "outputs of a last `Dense` (or `Embed.attend`), as with a soft cap, a learned "
-        "temperature, or something added to them"
+        f"outputs of a last `Dense` (or `Embed.attend`){_why_not(model, walk, held)}"
     )
+
+
+def _why_not(model: Traced, walk: Walk, held: set[Path]) -> str:
+    """What stands between the outputs of a last layer and the logits, in words."""
+    taps = walk.after.keys()
+    heads = [
+        u for u in model.uses if u.tap in taps and _may_be_head(model, walk, u, held)
+    ]
+    if heads:
+        made, names = {walk.after[heads[-1].tap]}, []
+        for op in model.program.ops:
+            if made.intersection(op.inputs):
+                made.update(op.outputs)
+                names.append(op.eqn.primitive.name)
+        if "tanh" in names:
+            layer = "/".join(heads[-1].site.path)
+            return f": after {layer} comes a soft cap ({', '.join(names)})"
+    return ", as with a soft cap, a learned temperature, or something added to them"
 
 
 def _may_be_head(model: Traced, walk: Walk, use: Use, held: set[Path]) -> bool:
