@@ -175,7 +175,9 @@ class Encoder:
         A conversation is read by its chat template, and where there is none by
         `ChatTemplate.plain`.
         """
-        tokenizer = tokenizer or self.tokenizer
+        # That of the same model may lack the chat template that is in force.
+        if tokenizer is None or tokenizer.agrees(self.tokenizer):
+            tokenizer = self.tokenizer
         limits: dict[str, Any] = {
             "max_length": self.max_length,
             "max_prompt_length": self.max_prompt_length,

@@ -14,6 +14,7 @@ from zoo.chat_templates import (
 
 from ldjax.data.conversation import Conversation
 from ldjax.data.templates.template import ChatTemplate
+from ldjax.data.tokenizers import load_tokenizer
 
 DATE = datetime.date(2026, 2, 3)
 FEW, MANY = 40, 240
@@ -86,33 +87,68 @@ def asked_for(theirs, template, conversation):
     return found
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
-def test_ids_and_masks_are_those_of_transformers(ours, theirs, dialect, count):
-    source, num_read = marked(dialect), 0
-    plain = without_marks(source)
-    tokens = ours.named_tokens
-    by_marks = ChatTemplate(source, tokens=tokens, date=DATE)
-    by_prefixes = ChatTemplate(plain, tokens=tokens, date=DATE)
-    for conversation in drawn(7, count, has_tools=DIALECTS[dialect]):
-        wanted = by_transformers(theirs, source, conversation)
-        assert sum(wanted[1])
-        assert by_marks.encode(ours, conversation) == wanted
-        # Without its marks `transformers` marks nothing; here the turns are found.
+def check_masks(ours, theirs, sources, conversations):
+    """With marks and without them; how many are read without.
+
+    Without its marks `transformers` marks nothing, so what is wanted is what it marks
+    with them, but for what the prompt for an answer has already (that there are no
+    thoughts).
+    """
+    by_marks, by_prefixes = (
+        ChatTemplate(source, tokens=ours.named_tokens, date=DATE) for source in sources
+    )
+    num_read = 0
+    for conversation in conversations:
+        ids, mask = by_transformers(theirs, sources[0], conversation)
+        assert sum(mask)
+        assert by_marks.encode(ours, conversation) == (ids, mask)
         try:
             got = by_prefixes.encode(ours, conversation)
         except ValueError:
             got = None
-        turns = asked_for(theirs, plain, conversation)
+        turns = asked_for(theirs, sources[1], conversation)
         assert (got is None) == (turns is None)
-        if got is not None and turns is not None:
-            # What the prompt for an answer has already (no thoughts) is none of it.
-            ids, mask = wanted
-            for begin, end in zip([0, *(t for _, t in turns)], turns, strict=False):
-                mask[begin : end[0]] = [0] * (end[0] - begin)
+        if turns is not None:
+            ends = [0, *(end for _, end in turns)]
+            for end, (begin, _) in zip(ends, turns, strict=False):
+                mask[end:begin] = [0] * (begin - end)
             assert got == (ids, mask)
             num_read += 1
-    assert num_read >= count / 4
+    return num_read
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_ids_and_masks_are_those_of_transformers(ours, theirs, dialect, count):
+    source = marked(dialect)
+    conversations = drawn(7, count, has_tools=DIALECTS[dialect])
+    sources = source, without_marks(source)
+    assert check_masks(ours, theirs, sources, conversations) >= count / 3
+
+
+@pytest.mark.slow
+def test_those_of_smollm2_are_too(tmp_path, monkeypatch):
+    """By the template and the tokenizer that come with the model."""
+    fetched = pytest.importorskip("ldjax.models.hub.smollm2", reason="no GGUF yet")
+    file = fetched.fetch_smollm2()
+    auto = library("transformers").AutoTokenizer
+    theirs = auto.from_pretrained(file.parent, gguf_file=file.name)
+    theirs.save_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    plain = ours.chat_template
+    assert plain == theirs.chat_template
+    # A turn as it is, and one with the marks of the assistant.
+    turn = plain[plain.index("{{'<|im_start|>'") : plain.index("{% endfor %}")]
+    begin, said = "{{'<|im_start|>' + message['role'] + '\n'}}", "message['content']"
+    assert turn == begin[:-2] + f" + {said} + '<|im_end|>' + '\n'}}}}"
+    by_role = (
+        f"{begin}{{% if message['role'] == 'assistant' %}}{{% generation %}}"
+        f"{{{{ {said} + '<|im_end|>' }}}}{{% endgeneration %}}{{{{ '\n' }}}}"
+        f"{{% else %}}{{{{ {said} + '<|im_end|>' + '\n' }}}}{{% endif %}}"
+    )
+    sources = plain.replace(turn, by_role), plain
+    conversations = drawn(9, MANY, has_tools=False)
+    assert check_masks(ours, theirs, sources, conversations) >= 200
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -1,0 +1,151 @@
+"""Conversations in a finetuning run: their template, what is scored, what is shown."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from zoo.chat_templates import chat_tokenizer, marked, without_marks
+from zoo.decoders import make_decoder
+
+from ldjax.data.conversation import Conversation, answer
+from ldjax.data.preferences import PreferenceRow
+from ldjax.finetune import prepare
+from ldjax.finetune.probes import add_initial
+from ldjax.finetune.rows import shown_first, training_rows
+from ldjax.finetune.run import finetune
+from ldjax.finetune.settings import Config, Tokens
+from ldjax.finetune.start import Base
+from ldjax.finetune.texts import Data, Encoder
+from ldjax.models import Pretrained, Transformer, llama_config, load, save
+from ldjax.report.page import write_page
+
+ASKED = {"role": "user", "content": "Why?"}
+SO = {"role": "assistant", "content": "So."}
+TEXT = PreferenceRow("Why?", {"chosen": " So.", "rejected": " No."}, "a:2")
+
+
+def row(number=1, *, asks="Why?", follows=()):
+    prompt = Conversation((ASKED | {"content": asks},))
+    chosen = Conversation((SO, *follows))
+    return PreferenceRow(
+        prompt, {"chosen": chosen, "rejected": answer("No.")}, f"a:{number}"
+    )
+
+
+@pytest.fixture
+def base(tmp_path):
+    (tmp_path / "chat").mkdir()
+    tokenizer = chat_tokenizer(tmp_path / "chat", end="<|im_end|>")
+    tokenizer = tokenizer.with_chat_template(marked("thinking"))
+    model, params = make_decoder("llama", vocab_size=tokenizer.vocab_size, num_layers=1)
+    return Base(model, model, params, tokenizer)
+
+
+def shown(base, row, **tokens):
+    encode = Encoder.of(Tokens(**tokens), base)
+    return "".join(text for text, _ in shown_first([row], encode, ["chosen"])[0].pieces)
+
+
+def test_the_template_is_the_models_a_files_or_none(base):
+    thinking = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n"
+    assert shown(base, row()).startswith(thinking)
+    assert shown(base, row(), chat_template="none") == (
+        "<s>Human: Why?\nAssistant: So.<|im_end|>"
+    )
+    assert shown(base, row(), chat_template="none", document_start=False) == (
+        "Human: Why?\nAssistant: So.<|im_end|>"
+    )
+    # Texts are read as before, whatever the template.
+    assert shown(base, TEXT) == shown(base, TEXT, chat_template="none")
+
+
+def test_a_template_of_a_file_is_that_of_samples_too_and_is_kept(base, tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text(marked("zephyr"))
+    encode = Encoder.of(Tokens(chat_template=str(path)), base)
+    assert encode.tokenizer.chat_template == marked("zephyr")
+    prompt = "<|user|>\nWhy?<|im_end|>\n<|assistant|>\n"
+    for tokenizer in (None, base.tokenizer):
+        made = encode(row(), tokenizer=tokenizer).examples["chosen"]
+        assert encode.tokenizer.decode(made.prompt_ids) == prompt
+    (filled,) = add_initial(
+        *([row()], base, encode), max_new_tokens=4, batch_size=1, seed=0
+    )
+    drawn = filled.responses["chosen_initial"]
+    made = encode(filled).examples["chosen_initial"]
+    assert list(made.response_ids) == list(drawn.ids)
+    assert encode.tokenizer.decode(made.prompt_ids) == prompt
+    with pytest.raises(FileNotFoundError, match="there is no chat template /nowhere"):
+        Encoder.of(Tokens(chat_template="/nowhere"), base)
+
+
+def test_the_date_is_said_and_no_clock_is_read(base):
+    tokenizer = base.tokenizer.with_chat_template("{{ strftime_now('%d %B') }}|")
+    dated = base._replace(tokenizer=tokenizer)
+    row_ = row()._replace(responses={})
+    for date, said in (("2024-07-26", "26 July|"), ("2025-01-02", "02 January|")):
+        encode = Encoder.of(Tokens(chat_date=date), dated)
+        template = encode.chat_template
+        assert template is not None
+        assert template.asked(row_.prompt) == said
+
+
+def test_wrong_options_are_refused_before_anything_is_read():
+    for options, said in (
+        (
+            {"chat_template": "/no.jinja"},
+            "--chat-template must be auto, none or a file",
+        ),
+        ({"chat_date": "today"}, "--chat-date must be a date such as 2024-07-26"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Config.of(**options).resolved().check()
+
+
+def test_only_the_assistants_turns_are_trained_on(base):
+    encode = Encoder.of(Tokens(), base)
+    rows, _ = training_rows(
+        [row(follows=(ASKED, SO))], encode, target=["chosen"], max_length=16
+    )
+    targets = rows.targets[rows.mask].tolist()
+    said = encode.tokenizer.decode(targets)
+    assert said == "So.<|im_end|><think>\n\n</think>\n\nSo.<|im_end|>"
+    _, counts = training_rows(
+        [row()],
+        Encoder.of(Tokens(chat_template="none"), base),
+        target=None,
+        max_length=16,
+    )
+    (note,) = (name for name in counts if not name.startswith("num_"))
+    assert note.startswith("the model has no chat template")
+
+
+@pytest.mark.slow
+def test_a_run_on_conversations(tmp_path, monkeypatch):
+    """With the model's own template, which has no marks: from messages to the page."""
+    (tmp_path / "chat").mkdir()
+    tokenizer = chat_tokenizer(tmp_path / "chat", end="<|im_end|>")
+    tokenizer = tokenizer.with_chat_template(without_marks(marked("zephyr")))
+    config = llama_config(
+        vocab_size=tokenizer.vocab_size, width=16, num_layers=1, num_heads=2
+    )
+    model = Transformer(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    save(tmp_path / "tiny", Pretrained(model, params, config, tokenizer))
+    rows = [row(i, asks=f"Why {i}?", follows=(ASKED, SO)) for i in range(8)]
+    data = Data(rows, [], {})
+    monkeypatch.setattr(prepare, "load_texts", lambda *_, **__: data)
+    config = Config.of(
+        **{"model": str(tmp_path / "tiny"), "cache": tmp_path, "out": tmp_path / "run"},
+        **{"smoke": True, "data": "messages", "one_step": False},
+        **{"nodes": 1, "token_maps": 0},
+    )
+    told = []
+    done = finetune(config, tell=told.append)
+    assert done.holds
+    assert load(done.run.path).tokenizer.chat_template == tokenizer.chat_template
+    *_, first = told
+    text = "<|user|>\nWhy 0?<|im_end|>\n<|assistant|>\n"
+    assert first.pieces[:2] == ((text, False), ("So.<|im_end|>", True))
+    (kept,) = done.run.summary["first_example"]
+    assert kept["pieces"][0] == [text, False]
+    assert "as the model reads it" in write_page([done.run]).read_text()
