@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from witnesses import later
 
 import ldjax
 from ldjax.models import Pretrained
@@ -23,6 +24,8 @@ PADDING = ((0, 0), (5, 0), (0, 3), (2, 2))
 LENGTH = 9
 
 FAMILIES = ("gpt2", "gpt_neox", "qwen2", "llama")
+#: Those with windows, norms elsewhere, blocks without positions; see `later`.
+LATER_FAMILIES = tuple(later.CONFIGS)
 DTYPES = ("float32", "float64")
 #: Relative to the largest number.
 TOLERANCE = {"float32": 2e-5, "float64": 1e-9}
@@ -33,6 +36,7 @@ _LAZY = (
     "generation.utils",
     "models.auto.modeling_auto",
     *(f"models.{family}.modeling_{family}" for family in FAMILIES),
+    *(f"models.{module}.modeling_{module}" for module in later.MODULES),
 )
 
 
@@ -86,6 +90,7 @@ def hub_config(family, **settings):
         "gpt_neox": "GPTNeoXConfig",
         "qwen2": "Qwen2Config",
         "llama": "LlamaConfig",
+        **later.CONFIGS,
     }
     if family == "gpt2":
         settings = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} | settings
@@ -108,12 +113,15 @@ def tiny_config(family, **settings):
         "gpt_neox": {**rotary, "rotary_pct": 0.5},
         "qwen2": {**rotary, "num_key_value_heads": 1},
         "llama": {**rotary, "num_key_value_heads": 1, "tie_word_embeddings": False},
+        **{family: {**rotary, **more} for family, more in later.TINY.items()},
     }
     return hub_config(family, **sizes[family] | settings)
 
 
 def draw_config(family, index):
     """A configuration at random; the index goes round what must not be missed."""
+    if family in LATER_FAMILIES:
+        return hub_config(family, **later.draw_settings(family, index, draw_scaling))
     rng = np.random.default_rng([index, *family.encode()])
 
     def one_of(*choices):
@@ -244,6 +252,23 @@ def hub_logits(model, dtype):
         ).logits
     assert str(logits.dtype) == f"torch.{dtype}"
     return logits.numpy()
+
+
+def hub_greedy(model, prompts, num):
+    """The tokens that transformers decodes from prompts padded on the left."""
+    torch = library("torch")
+    longest = max(map(len, prompts))
+    tokens = [[0] * (longest - len(row)) + row for row in prompts]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in prompts]
+    with precision("float64"), torch.no_grad():
+        rows = model.generate(
+            input_ids=torch.tensor(tokens),
+            attention_mask=torch.tensor(mask),
+            max_new_tokens=num,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    return rows[:, longest:].tolist()
 
 
 def our_logits(pretrained: Pretrained):

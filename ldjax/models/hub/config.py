@@ -132,6 +132,8 @@ def to_hub(config: TransformerConfig) -> dict[str, Any]:
         "model_type": name,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tied_head,
+        # Some families' own is none of a small vocabulary.
+        "pad_token_id": None,
     } | FAMILIES[name].write(config)
     wanted, found = map(_function, (config, from_hub(content)))
     differing = [field for field in wanted if wanted[field] != found[field]]

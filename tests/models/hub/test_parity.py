@@ -144,23 +144,6 @@ def test_a_setting_that_is_null_or_left_out_is_what_transformers_makes_of_it(
     assert ours.rotary_fraction == rope.get("partial_rotary_factor", 1.0)
 
 
-def hub_greedy(model, prompts, num):
-    """The tokens that transformers decodes from prompts padded on the left."""
-    torch = parity.library("torch")
-    longest = max(map(len, prompts))
-    tokens = [[0] * (longest - len(row)) + row for row in prompts]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in prompts]
-    with parity.precision("float64"), torch.no_grad():
-        rows = model.generate(
-            input_ids=torch.tensor(tokens),
-            attention_mask=torch.tensor(mask),
-            max_new_tokens=num,
-            do_sample=False,
-            pad_token_id=0,
-        )
-    return rows[:, longest:].tolist()
-
-
 @pytest.mark.parametrize("index", mostly_exhaustive(1))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_decoding_is_token_for_token_that_of_transformers(
@@ -174,7 +157,7 @@ def test_greedy_decoding_is_token_for_token_that_of_transformers(
     got = ldjax.models.decoder.sampling.generate_greedy(
         ours.model, ours.params, prompts, max_new_tokens=64
     )
-    wanted = hub_greedy(model, prompts, 64)
+    wanted = parity.hub_greedy(model, prompts, 64)
     assert got.tokens.tolist() == wanted
     assert len({token for row in wanted for token in row}) > 3
 

@@ -143,7 +143,11 @@ def _kinds(settings: Settings) -> tuple[Settings, Settings]:
     for rope in (full, sliding, old):
         if not isinstance(rope, Mapping):
             raise ValueError(f"the rotary settings are {rope!r}, which are no set.")
-    both = Settings({**full, **old}), Settings(sliding)
+    # The library takes yarn's `truncate` for true here, whatever it is.
+    both = (
+        Settings({**full, **old, "truncate": True}),
+        Settings({**sliding, "truncate": True}),
+    )
     for rope in both:
         rope.require("partial_rotary_factor", 1.0)
     return both
