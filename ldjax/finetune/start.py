@@ -113,7 +113,7 @@ def load_shapes(source: str, model: Model) -> Base:
     found = load(source, shapes_only=True)
     tokenizer = found.tokenizer
     if tokenizer is None:
-        raise ValueError(f"{source} has no tokenizer.json to read texts with")
+        raise ValueError(f"{source} has no tokenizer to read texts with")
     if (rank := model.lora_rank) is not None:
         if (there := found.config.adapters) is not None:
             raise ValueError(
@@ -235,6 +235,8 @@ def _can_go_on(folder: Path) -> bool:
 def base_of(source: str) -> str:
     """Where the model without adapters is, as PEFT's layout has it."""
     folder = Path(source)
+    if folder.is_file():
+        return str(folder.resolve())
     if not folder.is_dir():
         return source
     for place in (folder, folder / "adapter"):

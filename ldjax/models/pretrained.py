@@ -24,6 +24,10 @@ from ldjax.models.hub.files import (
     has_weights,
     write_tensors,
 )
+from ldjax.models.hub.gguf.config import read_gguf_config
+from ldjax.models.hub.gguf.file import GgufFile, find_gguf
+from ldjax.models.hub.gguf.tensors import GgufTensors
+from ldjax.models.hub.gguf.tokenizer import read_gguf_tokenizer
 from ldjax.models.hub.parameters import abstract_params, packed, read_params
 from ldjax.models.hub.peft import AdapterFolder, is_adapter_folder
 from ldjax.models.hub.settings import Settings
@@ -97,6 +101,12 @@ def load(
       FileNotFoundError: There is no folder /nowhere.
     """
     dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+    if (file := find_gguf(source)) is not None:
+        if revision is not None:
+            raise ValueError(
+                f"`revision` is of a repository on the hub, not of {file}."
+            )
+        return _load_gguf(file, dtypes, shapes_only)
     folder = find_folder(source, revision=revision, weights=not shapes_only)
     if is_run(folder):
         return _load_run(folder, dtypes, shapes_only)
@@ -113,12 +123,16 @@ def load(
     config = dataclasses.replace(read_config(folder), **dtypes)
     if shapes_only and has_weights(folder):
         shapes = TensorFiles.of(folder).shapes
-        refuse_contradictions(folder, config, shapes, gross=False)
+        where = str(folder / "config.json")
+        refuse_contradictions(where, config, shapes, gross=False)
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder, vocab_size=config.vocab_size)
-    read = abstract_params if shapes_only else lambda c: read_params(folder, c)
-    return Pretrained(Transformer(config), read(config), config, tokenizer)
+    if shapes_only:
+        params = abstract_params(config)
+    else:
+        params = read_params(TensorFiles.of(folder), config)
+    return Pretrained(Transformer(config), params, config, tokenizer)
 
 
 def save(
@@ -220,6 +234,20 @@ def is_run(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "settings" in content
+
+
+def _load_gguf(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrained:
+    file = GgufFile.of(path)
+    config = dataclasses.replace(read_gguf_config(file), **dtypes)
+    tensors = GgufTensors.of(file, config)
+    if shapes_only:
+        refuse_contradictions(tensors.settings, config, tensors.shapes, gross=False)
+        tensors.refuse_codes(tensors.names)
+        params = abstract_params(config)
+    else:
+        params = read_params(tensors, config)
+    tokenizer = read_gguf_tokenizer(file, vocab_size=config.vocab_size)
+    return Pretrained(Transformer(config), params, config, tokenizer)
 
 
 def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrained:

@@ -19,8 +19,12 @@ SPEAKING = re.compile(
 )
 #: Their modules' docstrings are the help.
 PROGRAMS = ("finetune", "studies")
-#: Options of programs that are not ours: git, the hub's and TensorBoard.
-FOREIGN = {"--porcelain", "--repo-type", "--revision", "--local-dir", "--logdir"}
+#: Options of programs that are not ours: git, the hub's, TensorBoard, llama.cpp's, pip.
+FOREIGN = {
+    *("--porcelain", "--repo-type", "--revision", "--local-dir", "--logdir", "--merge"),
+    *("--no-deps", "--only-binary", "--dest", "--no-input", "--quiet"),
+    "--disable-pip-version-check",
+}
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 

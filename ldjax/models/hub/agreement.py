@@ -6,7 +6,6 @@ is found before anything of its size is made.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from ldjax.models.decoder.config import TransformerConfig
@@ -87,12 +86,12 @@ def contradictions(config: TransformerConfig, shapes: Shapes) -> list[Contradict
 
 
 def refuse_contradictions(
-    folder: Path, config: TransformerConfig, shapes: Shapes, *, gross: bool
+    settings: str, config: TransformerConfig, shapes: Shapes, *, gross: bool
 ) -> None:
     """Refuses settings that the tensors contradict.
 
     Args:
-      folder: The folder that holds both.
+      settings: Where the settings are, in words.
       config: The architecture.
       shapes: The shape of each tensor.
       gross: Whether only what is out of proportion is refused: the rest is left to a
@@ -104,7 +103,7 @@ def refuse_contradictions(
     Examples:
       >>> from ldjax.models import gpt2_config
       >>> config, shapes = gpt2_config(vocab_size=10**6), {"wte.weight": (10, 64)}
-      >>> refuse_contradictions(Path("a"), config, shapes, gross=True)
+      >>> refuse_contradictions("a/config.json", config, shapes, gross=True)
       Traceback (most recent call last):
         ...
       ValueError: a/config.json does not fit the tensors beside it: `vocab_size` is
@@ -113,7 +112,7 @@ def refuse_contradictions(
     found = contradictions(config, shapes)
     if found and (not gross or any(claim.is_gross for claim in found)):
         raise ValueError(
-            f"{folder / 'config.json'} does not fit the tensors beside it: "
+            f"{settings} does not fit the tensors beside it: "
             f"{'; '.join(map(str, found))}. Is one of the two from another model?"
         )
 

@@ -179,6 +179,7 @@ class TensorFiles(NamedTuple):
       files: The file that each tensor is in.
       shapes: The shape of each tensor, from the headers.
       dtypes: The type of each tensor, as `"BF16"`, from the headers.
+      place: The folder that the files are in.
 
     Examples:
       >>> import tempfile
@@ -191,6 +192,7 @@ class TensorFiles(NamedTuple):
     files: Mapping[str, Path]
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
+    place: Path
 
     @classmethod
     def of(cls, folder: Path, *, name: str = _SINGLE) -> "TensorFiles":
@@ -239,7 +241,12 @@ class TensorFiles(NamedTuple):
                 f"{index} lists tensors that its files do not have: {_some(lost)}. "
                 "Fetch the folder again."
             )
-        return cls(files, shapes, dtypes)
+        return cls(files, shapes, dtypes, folder)
+
+    @property
+    def settings(self) -> str:
+        """Where the settings are that the tensors must fit, for messages."""
+        return str(self.place / "config.json")
 
     def refuse_codes(self, names: Iterable[str]) -> None:
         """Refuses tensors whose numbers stand for others, as quantized weights do.

@@ -1,8 +1,7 @@
 """A decoder's parameters, from the tensors of a folder and back."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,10 +16,14 @@ from ldjax.models.hub.agreement import (
     refuse_contradictions,
 )
 from ldjax.models.hub.files import TensorFiles, refuse_misfits
+from ldjax.models.hub.gguf.tensors import GgufTensors
 from ldjax.models.hub.layout import layout_of
 from ldjax.models.hub.tensors import Rule, leaf_names, nested, rules
 
 __all__ = ["abstract_params", "packed", "read_params"]
+
+#: Tensors under the hub's names.
+Files = TensorFiles | GgufTensors
 
 _EMBEDDING = "token_embedding/embedding"
 _MISSING_BLOCKS = 8
@@ -45,30 +48,34 @@ def abstract_params(config: TransformerConfig) -> Any:
     return jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)["params"]
 
 
-def read_params(folder: Path, config: TransformerConfig) -> Any:
-    """The parameters in a folder, of the dtype `config.param_dtype`.
+def read_params(files: Files, config: TransformerConfig) -> Any:
+    """The parameters in a model's files, of the dtype `config.param_dtype`.
 
     Tensors are read one by one, so that memory holds little more than the parameters.
 
     Args:
-      folder: A folder with `model.safetensors` or shards.
-      config: The architecture; adapters are not in the folder and not returned.
+      files: The tensors, of a folder or of a GGUF file.
+      config: The architecture; adapters are not in the files and not returned.
 
     Returns:
       The parameters.
 
     Raises:
-      FileNotFoundError: If the weights, or some of their files, are missing.
       ValueError: If tensors are missing, extra or of another shape, all in one message;
         if a file is damaged; or if JAX's 64-bit mode is off and float64 asked for.
 
     Examples:
       >>> from ldjax.models import gpt2_config
-      >>> read_params(Path("/nowhere"), gpt2_config(vocab_size=10))
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from ldjax.models.hub.files import write_tensors
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> write_tensors(folder, [("wte.weight", np.ones((10, 64)))])
+      >>> config = gpt2_config(vocab_size=10)
+      >>> read_params(TensorFiles.of(folder), config)
       Traceback (most recent call last):
         ...
-      FileNotFoundError: /nowhere has no weights: neither model.safetensors nor
-      model.safetensors.index.json.
+      ValueError: ...config.json does not fit the tensors beside it: missing: ...
     """
     dtype = jnp.dtype(config.param_dtype)
     if dtype == jnp.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
@@ -76,10 +83,9 @@ def read_params(folder: Path, config: TransformerConfig) -> Any:
             "float64 parameters need JAX's 64-bit mode: "
             '`jax.config.update("jax_enable_x64", True)` before anything else.'
         )
-    files = TensorFiles.of(folder)
-    named = _matched(folder, files.shapes, config)
+    named = _matched(files, config)
     files.refuse_codes(named.values())
-    _check_tied(folder, files, named, config)
+    _check_tied(files, named, config)
     leaves: dict[str, Any] = {}
     # Largest first: the copies of a tensor on its way are gone before the rest comes.
     for rule in sorted(named, key=lambda r: -math.prod(files.shapes[named[r]])):
@@ -115,11 +121,10 @@ def packed(params: Any, config: TransformerConfig) -> Iterator[tuple[str, np.nda
         yield rule.name, rule.pack(*(np.asarray(leaves[name]) for name in rule.leaves))
 
 
-def _matched(
-    folder: Path, found: Mapping[str, Sequence[int]], config: TransformerConfig
-) -> dict[Rule, str]:
+def _matched(files: Files, config: TransformerConfig) -> dict[Rule, str]:
     """Each rule's tensor in the file; refuses a file that does not fit."""
-    refuse_contradictions(folder, config, found, gross=True)
+    found = files.shapes
+    refuse_contradictions(files.settings, config, found, gross=True)
     layout = layout_of(config)
     # Some of the blocks that are missing show as well as all of them.
     most = len(block_names(layout, found)) + _MISSING_BLOCKS
@@ -133,7 +138,7 @@ def _matched(
         expected[name] = rule.shape(*(shapes[leaf].shape for leaf in rule.leaves))
     known = layout.unread(tied_head=config.tied_head)
     refuse_misfits(
-        f"The tensors in {folder} do not fit its config.json",
+        f"{files.settings} does not fit the tensors beside it",
         found={name: x for name, x in found.items() if not known.fullmatch(name)},
         expected=expected,
         why=list(map(str, contradictions(config, found))),
@@ -141,12 +146,10 @@ def _matched(
     return matched
 
 
-def _check_tied(
-    folder: Path, files: TensorFiles, named: Mapping[Rule, str], config: Any
-) -> None:
+def _check_tied(files: Files, named: Mapping[Rule, str], config: Any) -> None:
     """A tied model may store its head too, but then as it is tied."""
     spellings = layout_of(config).spellings(layout_of(config).head)
-    head = next((name for name in spellings if name in files.files), None)
+    head = next((name for name in spellings if name in files.shapes), None)
     if not config.tied_head or head is None:
         return
     (embedding,) = (
@@ -154,7 +157,7 @@ def _check_tied(
     )
     if not np.array_equal(files.read(head), files.read(embedding)):
         raise ValueError(
-            f"{folder} has `tie_word_embeddings` in its config.json, but {head} is not "
-            f"{embedding}. If the head is its own, set the first to false; if not, "
-            "take the second out of the file."
+            f"{files.place} has `tie_word_embeddings` in its config.json, but {head} "
+            f"is not {embedding}. If the head is its own, set the first to false; if "
+            "not, take the second out of the file."
         )
