@@ -15,7 +15,7 @@ Exit status 1 if a claim of a stage does not hold.
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ldjax import command
 from ldjax.command.options import POSITIVE, changed, check_numbers, flat
@@ -33,7 +33,8 @@ from ldjax.runs.sinks import SinkName
 __all__ = ["Config", "main", "parse"]
 
 _RANGES = {"sft_epochs": POSITIVE, "dpo_epochs": POSITIVE}
-STAGES = ("sft", "dpo_after_sft", "dpo_from_base")
+Stage = Literal["sft", "dpo_after_sft", "dpo_from_base"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 TITLES = {
     "sft": "SFT on the chosen answers",
     "dpo_after_sft": "DPO after SFT",
@@ -49,6 +50,8 @@ class Config:
     """Folder to write; each stage has a run folder in it."""
     texts: options.Texts = dataclasses.field(default_factory=options.Texts)
     model: options.Model = dataclasses.field(default_factory=options.Model)
+    stages: tuple[Stage, ...] = STAGES
+    """Those that are run, one after the other."""
     preset: options.PresetName | None = None
     """A run of the paper: its model from the hub, Anthropic-HH helpful-base, its
     optimizer, in bfloat16; fits one GPU of 80 GB. Sets the defaults of other options,
@@ -108,6 +111,10 @@ def main(config: Config) -> int:
         check_numbers(config, _RANGES)
         stage = config.stage("dpo").resolved()
         stage.check()
+        if not config.stages:
+            raise ValueError(f"`stages` must be of {', '.join(STAGES)}")
+        if "dpo_after_sft" in config.stages and "sft" not in config.stages:
+            raise ValueError("`stages`: dpo_after_sft needs sft")
         if config.resume and config.overwrite:
             raise ValueError("`resume` and `overwrite` contradict each other")
         # A bad row is found before a base is pretrained, and a model that is not there
@@ -134,7 +141,8 @@ def main(config: Config) -> int:
         "dpo_from_base": config.stage("dpo", out=dpo_from_base, model=base),
     }
     runs = {}
-    for name, stage in stages.items():
+    for name in (name for name in STAGES if name in config.stages):
+        stage = stages[name]
         print(f"\n=== {TITLES[name]} ===", flush=True)
         runs[name] = finetune(stage, tell=command.teller(stage))
         print(runs[name], flush=True)
@@ -160,6 +168,7 @@ _LATER = {
     *("keep", "leading_space", "document_start"),
     *("lora_rank", "lora_alpha", "lora_targets"),
     *("nodes", "tolerance", "history"),
+    "stages",
 }
 
 
@@ -176,9 +185,9 @@ def what_happened(runs: dict[str, FinetunedRun]) -> list[str]:
     changes = {name: run.summary["changes"]["train"] for name, run in runs.items()}
     lines = ["What happened to the responses to trained prompts (mean change in nats):"]
     for type_ in (*RESPONSE_TYPES, "argmax"):
-        if type_ not in changes["sft"]:
+        moves = {name: of[type_] for name, of in changes.items() if type_ in of}
+        if not moves:
             continue
-        moves = {name: changes[name][type_] for name in STAGES}
         stages = "; ".join(
             f"{_SHORT[name]} "
             + told(move["end"] - move["start"], move["highest"] - move["start"])
