@@ -8,7 +8,6 @@ from tokenizers import normalizers, pre_tokenizers
 from witnesses.parity import library
 
 from ldjax.data.everyday import everyday_pairs
-from ldjax.models.hub.gguf.tokenizer import PRE_TOKENIZERS
 
 HH = Path(__file__).parents[3] / "shared" / "data" / "hh"
 
@@ -33,6 +32,7 @@ HOSTILE = (
     "x" * 300,
     " " * 70 + "y",
     "1234567890" * 5,
+    "zzqq zzqqs <|tool|> <think>a b</think>",
     "_under__score_ camelCase SNAKE_CASE a.b.c::d->e",
     "https://example.org/?q=1&x=%20#frag",
     "▁▁ a▁b Ġ Ċ ĠĠ",
@@ -61,13 +61,12 @@ def as_published(backend, name):
     It takes GPT-2's words for SmolLM's, without the split of digits; merges only for
     Llama 3's, and no composition of accents for Qwen2's.
     """
-    rule = PRE_TOKENIZERS[name]
-    if rule.splits_digits:
+    if name == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
-    if rule.keeps_words:
+    if name in ("llama-bpe", "llama-v3", "llama3"):
         backend.model.ignore_merges = True
-    if rule.composes:
+    if name == "qwen2":
         backend.normalizer = normalizers.NFC()
 
 

@@ -230,13 +230,10 @@ def _written_merges(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _implied_merges(tokens: list[str], scores: list[float]) -> list[tuple[str, str]]:
     """Every way to make a token of two others, those of the best scores first."""
-    ids = {token: i for i, token in enumerate(tokens)}
-    found = []
+    known, found = set(tokens), []
     for token, score in zip(tokens, scores, strict=True):
         halves = ((token[:i], token[i:]) for i in range(1, len(token)))
-        pairs = [pair for pair in halves if pair[0] in ids and pair[1] in ids]
-        pairs.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        found += [(score, pair) for pair in pairs]
+        found += [(score, pair) for pair in halves if known.issuperset(pair)]
     found.sort(key=lambda of: (of[0], len(of[1][0]), len(of[1][1])), reverse=True)
     return [pair for _, pair in found]
 
