@@ -13,23 +13,27 @@ from ldjax.models import LowRank, is_adapter
 from ldjax.origins import account
 
 # Of each, a run with one: momentum, a preconditioner, both; clip, schedule and mask;
-# inner steps.
+# inner steps. At `share` of a rate at which gpt2 and neox are resolved.
 OPTIMIZERS = {
-    "sgd": optax.sgd(0.005),
-    "momentum": optax.sgd(0.001, 0.9),
-    "nesterov": optax.sgd(0.001, 0.9, nesterov=True),
-    "rmsprop": optax.rmsprop(0.0003),
-    "adam": optax.adam(0.002),
-    "adamw": optax.chain(
+    "sgd": lambda share: optax.sgd(0.005 * share),
+    "momentum": lambda share: optax.sgd(0.001 * share, 0.9),
+    "nesterov": lambda share: optax.sgd(0.001 * share, 0.9, nesterov=True),
+    "rmsprop": lambda share: optax.rmsprop(0.0003 * share),
+    "adam": lambda share: optax.adam(0.002 * share),
+    "adamw": lambda share: optax.chain(
         optax.clip_by_global_norm(0.5),
         optax.adamw(
-            lambda count: 0.1 * warmup(count),
+            lambda count: 0.1 * share * warmup(count),
             weight_decay=0.1,
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     ),
-    "accumulated": optax.MultiSteps(optax.adamw(0.002), 2),
+    "accumulated": lambda share: optax.MultiSteps(optax.adamw(0.002 * share), 2),
 }
+# Three nodes leave rate^6 of a change, if that is small enough to be expanded in. With
+# gates (SwiGLU) it is not at the whole rate: llama by sgd is left 1e-3 of its nats, at a
+# fifth 2.5e-6 and at a tenth 4.5e-8, which is 2^6 times less.
+SHARE = {"gpt2": 1.0, "neox": 1.0, "qwen2": 0.1, "llama": 0.1}
 # One of each style; the rest takes minutes.
 SLOW = {
     *(("gpt2", "adam", False), ("llama", "adamw", True), ("qwen2", "rmsprop", True)),
@@ -76,7 +80,7 @@ def check(model, params, optimizer, *, pairs, where=None):
 )
 def test_it_closes(style, name, pairs):
     model, params = make_decoder(style)
-    check(model, params, OPTIMIZERS[name], pairs=pairs)
+    check(model, params, OPTIMIZERS[name](SHARE[style]), pairs=pairs)
 
 
 @pytest.mark.slow
@@ -84,7 +88,11 @@ def test_it_closes_where_adapters_are_trained():
     adapters = LowRank(rank=2, alpha=4.0, targets=("query", "up"))
     model, _ = make_decoder("qwen2", adapters=adapters)
     ledger = check(
-        model, random_params(model), OPTIMIZERS["adamw"], pairs=True, where=is_adapter
+        model,
+        random_params(model),
+        OPTIMIZERS["adamw"](SHARE["qwen2"]),
+        pairs=True,
+        where=is_adapter,
     )
     assert ledger.layers is not None
     assert set(ledger.layers["layer"]) <= {"blocks_0", "blocks_1"}
