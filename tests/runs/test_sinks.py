@@ -174,6 +174,8 @@ def test_wandb_has_the_table_and_the_settings_offline(tmp_path):
     run = make_run(tmp_path)
     for step in (2, 5):
         write_once("wandb", run, rows_until(step))
+    # W&B writes its files in a process of its own, for which `finish` does not wait.
+    importlib.import_module("wandb").teardown()
     found, config = read_wandb(run.path / "wandb")
     expected = by_hand(run.metrics())
     assert len(found) == len(dict(found)) == len(expected)
