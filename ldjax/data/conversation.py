@@ -9,11 +9,14 @@ from ldjax.data.text import text_field
 __all__ = [
     "ROLES",
     "Conversation",
+    "Messages",
     "answer",
     "parse_messages",
     "parse_options",
     "parse_tools",
 ]
+
+Messages = tuple[dict[str, Any], ...]
 
 #: Who may speak; chat templates rename them as their models need it.
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -50,7 +53,7 @@ class Conversation(NamedTuple):
       assistant: So.
     """
 
-    messages: tuple[dict[str, Any], ...]
+    messages: Messages
     tools: tuple[dict[str, Any], ...] = ()
     kwargs: Mapping[str, Any] = {}
 
@@ -86,8 +89,11 @@ def answer(text: str) -> Conversation:
     return Conversation(({"role": "assistant", "content": text},))
 
 
-def parse_messages(messages: Any, name: str) -> tuple[dict[str, Any], ...]:
+def parse_messages(messages: Any, name: str) -> Messages:
     """The messages in a field, checked; their texts are unchanged.
+
+    Messages in the words of ShareGPT, `from` and `value`, get those that chat templates
+    know: `role` and `content`, and of who speaks `user` for human, `assistant` for gpt.
 
     Args:
       messages: What the field holds: a list of objects, or its JSON text (as the cell
@@ -195,10 +201,10 @@ def _message(message: Any) -> dict[str, Any]:
         )
     message = {key: value for key, value in message.items() if value is not None}
     if "role" not in message and {"from", "value"} <= message.keys():
-        raise ValueError(
-            "it has 'from' and 'value' in place of 'role' and 'content'. Name the "
-            "column 'conversations', in which they are read, or rename the two."
-        )
+        said_by = text_field(message, "from")
+        names = {"from": "role", "value": "content"}
+        message = {names.get(key, key): value for key, value in message.items()}
+        message["role"] = _OTHER_WORDS.get(said_by.lower(), said_by)
     role = text_field(message, "role")
     if role not in ROLES:
         other = _OTHER_WORDS.get(role.lower())

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ldjax.data.conversation import Conversation
 from ldjax.data.response_types import RESPONSE_TYPES, SIDES
 from ldjax.data.text import text_field
 
@@ -21,8 +22,8 @@ _AS_TEXT = (
 class Parsed(NamedTuple):
     """A prompt, its responses by type, and the fields that were left out."""
 
-    prompt: str
-    responses: dict[str, str]
+    prompt: str | Conversation
+    responses: dict[str, Any]
     ignored: list[str]
 
 

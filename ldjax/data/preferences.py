@@ -9,30 +9,36 @@ begin with a space and most rewritten ones do not (see `to_examples` about that)
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from ldjax.data.conversation import Conversation
+from ldjax.data.files.records import Records, json_lines
 from ldjax.data.preference_formats import TURN_MARKERS, Parsed, in_order, parse
 from ldjax.data.response_types import RESPONSE_TYPES
-from ldjax.files.whole import json_object, read_lines, whole_file
+from ldjax.files.whole import unpacked, whole_file
 
 __all__ = [
     "BadRow",
     "PreferenceRow",
     "Preferences",
+    "gather",
     "read_preferences",
     "write_preferences",
 ]
 
 
 class PreferenceRow(NamedTuple):
-    """A prompt and responses to it.
+    """A prompt and responses to it, as texts or as messages.
 
     Attributes:
-      prompt: With all that stands before the response ("... Assistant:").
-      responses: By type, in the order of `RESPONSE_TYPES`; chosen is always there.
-      source: Where it was read, "file:line".
+      prompt: With all that stands before the response ("... Assistant:"). A text may
+        be empty where nothing does (language modelling).
+      responses: By type, in the order of `RESPONSE_TYPES`. Chosen is there but where a
+        row has the rejected side alone (unpaired), or nothing but a prompt. They are
+        conversations if the prompt is one, but for texts that were drawn.
+      source: Where it was read, "file:line" or "file, row N".
 
     Examples:
       >>> row = PreferenceRow("Why?", {"chosen": " So.", "rejected": " No."}, "a:1")
@@ -40,8 +46,8 @@ class PreferenceRow(NamedTuple):
       ' So.'
     """
 
-    prompt: str
-    responses: dict[str, str]
+    prompt: str | Conversation
+    responses: dict[str, Any]
     source: str
 
 
@@ -49,7 +55,7 @@ class BadRow(NamedTuple):
     """A row that was left out.
 
     Attributes:
-      source: Its place, "file:line".
+      source: Its place, "file:line" or "file, row N".
       problem: What is wrong with it, and the likely fix.
 
     Examples:
@@ -150,16 +156,54 @@ def read_preferences(
       {"field 'id' ignored": 1, "'rejected' is blank": 1}
     """
     _check_required(required)
+    return gather(
+        json_lines(path, unpacked(path)),
+        lambda content: parse(content, required),
+        path,
+        required=required,
+        blank=blank,
+        on_bad_row=on_bad_row,
+    )
+
+
+def gather(
+    records: Records,
+    parse_row: Callable[[dict[str, Any]], Parsed],
+    path: Path,
+    *,
+    required: Sequence[str],
+    blank: Literal["bad", "keep"],
+    on_bad_row: Literal["error", "skip"],
+) -> Preferences:
+    """The good rows of a file, and what is to be known of them and of the others.
+
+    Args:
+      records: The rows as they stand there.
+      parse_row: From the fields of one to its prompt and responses.
+      path: Where they are, for messages.
+      required: Types of responses that are trained on.
+      blank: What a blank response of these types is.
+      on_bad_row: As in `read_preferences`.
+
+    Raises:
+      ValueError: If there is no good row, or a bad one that is not to be left out.
+
+    Examples:
+      >>> lines = json_lines(Path("a.jsonl"), b'{"prompt": "Why?", "chosen": " So."}')
+      >>> asked = {"required": ["chosen"], "blank": "bad", "on_bad_row": "error"}
+      >>> read = lambda content: parse(content, ["chosen"])
+      >>> gather(lines, read, Path("a.jsonl"), **asked).rows[0].source
+      'a.jsonl:1'
+    """
     rows: list[PreferenceRow] = []
     skipped: list[BadRow] = []
-    notes: Counter[str] = Counter()
+    notes: Counter[str] = Counter({"line is blank": records.num_blank})
     prompts: set[str] = set()
-    for source, line in read_lines(path):
-        if not line.strip():
-            notes["line is blank"] += 1
-            continue
+    for source, content, problem in records.records:
         try:
-            parsed = parse(json_object(line), required)
+            if problem:
+                raise ValueError(problem)
+            parsed = parse_row(content)
             if blank == "bad":
                 _refuse_blanks(parsed.responses, required)
         except ValueError as error:
@@ -169,8 +213,9 @@ def read_preferences(
             continue
         rows.append(PreferenceRow(parsed.prompt, parsed.responses, source))
         notes.update(_notes(parsed))
-        notes["prompt occurs before"] += parsed.prompt in prompts
-        prompts.add(parsed.prompt)
+        notes["prompt occurs before"] += str(parsed.prompt) in prompts
+        if parsed.prompt:
+            prompts.add(str(parsed.prompt))
     if not rows:
         first = f" The first problem: {': '.join(skipped[0])}" if skipped else ""
         if not skipped:
@@ -225,23 +270,33 @@ def _check_required(required: Sequence[str]) -> None:
         )
 
 
-def _refuse_blanks(responses: dict[str, str], required: Sequence[str]) -> None:
+def _refuse_blanks(responses: dict[str, Any], required: Sequence[str]) -> None:
     for name in required:
-        if not responses[name].strip():
+        if name in responses and _is_blank(responses[name]):
             raise ValueError(
                 f"{name!r} is blank: there is nothing to learn but to stop. Keep such "
                 'rows with `blank="keep"`, or leave them out with `on_bad_row="skip"`.'
             )
 
 
+def _is_blank(response: str | Conversation) -> bool:
+    if isinstance(response, str):
+        return not response.strip()
+    said = [each for each in response.messages if each["role"] == "assistant"]
+    return not any(
+        each.get("tool_calls") or each.get("content", "").strip() for each in said
+    )
+
+
 def _notes(parsed: Parsed) -> Iterator[str]:
     for name in parsed.ignored:
         yield f"field {name!r} ignored"
-    chosen = parsed.responses["chosen"]
-    if chosen.startswith(parsed.prompt):
+    chosen = str(parsed.responses.get("chosen", ""))
+    if parsed.prompt and chosen.startswith(str(parsed.prompt)):
         yield "'chosen' begins with the prompt"
-    for name, text in parsed.responses.items():
-        if not text.strip():
+    for name, response in parsed.responses.items():
+        text = str(response)
+        if _is_blank(response):
             yield f"{name!r} is blank"
         if name != "chosen" and text.split() == chosen.split():
             yield f"{name!r} has the words of chosen"

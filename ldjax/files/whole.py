@@ -28,6 +28,9 @@ __all__ = [
     "json_object",
     "read_json_object",
     "read_lines",
+    "split_lines",
+    "unique_fields",
+    "unpacked",
     "whole_file",
     "whole_folder",
     "writing",
@@ -94,21 +97,23 @@ def read_lines(path: Path) -> list[Line]:
       >>> [line.data.decode() for line in read_lines(path)]
       ['one', '', 'two\u2028']
     """
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give a file in it.")
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(
-                f"{path} is not whole gzip: {error}. Fetch or copy it again, or take "
-                "the .gz off its name."
-            ) from error
-    elif data.startswith(b"\x1f\x8b"):
-        raise ValueError(f"{path} is gzipped. Add .gz to its name, or unpack it.")
+    return split_lines(path, unpacked(path))
+
+
+def split_lines(path: Path, data: bytes) -> list[Line]:
+    r"""The lines of a file that has been read.
+
+    Args:
+      path: The file, for their places.
+      data: What it holds.
+
+    Raises:
+      ValueError: If it is no text.
+
+    Examples:
+      >>> [line.source for line in split_lines(Path("a.txt"), b"one\ntwo")]
+      ['a.txt:1', 'a.txt:2']
+    """
     if (kind := kind_of(data[:2048])) is not None:
         raise ValueError(f"{path} is {kind}")
     data = data.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n")
@@ -116,6 +121,41 @@ def read_lines(path: Path) -> list[Line]:
         Line(f"{path}:{number}", line.removesuffix(b"\r"))
         for number, line in enumerate(data.split(b"\n"), 1)
     ]
+
+
+def unpacked(path: Path) -> bytes:
+    r"""The bytes of a file, which is unpacked where its name ends in `.gz`.
+
+    Args:
+      path: The file.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: If it is damaged gzip, or gzip under another name.
+
+    Examples:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.gz"
+      >>> _ = path.write_bytes(gzip.compress(b"text"))
+      >>> unpacked(path)
+      b'text'
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give a file in it.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            return gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"{path} is not whole gzip: {error}. Fetch or copy it again, or take "
+                "the .gz off its name."
+            ) from error
+    if data.startswith(b"\x1f\x8b"):
+        raise ValueError(f"{path} is gzipped. Add .gz to its name, or unpack it.")
+    return data
 
 
 def decode_line(data: bytes) -> str:
@@ -160,7 +200,7 @@ def json_object(data: bytes) -> dict[str, Any]:
     """
     text = decode_line(data)
     try:
-        content = json.loads(text, object_pairs_hook=_fields)
+        content = json.loads(text, object_pairs_hook=unique_fields)
     except json.JSONDecodeError as error:
         kind = text_kind_of(text)
         fix = "Write one JSON object on each line (JSON lines)"
@@ -358,7 +398,19 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a JSON object, each of which may be given once.
+
+    Args:
+      pairs: Names and values, as `json` gives them to its `object_pairs_hook`.
+
+    Raises:
+      ValueError: If one is given twice.
+
+    Examples:
+      >>> unique_fields([("prompt", "Why?")])
+      {'prompt': 'Why?'}
+    """
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]

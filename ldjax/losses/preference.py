@@ -321,17 +321,18 @@ def kto(
 
     def loss_fn(logits: PairLogits, batch: Pair) -> Float[Array, ""]:
         ratios = log_ratios(logits, batch)
+        is_there = {side: batch[side].mask.any(axis=-1) for side in SIDES}
+        num = sum(there.sum() for there in is_there.values())
         if "mismatched" in batch:
             mean = log_ratio(logits, batch, "mismatched").mean()
-        else:
-            mean = (ratios["chosen"].mean() + ratios["rejected"].mean()) / 2
+        else:  # of a response that is not there the log-ratio is 0
+            mean = per_token(sum(ratio.sum() for ratio in ratios.values()), num)
         point = jax.lax.stop_gradient(jnp.maximum(mean, 0))
         chosen = desirable * sigmoid(-beta * (ratios["chosen"] - point))
         rejected = undesirable * sigmoid(-beta * (point - ratios["rejected"]))
-        if reduction == "responses":
-            num = chosen.size + rejected.size
-            return (chosen.sum() + rejected.sum()) / num
-        return chosen.mean() + rejected.mean()
+        total = jnp.where(is_there["chosen"], chosen, 0).sum()
+        total += jnp.where(is_there["rejected"], rejected, 0).sum()
+        return per_token(total, num) * (2 if reduction == "pairs" else 1)
 
     return loss_fn
 

@@ -22,6 +22,7 @@ class NamedLoss(NamedTuple):
       trains_on: `"responses"` (`Sequences`), `"pairs"` (a dict of a `"chosen"` and a
         `"rejected"` side) or `"samples"` (`Sequences` with `advantages`).
       has_reference: Whether the sides of a pair must have a `reference`.
+      takes_unpaired: Whether a row may lack a side, whose mask is then all false.
 
     Examples:
       >>> LOSSES["simpo"].trains_on, LOSSES["simpo"].has_reference
@@ -31,6 +32,7 @@ class NamedLoss(NamedTuple):
     make: Callable[..., Callable[..., Any]]
     trains_on: Literal["responses", "pairs", "samples"]
     has_reference: bool = False
+    takes_unpaired: bool = False
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -74,7 +76,7 @@ LOSSES: Mapping[str, NamedLoss] = MappingProxyType(
         "simpo": NamedLoss(simpo, "pairs"),
         "orpo": NamedLoss(orpo, "pairs"),
         "rpo": NamedLoss(rpo, "pairs", has_reference=True),
-        "kto": NamedLoss(kto, "pairs", has_reference=True),
+        "kto": NamedLoss(kto, "pairs", has_reference=True, takes_unpaired=True),
         "gated_dpo": NamedLoss(gated_dpo, "pairs", has_reference=True),
         "reinforce": NamedLoss(lambda: reinforce, "samples"),
         "grpo": NamedLoss(grpo, "samples"),

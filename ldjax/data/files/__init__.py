@@ -1,0 +1,1 @@
+"""Files of rows, whatever their format, and rows of every type that is trained on."""
