@@ -298,7 +298,11 @@ def _notes(parsed: Parsed) -> Iterator[str]:
         text = str(response)
         if _is_blank(response):
             yield f"{name!r} is blank"
-        if name != "chosen" and text.split() == chosen.split():
+        if (
+            name != "chosen"
+            and "chosen" in parsed.responses
+            and text.split() == chosen.split()
+        ):
             yield f"{name!r} has the words of chosen"
         if any(marker in text for marker in TURN_MARKERS):
             yield f"{name!r} goes on with another turn"

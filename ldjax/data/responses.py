@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -90,7 +90,8 @@ def fill_types(
         donors["irr_test"] = [
             row
             for row in unseen
-            if str(row.prompt) not in prompts and _words(row, "chosen") not in answers
+            if (not row.prompt or str(row.prompt) not in prompts)
+            and _words(row, "chosen") not in answers
         ]
     with_words = {
         name: (others, {_words(other, "chosen") for other in others})
@@ -152,6 +153,9 @@ def to_examples(
     token no second one either; before a dialogue that a chat template wrote END stands
     for no start token.
 
+    An empty prompt (a text of language modelling) is the token that documents begin
+    with, and the text after it is left as it is, but for such a token that it spells.
+
     A response that a model with this tokenizer drew (`ldjax.data.drawn.DrawnText`) is
     read as the ids that were drawn: with the end token that was drawn, or none.
 
@@ -201,11 +205,18 @@ def to_examples(
       >>> [tokenizer.decode(ids) for ids in made.examples["chosen"][:2]]
       ['Why?', ' So.<|endoftext|>']
     """
-    is_chat = special_tokens != "text" and tokenizer.is_chat(row.prompt)
+    assert isinstance(row.prompt, str)
+    # A text that nothing stands before (language modelling) is all that is scored.
+    spoken = row.prompt or row.responses.get("chosen", "")
+    is_chat = special_tokens != "text" and tokenizer.is_chat(spoken)
+    if not row.prompt:
+        leading_space = "raw"
     reading = _Reading(tokenizer, is_chat or special_tokens == "read")
     texts, spaces = reading.spaced(in_order(row.responses), leading_space)
     prompt_ids, responses = reading.ids(row, texts)
-    prompt_ids = reading.begun(prompt_ids, start_document, is_chat)
+    if not row.prompt:
+        responses = {name: reading.unbegun(ids) for name, ids in responses.items()}
+    prompt_ids = reading.begun(prompt_ids, start_document, is_chat and bool(row.prompt))
     if not prompt_ids:
         raise ValueError(
             f"{row.source}: the prompt has no token to predict a response from. Give "
@@ -284,7 +295,7 @@ class _Reading(NamedTuple):
     ) -> tuple[list[int], dict[str, list[int]]]:
         """The ids of the prompt, and of the responses with their end."""
         end, ends = self.tokenizer.end_id, self.tokenizer.end_ids
-        written = {"prompt": row.prompt} | {
+        written: dict[str, Any] = {"prompt": row.prompt} | {
             name: text for name, text in texts.items() if not self.is_drawn(text)
         }
         encoded = self.tokenizer.encode_batch(
@@ -337,6 +348,11 @@ class _Reading(NamedTuple):
         if not start_document or (is_chat and start == end) or ids[:1] == [start]:
             return ids
         return [start, *ids]
+
+    def unbegun(self, ids: list[int]) -> list[int]:
+        """A text without the token that documents begin with, if it spells one."""
+        start = self.tokenizer.start_id
+        return ids[1:] if len(ids) > 1 and ids[0] == start else ids
 
     def notes(self, texts: dict[str, str]) -> list[str]:
         """What became of the special tokens that the texts spell."""
@@ -393,7 +409,8 @@ def _other_chosen(
         donor = donors[place]
         # What follows messages are messages, and what follows a text is a text.
         is_alike = isinstance(donor.prompt, str) == isinstance(row.prompt, str)
-        is_other = is_alike and str(donor.prompt) != str(row.prompt)
+        # Texts that nothing stands before have no prompt in common.
+        is_other = is_alike and (not row.prompt or str(donor.prompt) != str(row.prompt))
         if is_other and _words(donor, "chosen") not in own:
             return donor.responses["chosen"]
     return None

@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ldjax.data.files.records import SUFFIXES, read_records
 from ldjax.equation.sequences import Sequences
-from ldjax.files.whole import decode_line, json_object, read_lines
+from ldjax.files.whole import Line, decode_line, read_lines
 
 __all__ = ["pack_documents", "read_documents", "split_documents", "text_field"]
 
@@ -16,9 +17,10 @@ __all__ = ["pack_documents", "read_documents", "split_documents", "text_field"]
 def read_documents(paths: Sequence[Path], *, field: str | None = None) -> list[str]:
     r"""The documents of local files, in order; blank ones are left out.
 
-    A `.txt` file holds documents separated by blank lines. A `.jsonl` file holds one
-    JSON object on each line, and the document is the text of its `field`, unchanged.
-    Either may be gzipped (`.txt.gz`, `.jsonl.gz`). All are UTF-8.
+    A `.txt` file holds documents separated by blank lines. Files of rows, such as
+    `.jsonl`, `.csv` or `.parquet` (`ldjax.data.files.records`), hold one in each row:
+    the text of its `field`, unchanged. Either may be gzipped (`.txt.gz`, `.jsonl.gz`).
+    All text is UTF-8.
 
     Args:
       paths: The files.
@@ -175,23 +177,30 @@ def text_field(content: Mapping[str, Any], field: str) -> str:
 
 
 def _read_file(path: Path, field: str | None) -> list[str]:
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    if kind not in ("txt", "jsonl"):
-        raise ValueError(f"{path}: expected .txt, .jsonl, or one of them with .gz.")
-    if kind == "jsonl" and field is None:
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if suffix == ".txt":
+        return _paragraphs([_decoded(line) for line in read_lines(path)])
+    if suffix not in SUFFIXES:
+        known = ", ".join((".txt", *SUFFIXES))
+        raise ValueError(f"{path}: expected {known}, or one of them with .gz.")
+    if field is None:
         raise ValueError(f"{path}: say which field of its objects to read (`field`).")
     texts = []
-    for source, line in read_lines(path):
+    for source, content, problem in read_records([path]).records:
         try:
-            if kind == "txt":
-                texts.append(decode_line(line))
-            elif line.strip():
-                texts.append(text_field(json_object(line), field or ""))
+            if problem:
+                raise ValueError(problem)
+            texts.append(text_field(content, field))
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-    if kind == "txt":
-        return _paragraphs(texts)
     return [text for text in texts if text.strip()]
+
+
+def _decoded(line: Line) -> str:
+    try:
+        return decode_line(line.data)
+    except ValueError as error:
+        raise ValueError(f"{line.source}: {error}") from error
 
 
 def _paragraphs(lines: Sequence[str]) -> list[str]:

@@ -169,6 +169,7 @@ _LATER = {
     *("lora_rank", "lora_alpha", "lora_targets"),
     *("nodes", "tolerance", "history"),
     "stages",
+    "split",
 }
 
 

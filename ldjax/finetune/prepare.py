@@ -23,6 +23,7 @@ class Fit(NamedTuple):
     """A model and texts that fit each other, and the memory.
 
     Attributes:
+      texts: The texts, as the model's chat template has them read.
       base: The model; of its parameters the shapes.
       encode: How texts are read.
       lengths: How long they are.
@@ -30,6 +31,7 @@ class Fit(NamedTuple):
       is_dated: Whether it has room to split history by where it comes from.
     """
 
+    texts: Data
     base: Base
     encode: Encoder
     lengths: Lengths
@@ -97,7 +99,9 @@ class Prepared(NamedTuple):
             f"{len(self.watched.observed.probes):,} responses observed, "
             f"{len(self.watched.tracked.probes)} tracked"
         )
-        notes = "\n".join([line, *(f"note: {note}" for note in self.notes)])
+        notes = "\n".join(
+            [*self.watched.texts.told, line, *(f"note: {n}" for n in self.notes)]
+        )
         return notes + told_of(counts)
 
 
@@ -120,7 +124,7 @@ def start_of(settings: Config) -> str:
 
 def read_texts(settings: Config) -> Data:
     """The texts that are asked for."""
-    return load_texts(settings.texts, settings.objective.required, seed=settings.seed)
+    return load_texts(settings.texts, settings.objective, seed=settings.seed)
 
 
 def check_fits(settings: Config, texts: Data, source: str) -> Fit:
@@ -138,6 +142,7 @@ def check_fits(settings: Config, texts: Data, source: str) -> Fit:
     """
     shapes = load_shapes(source, settings.model)
     encode = Encoder.of(settings.tokens, shapes)
+    texts = texts.read_by(encode)
     lengths = find_lengths(texts, encode)
     watch = settings.watch
     work = Work(
@@ -159,7 +164,7 @@ def check_fits(settings: Config, texts: Data, source: str) -> Fit:
             raise
         work = work._replace(is_dated=False)
         plan = fits(shapes, work)
-    return Fit(shapes, encode, lengths, plan, work.is_dated)
+    return Fit(texts, shapes, encode, lengths, plan, work.is_dated)
 
 
 def _wants_dates(settings: Config) -> bool:
@@ -181,8 +186,7 @@ def prepare(settings: Config) -> Prepared:
       MemoryError: If the run does not fit, before any weights are read.
       ValueError: If texts, model or settings cannot be used.
     """
-    texts = read_texts(settings)
-    fit = check_fits(settings, texts, start_of(settings))
+    fit = check_fits(settings, read_texts(settings), start_of(settings))
     shapes, encode, lengths, plan = fit.base, fit.encode, fit.lengths, fit.plan
     base = sampler = load_base(shapes, seed=settings.seed)
     if settings.initial_from is not None:
@@ -190,7 +194,7 @@ def prepare(settings: Config) -> Prepared:
         sampler = load_base(there, seed=settings.seed)
     watched = choose_probes(
         settings.watch,
-        texts,
+        fit.texts,
         encode,
         lengths,
         sampler,

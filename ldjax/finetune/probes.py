@@ -73,7 +73,7 @@ def choose_probes(
         model = sampler.model.config
         room = model.max_positions - lengths.sample + 1
         if model.positions == "learned":
-            watched = [i for i in watched if encode.prompt_length(rows[i]) <= room]
+            watched = [i for i in watched if len(encode.prompt_ids(rows[i])) <= room]
         with progress("sampling chosen_initial"):
             filled = add_initial(
                 [rows[i] for i in watched],
@@ -151,8 +151,7 @@ def add_initial(
     if not lacking:
         return list(rows)
     prompts = [
-        list(encode(row, tokenizer=base.tokenizer).examples["chosen"].prompt_ids)
-        for row in lacking
+        list(encode.prompt_ids(row, tokenizer=base.tokenizer)) for row in lacking
     ]
     # A key for each row: what it gets does not depend on how many are drawn at a time.
     rows_of = jax.vmap(jax.random.fold_in, in_axes=(None, 0))

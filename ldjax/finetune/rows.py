@@ -10,7 +10,8 @@ import numpy as np
 from ldjax.command.options import COUNT
 from ldjax.data.batches import Example, bucket_length, to_sequences
 from ldjax.data.preferences import PreferenceRow
-from ldjax.data.responses import count_cuts, count_notes
+from ldjax.data.response_types import SIDES
+from ldjax.data.responses import RowExamples, count_cuts, count_notes
 from ldjax.data.templates.shown import ShownExample
 from ldjax.equation.sequences import ApplyFn, Sequences, is_sequences
 from ldjax.finetune.texts import Encoder
@@ -36,7 +37,8 @@ def training_rows(
 ) -> tuple[Any, dict[str, int]]:
     """The training examples as one padded pytree of rows, and how much was cut.
 
-    Rows of the target's responses, or with None of pairs.
+    Rows of the target's responses, or with None of pairs. A side that a row lacks is
+    there with nothing scored.
 
     Args:
       rows: The texts.
@@ -56,12 +58,21 @@ def training_rows(
         # Each prompt with its targets in turn, as in the authors' extended set.
         rows_ = padded([row.examples[type_] for row in encoded for type_ in target])
     else:
-        sides = ("chosen", "rejected")
-        rows_ = {
-            side: padded([row.examples[side] for row in encoded]) for side in sides
-        }
+        rows_ = {side: _side(side, encoded, padded) for side in SIDES}
     notes = count_notes([*encoded, *map(encode, also)])
     return rows_, count_cuts(encoded) | notes
+
+
+def _side(
+    name: str,
+    encoded: Sequence[RowExamples],
+    padded: Callable[[Sequence[Example]], Sequences],
+) -> Sequences:
+    """One side of all rows; of those that lack it the other, with nothing scored."""
+    (other,) = set(SIDES) - {name}
+    rows = padded([row.examples.get(name) or row.examples[other] for row in encoded])
+    is_there = np.array([name in row.examples for row in encoded])
+    return rows._replace(mask=rows.mask & is_there[:, None])
 
 
 def shown_first(
@@ -141,7 +152,9 @@ def cropped(batch_fn: Callable[[int], Any]) -> Callable[[int], Any]:
         batch = batch_fn(step)
         sides = jax.tree.leaves(batch, is_leaf=is_sequences)
         longest = max(
-            int(np.flatnonzero(np.asarray(side.mask).any(0))[-1]) + 1 for side in sides
+            int(place) + 1
+            for side in sides
+            for place in np.flatnonzero(np.asarray(side.mask).any(0))[-1:]
         )
         length = bucket_length(longest, max(side.mask.shape[1] for side in sides))
 

@@ -73,6 +73,7 @@ FREE = {"out", "resume", "overwrite", "checkpoint_every", "cache", "init", "data
     "log",
     "test_data",
     "initial_from",
+    "split",
     "chat_template",
     "chat_date",
     "base_model",

@@ -98,6 +98,7 @@ UNSAID: dict[str, Any] = {
     "lora_rank": 0,
     "lora_alpha": 0.0,
     "preset": "",
+    "split": "",
     "max_prompt_length": 0,
     "initial_from": "",
     "steps": 0,
@@ -193,12 +194,16 @@ class Texts:
     """What is read."""
 
     data: str = "toy"
-    """`toy`; a file of JSON lines (see `ldjax.data.preferences`), also with .gz; or
+    """`toy`; a file or a folder of them (JSON lines, a JSON array, CSV, TSV, Parquet or
+    Arrow, also with .gz) of rows with TRL's columns, as texts or as messages; or
     `hh-helpful-base`, Anthropic's pairs from the hub."""
+    split: str | None = None
+    """Split of a folder that has several; by default train."""
     max_rows: int | None = None
     """Rows of the file that are used, the first ones; by default all."""
     test_data: Path | None = None
-    """File of held-out prompts to watch; the toy world has its own."""
+    """File or folder of held-out prompts to watch, of a folder with splits that of its
+    test; the toy world has its own."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a bad row of a file, or leave it out and count it."""
     blank: Literal["bad", "keep"] = "bad"

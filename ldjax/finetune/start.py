@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ldjax.data.files.folders import find_files
+from ldjax.data.files.reading import open_data
 from ldjax.data.tokenizers import Tokenizer
 from ldjax.files.digests import digest
 from ldjax.finetune.pretrain import run as pretraining
@@ -188,9 +190,10 @@ def base_settings(
     size: str, texts: Texts, *, seed: int, cache: Path, smoke: bool
 ) -> pretraining.Config:
     """How a base model is pretrained, and in `out` where it is kept."""
+    files, field = _pretraining_text(texts)
     settings = pretraining.Config(
-        text=() if texts.data == "toy" else (Path(texts.data),),
-        field="prompt",
+        text=files,
+        field=field,
         world=texts.world,
         preset=size,
         seed=seed,
@@ -202,6 +205,23 @@ def base_settings(
     asked = json.dumps(key, default=str, sort_keys=True)
     name = digest([asked, *(path.read_bytes() for path in settings.text)])[:16]
     return dataclasses.replace(settings, out=cache / f"base-{name}")
+
+
+def _pretraining_text(texts: Texts) -> tuple[tuple[Path, ...], str]:
+    """The files that a base model is pretrained on, and the column in them."""
+    if texts.data == "toy":
+        return (), "prompt"
+    path = Path(texts.data)
+    data = open_data(path, split=texts.split)
+    field = "prompt" if "prompt" in data.records.columns else "text"
+    values = [row.content.get(field) for row in data.records.records]
+    if not any(isinstance(value, str) for value in values):
+        raise ValueError(
+            f"a base model is pretrained on the prompts of {path}, which are no texts "
+            "of their own: they are messages, or stand in the responses. Say with "
+            "`model` what to start from"
+        )
+    return find_files(path, split=texts.split).files, field
 
 
 def cached_base(

@@ -2,23 +2,23 @@
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldjax.data.conversation import Conversation
-from ldjax.data.preferences import (
-    PreferenceRow,
-    Preferences,
-    read_preferences,
-)
+from ldjax.data.files.fitting import check_type
+from ldjax.data.files.folders import HELD_OUT, TRAINED
+from ldjax.data.files.reading import DataFile, open_data
+from ldjax.data.preferences import PreferenceRow
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.responses import RowExamples, fill_types, to_examples
 from ldjax.data.templates.rows import conversation_examples
 from ldjax.data.templates.template import ChatTemplate
 from ldjax.data.tokenizers import Tokenizer
 from ldjax.data.world.world import World, make_world
-from ldjax.finetune.settings import HUB_DATA, Texts, Tokens
+from ldjax.finetune.settings import HUB_DATA, Objective, Texts, Tokens
 from ldjax.finetune.start import Base
 from ldjax.models.hub.files import download
 
@@ -35,49 +35,92 @@ class Data(NamedTuple):
       train: Rows to train on, and to watch as the set `train` (the paper's D_prob).
       test: Rows that are watched only, as the set `test` (D_probtest).
       summary: For `summary.json`.
+      told: What the files are, a line for each.
+      plain: The same read without a chat template, where that gives other texts.
     """
 
     train: list[PreferenceRow]
     test: list[PreferenceRow]
     summary: dict[str, Any]
+    told: tuple[str, ...] = ()
+    plain: Callable[[], "Data"] | None = None
+
+    def read_by(self, encode: "Encoder") -> "Data":
+        """The texts as the protocol needs them, which has a chat template or none."""
+        if self.plain is not None and encode.chat_template is None:
+            return self.plain()
+        return self._replace(plain=None)
 
 
-def load_texts(texts: Texts, required: Sequence[str], *, seed: int) -> Data:
+def load_texts(texts: Texts, objective: Objective, *, seed: int) -> Data:
     """The texts that are asked for, with the types that can be made filled in.
 
     Args:
       texts: Which.
-      required: Response types that a row must have.
+      objective: What is trained on them.
       seed: Seed of the toy world, and of what is drawn.
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: If it has no rows, or a bad one that is not to be left out.
+      ValueError: If it has no rows, a bad one that is not to be left out, or rows that
+        the loss cannot be trained on.
     """
     if texts.data == "toy":
         return _toy(make_world(texts.world, seed=seed))
     train, test = Path(texts.data), texts.test_data
+    required: Sequence[str] = objective.required
     if texts.data == HUB_DATA:
         # Rows that are left out must be the same ones whatever is trained.
         required = [*required, "chosen", "rejected"]
         train, its_test = hub_data()
         test = test or its_test
-    required = tuple(name for name in RESPONSE_TYPES if name in required)
+    files = [open_data(train, split=texts.split)]
+    check_type(files[0].data_type, objective.loss, objective.target, train)
+    if test is not None:
+        files.append(open_data(test, prefer=(*HELD_OUT, *TRAINED)))
+    required = [name for name in RESPONSE_TYPES if name in required]
+    return _read(files, texts, required, seed=seed)
 
-    def read(path: Path) -> Preferences:
-        return read_preferences(
-            path, required=required, on_bad_row=texts.on_bad_row, blank=texts.blank
+
+def _read(
+    files: Sequence[DataFile],
+    texts: Texts,
+    required: Sequence[str],
+    *,
+    seed: int,
+    is_plain: bool = False,
+) -> Data:
+    """The rows of the training file, and of that of held-out prompts if there is one.
+
+    Args:
+      files: The two.
+      texts: How they are read.
+      required: Response types that a row must have.
+      seed: Seed of what is drawn.
+      is_plain: Without a chat template.
+    """
+    found = [
+        file.rows(
+            required=required,
+            on_bad_row=texts.on_bad_row,
+            blank=texts.blank,
+            is_plain=is_plain and file.has_plain_form,
         )
-
-    found = read(train)
-    held_out = None if test is None else read(test)
-    unseen = [] if held_out is None else held_out.rows
-    summary = {"train": found.summary()}
-    if held_out is not None:
-        summary["test"] = held_out.summary()
-    rows = fill_types(found.rows[: texts.max_rows], seed=seed, unseen=unseen)
+        for file in files
+    ]
+    unseen = [row for held_out in found[1:] for row in held_out.rows]
+    summary: dict[str, Any] = {
+        name: each.summary()
+        for name, each in zip(("train", "test"), found, strict=False)
+    }
+    rows = fill_types(found[0].rows[: texts.max_rows], seed=seed, unseen=unseen)
     summary["left_out"] = _left_out(rows, has_unseen=bool(unseen))
-    return Data(rows, unseen, summary)
+    plain = None
+    if not is_plain and any(file.has_plain_form for file in files):
+        plain = functools.partial(
+            _read, files, texts, required, seed=seed, is_plain=True
+        )
+    return Data(rows, unseen, summary, tuple(map(str, files)), plain)
 
 
 def _toy(world: World) -> Data:
@@ -227,9 +270,13 @@ class Encoder:
         examples = [e for row in rows for e in self(row).examples.values()]
         return max((example.num_tokens for example in examples), default=0)
 
-    def prompt_length(self, row: PreferenceRow) -> int:
-        """Tokens of the prompt as it is read."""
-        return len(next(iter(self(row).examples.values())).prompt_ids)
+    def prompt_ids(
+        self, row: PreferenceRow, *, tokenizer: Tokenizer | None = None
+    ) -> Sequence[int]:
+        """The prompt as it is read, before an empty response where there is none."""
+        asked = row if row.responses else row._replace(responses={"chosen": ""})
+        examples = self(asked, tokenizer=tokenizer).examples
+        return next(iter(examples.values())).prompt_ids
 
 
 class Lengths(NamedTuple):
@@ -249,11 +296,12 @@ class Lengths(NamedTuple):
 
 def find_lengths(texts: Data, encode: Encoder) -> Lengths:
     """How long the texts are, by reading all of them once."""
-    encoded = [encode(row).examples for row in (*texts.train, *texts.test)]
+    rows = (*texts.train, *texts.test)
+    encoded = [encode(row).examples for row in rows]
     given = max(example.num_tokens for row in encoded for example in row.values())
     prompts = [
-        len(next(iter(row.values())).prompt_ids)
-        for row in encoded
+        len(next((e.prompt_ids for e in row.values()), ()) or encode.prompt_ids(of))
+        for of, row in zip(rows, encoded, strict=True)
         if "chosen_initial" not in row
     ]
     sample = min(_LONGEST_SAMPLE, given // 2)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ldjax.losses.pairs import (
+    SIDES,
     Pair,
     PairLogits,
     PairLoss,
@@ -21,6 +22,7 @@ from ldjax.losses.pairs import (
     log_ratios,
     mean_likelihood,
     mean_log_probs,
+    per_token,
     require_not_negative,
     require_positive,
     require_reduction,
@@ -287,12 +289,16 @@ def kto(
     batch stand in, whose mean is another number. TRL's mean is over responses, of which
     a pair has two: its loss and gradient are half of these unless `reduction` says so.
 
+    A row may have one of its sides alone (unpaired preferences): of the other nothing
+    is scored, its mask is all false, and it counts nowhere. `B` is then half of the
+    number of responses.
+
     Args:
       beta: Steepness, 1/nats.
       desirable: :math:`\lambda_D`, weight of chosen responses.
       undesirable: :math:`\lambda_U`, weight of rejected responses.
-      reduction: `"pairs"` for the mean of each side, added; `"responses"` for TRL's
-        mean over the responses of both.
+      reduction: `"pairs"` for the sum over responses by the number of pairs, half of
+        theirs; `"responses"` for TRL's mean over the responses of both.
 
     Returns:
       As `dpo`; a third side `"mismatched"`, with a `reference` as well, is optional.
@@ -322,11 +328,12 @@ def kto(
     def loss_fn(logits: PairLogits, batch: Pair) -> Float[Array, ""]:
         ratios = log_ratios(logits, batch)
         is_there = {side: batch[side].mask.any(axis=-1) for side in SIDES}
-        num = sum(there.sum() for there in is_there.values())
+        num = is_there["chosen"].sum() + is_there["rejected"].sum()
         if "mismatched" in batch:
             mean = log_ratio(logits, batch, "mismatched").mean()
-        else:  # of a response that is not there the log-ratio is 0
-            mean = per_token(sum(ratio.sum() for ratio in ratios.values()), num)
+        else:
+            there = [jnp.where(is_there[side], ratios[side], 0) for side in SIDES]
+            mean = per_token(there[0].sum() + there[1].sum(), num)
         point = jax.lax.stop_gradient(jnp.maximum(mean, 0))
         chosen = desirable * sigmoid(-beta * (ratios["chosen"] - point))
         rejected = undesirable * sigmoid(-beta * (point - ratios["rejected"]))

@@ -115,6 +115,9 @@ FILES = {
     "a mark alone": (lambda: b"\xef\xbb\xbf", r"has no good row\. It is"),
 }
 
+#: No JSON lines, but files of rows nevertheless.
+READ = ("parquet", "arrow", "arrow stream", "an array of rows", "an array over lines")
+
 
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("on_bad_row", ["error", "skip"])
@@ -128,7 +131,9 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path, kind, on_bad_r
     assert time.monotonic() - start < 5
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
-    if kind not in ("empty", "blank", "a mark alone", "infinite"):
+    if kind in READ:
+        assert read_documents([file], field="prompt") == ["Why?"]
+    elif kind not in ("empty", "blank", "a mark alone", "infinite"):
         with pytest.raises(ValueError, match=r"a\.jsonl"):
             read_documents([file], field="prompt")
 

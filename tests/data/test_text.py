@@ -55,7 +55,7 @@ def test_a_bad_line_is_named_with_its_file(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("name", "data", "field", "message"),
     [
-        ("a.csv", b"x", None, r"expected \.txt, \.jsonl"),
+        ("a.md", b"x", "text", r"expected \.txt, \.jsonl"),
         ("a.jsonl", b"{}", None, "say which field"),
         ("a.txt.gz", b"no gzip", None, "not whole gzip"),
         ("a.txt.gz", _packed(b"text" * 99)[:-9], None, "not whole gzip"),

@@ -281,15 +281,18 @@ def orpo(weight, reduction="responses"):
 
 def kto(beta, *, reduction="pairs", mismatched=None):
     def loss(chosen, rejected):
-        both = [*chosen, *rejected]
+        both = [r for r in [*chosen, *rejected] if r.tokens]  # the others are missing
         of_point = both if mismatched is None else mismatched
         z = max(_mean([r.ratio for r in of_point]), Decimal(0))
-        num = len(both) if reduction == "responses" else len(chosen)
+        num = Decimal(len(both)) / (1 if reduction == "responses" else 2)
         gaps = {
             "chosen": [beta * (r.ratio - z) for r in chosen],
             "rejected": [beta * (z - r.ratio) for r in rejected],
         }
-        value = sum(sigmoid(-x) for x in [*gaps["chosen"], *gaps["rejected"]]) / num
+        pairs = zip(
+            [*chosen, *rejected], [*gaps["chosen"], *gaps["rejected"]], strict=True
+        )
+        value = sum(sigmoid(-x) for r, x in pairs if r.tokens) / num
         bell = lambda x: beta * sigmoid(x) * sigmoid(-x) / num
         rows = {"chosen": (chosen, 1), "rejected": (rejected, -1)}
         return value, {

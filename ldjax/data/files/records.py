@@ -173,8 +173,8 @@ def _cells(path: Path, data: bytes, sign: str) -> Iterator[Record]:
         raise ValueError(f"{path} is {kind}")
     lines = io.StringIO(_text(path, data), newline="")
     limit = csv.field_size_limit(sys.maxsize)  # texts are longer than its default
+    rows = csv.reader(lines, delimiter=sign, strict=True)
     try:
-        rows = csv.reader(lines, delimiter=sign, strict=True)
         names = next(rows, [])
         _check_names(path, names, sign)
         for number, row in enumerate(filter(None, rows), 1):

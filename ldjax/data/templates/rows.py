@@ -55,6 +55,7 @@ def conversation_examples(
       ValueError: If the template refuses the row, or renders the prompt or a turn
         otherwise once others follow; by the row.
     """
+    assert isinstance(row.prompt, Conversation)
     try:
         reading = _Reading.of(tokenizer, template, row.prompt)
         responses = {}
