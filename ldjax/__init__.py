@@ -13,11 +13,12 @@ really move, by how much does first-order theory say it should have, and why::
 * `jacobian`, `LinearMap`: what they are made of.
 * `Sequences`, `losses`: what is trained on and scored.
 * `Recorder`: probes in a loop of your own, for the report page.
+* `diff`: what changed between two checkpoints, and where in the model.
 * `ledger`: what each training example did to them over a whole run.
 
 The packages, from the ground up: `equation`, `losses`, `linen`, `ntk`, `data`, `runs`,
-`models`, `theory`, `watch`, `origins`, `report`, `finetune`, `studies`. Names and
-packages are imported when they are first used.
+`models`, `theory`, `watch`, `origins`, `report`, `finetune`, `compare`, `studies`.
+Names and packages are imported when they are first used.
 """
 
 import importlib
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldjax import (
+        compare,
         data,
         equation,
         finetune,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         theory,
         watch,
     )
+    from ldjax.compare.run import diff
     from ldjax.equation import (
         DenseMap,
         FunctionMap,
@@ -74,8 +77,10 @@ __all__ = [
     "StepDecomposition",
     "StepState",
     "adaptation_matrix",
+    "compare",
     "data",
     "decompose",
+    "diff",
     "empirical_ntk",
     "equation",
     "finetune",
@@ -101,6 +106,7 @@ __all__ = [
 ]
 
 _PACKAGES = {
+    "compare",
     "data",
     "equation",
     "finetune",
@@ -118,6 +124,7 @@ _PACKAGES = {
 _HOMES = {
     "Recorder": "ldjax.watch.recorder",
     "empirical_ntk": "ldjax.ntk",
+    "diff": "ldjax.compare.run",
     "ledger": "ldjax.finetune.ledger.run",
 }
 

@@ -38,6 +38,14 @@ COMMANDS = {
         "ldjax.finetune.ledger.run",
         "what each training example did, over a whole run",
     ),
+    "diff": (
+        "ldjax.compare.run",
+        "what changed between two checkpoints, and where in the model",
+    ),
+    "next": (
+        "ldjax.compare.next",
+        "the next update of a Hugging Face Trainer's checkpoint",
+    ),
     "report": ("ldjax.report.__main__", "a page about runs, for a browser"),
 }
 #: What `ldjax study NAME` starts.

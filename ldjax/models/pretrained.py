@@ -77,7 +77,8 @@ def load(
     Args:
       source: A folder with `config.json` and `model.safetensors` (or shards and their
         index), the id of a repository on the hub such as `"EleutherAI/pythia-410m"`, or
-        the run folder of `ldjax pretrain` or `ldjax finetune`.
+        the run folder of `ldjax pretrain` or `ldjax finetune`, or a checkpoint of one
+        (`RUN/checkpoints/100`).
       revision: The branch, tag or commit on the hub.
       dtype: The dtype of the computation; None for that of the parameters.
       param_dtype: The dtype of the parameters, whatever the files have.
@@ -110,6 +111,8 @@ def load(
     folder = find_folder(source, revision=revision, weights=not shapes_only)
     if is_run(folder):
         return _load_run(folder, dtypes, shapes_only)
+    if is_run(run := folder.absolute().parent.parent) and folder.name.isdigit():
+        return _load_run(run, dtypes, shapes_only, step=int(folder.name))
     if is_adapter_folder(folder):
         found = AdapterFolder(folder)
         try:
@@ -236,6 +239,7 @@ def is_run(folder: Path) -> bool:
     return isinstance(content, dict) and "settings" in content
 
 
+<<<<<<< HEAD
 def _load_gguf(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrained:
     file = GgufFile.of(path)
     config = dataclasses.replace(read_gguf_config(file), **dtypes)
@@ -251,6 +255,12 @@ def _load_gguf(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrai
 
 
 def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrained:
+=======
+def _load_run(
+    path: Path, dtypes: dict[str, Any], shapes_only: bool, *, step: int | None = None
+) -> Pretrained:
+    """The model of a run that is complete, or of one of its checkpoints."""
+>>>>>>> 7b22413 (Two checkpoints compared: what changed, by layer and kind of matrix)
     # Orbax, which reads checkpoints, takes a second to import.
     from ldjax.runs.checkpoints import Checkpoints
     from ldjax.runs.folder import open_run
@@ -264,11 +274,11 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
     with _settings_of(path):
         num_steps = Settings(settings).whole("num_steps")
     checkpoints = Checkpoints(path / "checkpoints")
-    step = checkpoints.newest_step() or 0
-    if step < num_steps:
+    newest = checkpoints.newest_step() or 0
+    if step is None and newest < num_steps:
         raise ValueError(
-            f"The training in {path} stopped at step {step} of {num_steps}; go on with "
-            "it by `resume=True`."
+            f"The training in {path} stopped at step {newest} of {num_steps}; go on "
+            "with it by `resume=True`."
         )
     with _settings_of(path):
         config = TransformerConfig.of(settings["model"])
@@ -277,11 +287,11 @@ def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrain
     model = Transformer(config)
     if shapes_only:
         return Pretrained(model, abstract_params(config), config, tokenizer)
-    progress = checkpoints.restore()
+    progress = checkpoints.restore() if step is None else checkpoints.read(step)
     assert progress is not None  # its step was read
-    if progress.step < settings["num_steps"]:
+    if step is None and progress.step < settings["num_steps"]:
         raise ValueError(
-            f"The last checkpoint in {path} is damaged, of step {step}; that of step "
+            f"The last checkpoint in {path} is damaged, of step {newest}; that of step "
             f"{progress.step} is not: go on from there by `resume=True`."
         )
     params = jax.tree.map(

@@ -10,6 +10,7 @@ import polars as pl
 from ldjax.data.response_types import GROUPS, RESPONSE_TYPES
 from ldjax.report.browser import browser_content
 from ldjax.report.damage import Damage
+from ldjax.report.difference import difference_content
 from ldjax.report.glossary import GLOSSARY
 from ldjax.report.ledger import ledger_content
 from ldjax.report.measures import (
@@ -104,12 +105,14 @@ def run_content(run: Run) -> dict[str, Any]:
             "headline": head,
             "updates": _updates(metrics),
             "sentences": sentences(_lines(metrics), balances(metrics)),
+            # A comparison of checkpoints says in its own words what it found.
             **told,
             **_numbers(metrics),
             "per_token": _per_token(run, metrics) if probes else None,
             "remainder": _drawn(_remainder(metrics)),
             "probes": probes,
             "ledger": ledger_content(run, damage),
+            "difference": difference_content(run, metrics, damage),
             "figures": [] if any(_lines(metrics).values()) else _figures(run),
             "config": config,
             "notes": damage.notes,
@@ -164,7 +167,10 @@ def _updates(metrics: pl.DataFrame) -> int:
 def _of_summary(metrics: pl.DataFrame, summary: Mapping[str, Any]) -> dict[str, Any]:
     """What is told of a run with the help of its `summary.json`."""
     checks = [*summary.get("claims", []), *summary.get("identities", [])]
-    return {
+    words = {
+        name: summary[name] for name in ("headline", "sentences") if name in summary
+    }
+    return words | {
         "checks": [{"text": of["text"], "holds": bool(of["holds"])} for of in checks],
         "signatures": {
             name: [dict(verdict) for verdict in verdicts]

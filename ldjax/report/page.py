@@ -29,7 +29,8 @@ _POLICY = (
 #: They share one scope, in this order: what runs at once comes after what it needs.
 _SCRIPTS = (
     *("data.js", "numbers.js", "elements.js", "glossary.js", "address.js"),
-    *("export.js", "plot.js", "lines.js", "bars.js", "heat.js", "view.js"),
+    *("export.js", "plot.js", "lines.js", "bars.js", "heat.js"),
+    *("difference.js", "view.js"),
     *("overview.js", "curves.js", "account.js"),
     *("responses.js", "detail.js", "tokens.js"),
     *("balance.js", "ledger.js", "trained.js"),

@@ -34,6 +34,7 @@ LAYERS = (
     "origins",
     "report",
     "finetune",
+    "compare",
     "studies",
     "cli",
     "__init__",
@@ -42,7 +43,7 @@ LAYERS = (
 HEAVY = {
     "flax": ("linen", "ntk.layers", "models", "finetune", "studies"),
     "matplotlib": ("report.figures", "report.curves", "studies"),
-    "tyro": ("command", "report.__main__", "finetune", "studies"),
+    "tyro": ("command", "report.__main__", "finetune", "compare", "studies"),
     "neural_tangents": ("ntk.neural_tangents",),
 }
 RANK = {room: rank for rank, room in enumerate(LAYERS)}

@@ -14,10 +14,21 @@ from ldjax.models.decoder.low_rank import Target
 from ldjax.models.hub.config import family_of
 from ldjax.models.hub.files import TensorFiles, refuse_misfits, write_tensors
 from ldjax.models.hub.parameters import abstract_params
+<<<<<<< HEAD
 from ldjax.models.hub.peft_choice import Matrix, read_choice, write_choice
 from ldjax.models.hub.tensors import fused_rows, leaf_names
+=======
+from ldjax.models.hub.settings import Settings
+from ldjax.models.hub.tensors import Rule, fused_rows, leaf_names
+>>>>>>> 7b22413 (Two checkpoints compared: what changed, by layer and kind of matrix)
 
-__all__ = ["AdapterFolder", "adapter_targets", "is_adapter_folder", "write_adapters"]
+__all__ = [
+    "AdapterFolder",
+    "adapter_rules",
+    "adapter_targets",
+    "is_adapter_folder",
+    "write_adapters",
+]
 
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _IN_MLP = ("gate", "up", "gate_up", "down")
@@ -236,6 +247,31 @@ def adapter_targets(
             f"only of {', '.join(modules)}."
         )
     return tuple(asked) or default
+
+
+def adapter_rules(config: TransformerConfig) -> list[Rule]:
+    """Every tensor of an adapter folder, and the parameter in it.
+
+    Args:
+      config: The architecture of a model with adapters.
+
+    Examples:
+      >>> from ldjax.models import llama_config
+      >>> adapters = LowRank(rank=2, alpha=4.0, targets=("up",))
+      >>> config = llama_config(vocab_size=10, num_layers=1)
+      >>> config = dataclasses.replace(config, adapters=adapters)
+      >>> adapter_rules(config)[0].name
+      'base_model.model.model.layers.0.mlp.up_proj.lora_A.weight'
+    """
+
+    def rule(name: str, leaf: str, is_b: bool) -> Rule:
+        return Rule(
+            *(name, (leaf,), lambda part: _to_file(part, leaf, config, is_b)),
+            lambda rows: (_from_file(rows, leaf, config, is_b),),
+            lambda shape: shape[::-1],
+        )
+
+    return [rule(*of) for of in _names(config)]
 
 
 def is_adapter_folder(folder: Path) -> bool:

@@ -11,7 +11,7 @@ const movedBefore = (run, type) => {
 };
 
 function accountSection() {
-  byId("account").hidden = !anyRun((run) => filled(run.tracked.measured));
+  byId("account").hidden = isComparison || !anyRun((run) => filled(run.tracked.measured));
   if (byId("account").hidden) return;
   const line = (run, type, color, [kind, dash, text]) => {
     const curve = numbersOf(run).tracked[kind]?.[type];

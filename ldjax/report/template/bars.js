@@ -9,7 +9,7 @@ const PART_COLORS = {
   quadrature: "var(--c9)",
 };
 
-const partColor = (name) => PART_COLORS[name] ?? "var(--c8)";
+const partColor = (name) => PART_COLORS[name] ?? kindColor(name.replace(/^part:/, ""));
 const partLabel = (name) => constants.parts[name] ?? name.replace(/^part:/, "");
 
 // One bar: `parts` of `{ name, value, color }` and a `total` of `{ name, value }`.

@@ -1,7 +1,7 @@
 // Every type over training, group by group, and the numbers of it.
 function curveSection() {
-  byId("curves").hidden = !SETS.length;
-  if (!SETS.length) return;
+  byId("curves").hidden = !SETS.length || isComparison;
+  if (byId("curves").hidden) return;
   const nodes = TYPE_GROUPS.filter(([, types]) => anyRun((run) => types.some((type) =>
     SETS.some(([set]) => type in (run.curves[set] ?? {}))))).map(([group, types]) =>
     lineChart(byId("curve-charts"), () => ({

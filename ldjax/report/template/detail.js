@@ -16,11 +16,15 @@ function showResponse(parent, { run, token }, chosen, select, remember) {
       block([`Prompt ${prompt}`], probes.prompts[probes.responses[place].prompt].text),
       block([term(type), type in constants.meanings ? `: ${constants.meanings[type]}` : ""],
         chosen.text)));
-  responseCurves(parent, run, place);
   const asked = { run, probe: prompt, type };
-  const origins = element("div");
-  parent.append(origins);
-  showLedger(origins, asked);
+  if (run.difference) {
+    showPlaces(parent, run, prompt, type);
+  } else {
+    responseCurves(parent, run, place);
+    const origins = element("div");
+    parent.append(origins);
+    showLedger(origins, asked);
+  }
   const tokenOrigins = element("div");
   const detail = probes.tokens?.responses[place];
   if (detail) {

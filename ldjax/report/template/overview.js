@@ -2,7 +2,7 @@
 function overviewSection() {
   const main = ["chosen", "rejected", "margin", "greedy"].filter((type) => ALL_TYPES.includes(type));
   const types = main.length ? main : ALL_TYPES.slice(0, 6);
-  if (SETS.length) {
+  if (SETS.length && !isComparison) {
     const node = lineChart(byId("picture"), () => ({
       title: `Change of the mean log-prob, ${constants.sets[view.set]}`,
       xLabel: "updates", yLabel: unitOf(), spans: stageSpans(),

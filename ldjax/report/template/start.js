@@ -1,6 +1,7 @@
 byId("title").append(runs.map((run) => run.name).join(", "));
 viewControls();
 overviewSection();
+differenceSection();
 curveSection();
 accountSection();
 originSection();
