@@ -309,6 +309,9 @@ class Tokenizer:
     def agrees(self, other: "Tokenizer") -> bool:
         """Whether the ids of another tokenizer mean the same texts.
 
+        By the vocabulary alone: libraries that save a tokenizer anew write other things
+        about it, which no id depends on.
+
         Args:
           other: A tokenizer, perhaps of the same model.
 
@@ -406,7 +409,8 @@ class Tokenizer:
 
     @cached_property
     def _digest(self) -> str:
-        return digest([self._inner.to_str()])
+        vocabulary = self._inner.get_vocab(with_added_tokens=True).items()
+        return digest(f"{number} {len(of)} {of}\n" for of, number in sorted(vocabulary))
 
     def _special_texts(self) -> list[str]:
         added = self._inner.get_added_tokens_decoder().values()

@@ -41,7 +41,14 @@ def write_start(place, make_config=llama_config, **changes):
     return place / "start"
 
 
-def train(place, loss, *, dtype="float32", lora=False):
+def train(place, loss, **options):
+    """Its own warnings are TRL's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _train(place, loss, **options)
+
+
+def _train(place, loss, *, dtype="float32", lora=False):
     """Checkpoints 1 to 4 of a training on all rows at every update.
 
     The rate falls linearly; the gradient is clipped; decay is on.
@@ -86,14 +93,12 @@ def train(place, loss, *, dtype="float32", lora=False):
         more["peft_config"] = peft.LoraConfig(
             r=2, lora_alpha=4, target_modules=["q_proj", "o_proj", "up_proj"]
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = make(
-            model=model,
-            args=config,
-            train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=tokenizer,
-            **more,
-        )
-        trainer.train()
+    trainer = make(
+        model=model,
+        args=config,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+        **more,
+    )
+    trainer.train()
     return place / "trained"
