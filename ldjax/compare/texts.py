@@ -128,7 +128,7 @@ def tracked(probe: Probe) -> Probe:
 
 
 def _batches(probes: Sequence[Probe], batch_size: int) -> ProbeSet:
-    longest = max(len(ids) + len(more) for _, _, (ids, more) in probes)
+    longest = max(probe.example.check() for probe in probes)
     size = min(batch_size, len(probes))
     return ProbeSet.of(probes, max_length=longest, batch_size=size)
 

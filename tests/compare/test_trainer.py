@@ -1,6 +1,5 @@
 """Checkpoints that TRL made: compared, and their next update taken as it took it."""
 
-import dataclasses
 import shutil
 
 import jax
@@ -18,10 +17,9 @@ from ldjax.compare.settings import Config, NextConfig, Training, Watch
 from ldjax.compare.update import take
 from ldjax.equation.subset import leaf_paths
 from ldjax.finetune.settings import Tokens
-from ldjax.models import load
+from ldjax.models import gpt2_config, load
 from ldjax.models.hub.tensors import leaf_names
 from ldjax.models.hub.trainer import read_moments
-from ldjax.report import write_page
 from ldjax.runs.folder import open_run
 
 pytest.importorskip("trl")
@@ -33,7 +31,7 @@ RAW = Tokens(document_start=False, leading_space="raw")
 @pytest.fixture(scope="module")
 def dpo(tmp_path_factory):
     place = tmp_path_factory.mktemp("dpo")
-    trainers.write_start(place)
+    trainers.write_start(place, gpt2_config)
     trainers.train(place, "dpo", dtype="float64")
     return place
 
@@ -59,7 +57,7 @@ def asked(place, step, loss, **training):
 
 @pytest.mark.slow
 def test_the_next_update_is_the_one_that_trl_took(dpo):
-    """In float64, parameter by parameter; all matrices are square."""
+    """In float64, parameter by parameter; matrices are square, three of them one."""
     config = asked(dpo, 2, "dpo", reference=str(dpo / "start"))
     before, after = (
         load(dpo / f"trained/checkpoint-{step}", param_dtype="float64")
@@ -86,26 +84,36 @@ def test_the_next_update_is_the_one_that_trl_took(dpo):
         *map(jax.tree.leaves, (before.params, update.params, after.params)),
         strict=True,
     ):
-        moved = np.abs(wanted - start).max()
-        assert moved > 1e-2 * trainers.RATE, path
-        np.testing.assert_allclose(found, wanted, atol=1e-9 * trainers.RATE)
+        # To no logit a bias of keys makes a difference.
+        if path[-2:] != ("key", "bias"):
+            assert np.abs(wanted - start).max() > 1e-2 * trainers.RATE, path
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9 * trainers.RATE)
 
 
 @pytest.mark.slow
 def test_next_is_a_command_with_an_account(dpo, capsys):
-    found, update = program.next_update(
-        asked(dpo, 2, "dpo", reference=str(dpo / "start"))
-    )
-    assert all(claim.holds for claim in checks(found, 0.01))
-    assert {"chosen", "rejected", "history", "weight_decay"} <= update.parts.keys()
-    whole = sum(update.parts.values())
-    np.testing.assert_allclose(whole, found.measured, atol=2e-4)
+    assert program.main(asked(dpo, 2, "dpo", reference=str(dpo / "start"))) == 0
+    said = capsys.readouterr().out
+    assert "holds: the account closes" in said
+    assert "update 3 of" in said
     run = open_run(dpo / "next-dpo-2")
+    rows = run.metrics().filter(pl.col("probe").str.starts_with("tracked/"))
+    of = {
+        name: values["value"].to_numpy()
+        for (name,), values in rows.group_by("quantity", maintain_order=True)
+    }
+    parts = {name: values for name, values in of.items() if name.startswith("part:")}
+    assert parts.keys() >= {
+        *("part:chosen", "part:rejected", "part:history", "part:weight_decay"),
+    }
+    measured, floor = of["measured"], of["floor"]
+    assert (abs(sum(parts.values()) - measured) <= 0.01 * abs(measured) + floor).all()
     table = pl.read_parquet(run.path / "difference.parquet")
-    np.testing.assert_allclose(table["value"].sum(), found.shares.sum(), rtol=1e-9)
-    assert (run.path / "report.html").stat().st_size > 10_000
-    assert program.main(asked(dpo, 3, "dpo", reference=str(dpo / "start"))) == 0
-    assert "holds: the account closes" in capsys.readouterr().out
+    sums = table.group_by("probe", "type", maintain_order=True).agg(
+        pl.col("value").sum()
+    )
+    left = abs(sums["value"].to_numpy() - measured)
+    assert (left <= 0.01 * abs(measured) + floor).all()
 
 
 @pytest.mark.slow
@@ -164,7 +172,6 @@ def test_two_folders_are_compared_end_to_end(dpo, capsys):
     assert left <= max(0.01 * np.linalg.norm(measured), np.linalg.norm(floor))
     ends = of("log_prob").reshape(2, -1)
     np.testing.assert_allclose(ends[1] - ends[0], measured, atol=1e-9)
-    write_page([run])
 
 
 @pytest.fixture
@@ -191,7 +198,7 @@ def swap_groups(content):
 
 
 def swap_shapes(content):
-    """The first parameter, the embedding, with the next matrix."""
+    """The embedding of tokens with that of positions."""
     state = content["state"]
     state[0], state[1] = state[1], state[0]
 
@@ -241,9 +248,9 @@ def other_rate(content):
 
 
 TRAPS = [
-    (swap_groups, "has groups of 5 and 16 parameters; a Trainer of this model has 16"),
-    (swap_shapes, "entry 0 should be of model.embed_tokens.weight"),
-    (lose_entry, "has no entry 3, for model.layers.0.self_attn.v_proj.weight"),
+    (swap_groups, "has groups of 18 and 10 parameters; a Trainer of this model has 10"),
+    (swap_shapes, "entry 0 should be of transformer.wte.weight"),
+    (lose_entry, "has no entry 3, for transformer.h.0.attn.c_proj.weight"),
     (add_entry, "has an entry 99 that is of no parameter"),
     (freeze, "Were some frozen"),
     (other_step, "counts 2, 3 updates, trainer_state.json 2"),
@@ -292,6 +299,3 @@ def test_what_no_file_says_has_to_be_said(dpo):
     last = asked(dpo, trainers.STEPS, "dpo", reference=str(dpo / "start"))
     with pytest.raises(ValueError, match="schedule of this checkpoint is over"):
         program.next_update(last)
-    training = dataclasses.replace(last.training, learning_rate=1e-3)
-    found, _ = program.next_update(dataclasses.replace(last, training=training))
-    assert found.measured.any()

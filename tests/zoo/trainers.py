@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 
+from witnesses import parity
 from zoo.decoders import random_params
 
 from ldjax.data.tokenizers import train_word_level
@@ -22,7 +23,7 @@ ROWS = [
 RATE, CLIP, DECAY, STEPS = 3e-3, 0.7, 0.1, 4
 
 
-def write_start(place, make_config=llama_config, **changes):
+def write_start(place, make_config=llama_config):
     """A drawn model with square matrices, as a folder, and the rows as a file."""
     words = [WORDS.format(i) + " yes no maybe" for i in range(4)]
     tokenizer = train_word_level(words)
@@ -32,7 +33,6 @@ def write_start(place, make_config=llama_config, **changes):
         num_layers=2,
         num_heads=2,
         mlp_width=8,
-        **changes,
     )
     model = Transformer(config)
     save(place / "start", Pretrained(model, random_params(model), config, tokenizer))
@@ -41,18 +41,18 @@ def write_start(place, make_config=llama_config, **changes):
     return place / "start"
 
 
-def train(place, loss, **options):
-    """Its own warnings are TRL's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _train(place, loss, **options)
-
-
-def _train(place, loss, *, dtype="float32", lora=False):
+def train(place, loss, *, dtype="float32", lora=False):
     """Checkpoints 1 to 4 of a training on all rows at every update.
 
-    The rate falls linearly; the gradient is clipped; decay is on.
+    The rate falls linearly; the gradient is clipped; decay is on. In float64 it is so
+    throughout.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are TRL's
+        return _train(place, loss, dtype=dtype, lora=lora)
+
+
+def _train(place, loss, *, dtype, lora):
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
     import torch
@@ -100,5 +100,12 @@ def _train(place, loss, *, dtype="float32", lora=False):
         processing_class=tokenizer,
         **more,
     )
+    step = trainer.training_step
+
+    def exact(*args):
+        with parity.precision(dtype):
+            return step(*args)
+
+    trainer.training_step = exact
     trainer.train()
     return place / "trained"
