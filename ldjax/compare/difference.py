@@ -244,7 +244,8 @@ def checks(found: Difference, tolerance: float) -> list[Claim]:
     bound = max(tolerance * size, floor)
     advice = "" if left <= bound else "; more nodes leave less"
     closes = Claim(
-        f"the account closes: {found.nodes} node{'s' * (found.nodes > 1)} leave "
+        f"the account closes: {found.nodes} "
+        f"{'nodes leave' if found.nodes > 1 else 'node leaves'} "
         f"{left:.1e} of {size:.1e} nats (norms over the responses; {tolerance:g} of it "
         f"may be left, or {floor:.1e} of rounding){advice}",
         left <= bound,

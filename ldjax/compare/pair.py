@@ -92,7 +92,7 @@ def pair_of(
     first, second = (_loaded(source) for source in (before, after))
     first, second, notes = _alike(first, second)
     if first.config.tied_head and is_untied:
-        notes.append("the tied embedding counts apart as embedding and as head")
+        notes.append("The tied embedding counts apart, as embedding and as head.")
         first, second = untied(first), untied(second)
     dtypes = [leaf.dtype for leaf in jax.tree.leaves((first.params, second.params))]
     wide = jnp.result_type(jnp.float32, *dtypes)
@@ -176,10 +176,10 @@ def _alike(
     if of_first == of_second:
         return first, second, []
     if of_first is None:
-        return _silenced_on(first, second), second, ["before: the adapters do nothing"]
+        return _silenced_on(first, second), second, ["Before, the adapters do nothing."]
     if of_second is None:
-        return first, _silenced_on(second, first), ["after: the adapters do nothing"]
-    note = "the adapters of the two differ in kind, so they are merged in both"
+        return first, _silenced_on(second, first), ["After, the adapters do nothing."]
+    note = "The adapters of the two differ in kind, so they are merged in both."
     return merge_adapters(first), merge_adapters(second), [note]
 
 

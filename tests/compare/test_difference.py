@@ -125,14 +125,14 @@ def test_shares_are_those_of_groups_that_move_alone_in_the_derivative():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("nodes", "size"), [(1, 1e-3), (2, 2e-3)])
+@pytest.mark.parametrize(("nodes", "size"), [(1, 1e-3), (2, 4e-3)])
 def test_what_nodes_leave_falls_as_their_order_says(nodes, size):
-    before = model("gpt2")
+    before = model("llama")
     left = [
-        np.linalg.norm(diff(before, away(before, s), nodes=nodes).quadrature)
+        np.linalg.norm(diff(before, away(before, s, 3), nodes=nodes).quadrature)
         for s in (size, size / 2)
     ]
-    assert 0.95 < left[0] / left[1] / 2 ** (2 * nodes + 1) < 1.05
+    assert 0.93 < left[0] / left[1] / 2 ** (2 * nodes + 1) < 1.07
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ function showTokens(parent, run, place, wanted, onSelect) {
     select(to);
     spans[current]?.focus();
   });
-  parent.append(element("h4", {}, "Its tokens, by their change over the run"),
+  parent.append(element("h4", {}, "Its tokens, by their change"),
     element("div", { className: "controls" },
       choice("Colour by", TOKEN_KINDS, paint).node, colorKey(scale)), block, about);
   const most = measured.reduce((best, value, i) =>
@@ -64,7 +64,7 @@ function showToken(parent, run, place, at) {
       `${signed(numbers(detail.predicted)[at])} nats.`));
   const grid = element("div", { className: "charts" });
   parent.append(grid);
-  lineChart(grid, () => ({ title: "Log-prob of this token", xLabel: "updates", yLabel: "nats",
+  if (!run.difference) lineChart(grid, () => ({ title: "Log-prob of this token", xLabel: "updates", yLabel: "nats",
     lines: [lineOf("log-prob", tokens.steps, curve)] }));
   if (detail.moved) grid.append(movedTables(tokens, detail.moved, at));
   if (detail.maps) showMap(parent, run, place, at);
