@@ -4,7 +4,8 @@
 divides that by layer and kind of matrix, exactly: along the straight line from one to
 the other (docs/guides/diff.md). In this order: `pair` (two models as one architecture
 with two sets of parameters), `places` (layers and kinds), `along` (derivatives on the
-way), `difference` (their sums), `texts` (what is watched), `folder` (what is written).
+way), `difference` (their sums), `texts` (what is watched), `folder` (what is written);
+then `trainer`, `update` and `next`, the next update of a Trainer's checkpoint.
 """
 
 __all__: list[str] = []

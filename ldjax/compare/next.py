@@ -12,7 +12,6 @@ which is not read: loss, clip and what is trained on are options.
     ldjax next out/checkpoint-500 --data rows.jsonl --loss dpo --reference ./start
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from ldjax.compare.pair import Pair, pair_of, silenced, untied
 from ldjax.compare.run import divide_pair
 from ldjax.compare.settings import RANGES, NextConfig, Training
 from ldjax.compare.texts import Watched, watched_texts
+from ldjax.compare.trainer import Moments, read_moments
 from ldjax.compare.update import Update, take
 from ldjax.compare.words import balance, sentences
 from ldjax.data.reference import add_reference
@@ -37,7 +37,6 @@ from ldjax.finetune.rows import training_rows
 from ldjax.finetune.settings import Objective, Texts
 from ldjax.finetune.texts import load_texts
 from ldjax.models import Pretrained, load
-from ldjax.models.hub.trainer import Moments, read_moments
 from ldjax.progress import progress
 from ldjax.runs.folder import create_run
 from ldjax.theory.claims import failures, told
@@ -81,8 +80,7 @@ def next_update(
         rows = rows_of(config, model, texts)
         run = create_run(
             config.out,
-            flat(config)
-            | {"model": dataclasses.asdict(model.config), "learning_rate": rate},
+            flat(config) | {"model": model.config.settings(), "learning_rate": rate},
             overwrite=config.overwrite,
         )
     count = jax.tree.leaves(rows)[0].shape[0]

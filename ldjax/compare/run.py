@@ -14,7 +14,6 @@ closes, up to `--tolerance`.
     ldjax diff ./base ./adapter --probes pairs.jsonl
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -223,7 +222,7 @@ def _settings(
         "probes": watched.source,
         "max_length": watched.encode.max_length,
         "max_prompt_length": watched.encode.max_prompt_length,
-        "model": dataclasses.asdict(pair.model.config),
+        "model": pair.model.config.settings(),
     }
 
 

@@ -88,10 +88,11 @@ def watched_texts(
     rows, where = _rows(source, texts, seed)
     rows = rows[:prompts]
     probes = make_probes(TRAIN, rows, range(len(rows)), encode, RESPONSE_TYPES)
-    of = [rows[int(prompt_of(probe.prompt_name))] for probe in probes]
+    said = [(*encode.texts(row), row.source) for row in rows]
     lines = [
-        probe_line(named, row.prompt, row.responses[probe.type], source=row.source)
-        for probe, row in zip(probes, of, strict=True)
+        probe_line(named, prompt, responses[probe.type], source=source)
+        for probe in probes
+        for prompt, responses, source in [said[int(prompt_of(probe.prompt_name))]]
         for named in (probe, tracked(probe))
     ]
     return Watched(_batches(probes, batch_size), tuple(lines), encode, where)

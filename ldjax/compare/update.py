@@ -18,10 +18,10 @@ import numpy as np
 import optax
 
 from ldjax import linen
+from ldjax.compare.trainer import Moments
 from ldjax.equation.sequences import Batch, LossFn
 from ldjax.equation.step import make_step
 from ldjax.models import Transformer, is_adapter
-from ldjax.models.hub.trainer import Moments
 from ldjax.watch.probes import ProbeSet
 
 __all__ = ["Update", "adamw", "clip_as_torch", "take"]

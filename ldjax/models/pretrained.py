@@ -239,7 +239,6 @@ def is_run(folder: Path) -> bool:
     return isinstance(content, dict) and "settings" in content
 
 
-<<<<<<< HEAD
 def _load_gguf(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrained:
     file = GgufFile.of(path)
     config = dataclasses.replace(read_gguf_config(file), **dtypes)
@@ -254,13 +253,10 @@ def _load_gguf(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrai
     return Pretrained(Transformer(config), params, config, tokenizer)
 
 
-def _load_run(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrained:
-=======
 def _load_run(
     path: Path, dtypes: dict[str, Any], shapes_only: bool, *, step: int | None = None
 ) -> Pretrained:
     """The model of a run that is complete, or of one of its checkpoints."""
->>>>>>> 7b22413 (Two checkpoints compared: what changed, by layer and kind of matrix)
     # Orbax, which reads checkpoints, takes a second to import.
     from ldjax.runs.checkpoints import Checkpoints
     from ldjax.runs.folder import open_run

@@ -14,12 +14,12 @@ from ldjax.compare import next as program
 from ldjax.compare import run as comparison
 from ldjax.compare.difference import checks
 from ldjax.compare.settings import Config, NextConfig, Training, Watch
+from ldjax.compare.trainer import read_moments
 from ldjax.compare.update import take
 from ldjax.equation.subset import leaf_paths
 from ldjax.finetune.settings import Tokens
 from ldjax.models import gpt2_config, load
 from ldjax.models.hub.tensors import leaf_names
-from ldjax.models.hub.trainer import read_moments
 from ldjax.runs.folder import open_run
 
 pytest.importorskip("trl")

@@ -14,13 +14,8 @@ from ldjax.models.decoder.low_rank import Target
 from ldjax.models.hub.config import family_of
 from ldjax.models.hub.files import TensorFiles, refuse_misfits, write_tensors
 from ldjax.models.hub.parameters import abstract_params
-<<<<<<< HEAD
 from ldjax.models.hub.peft_choice import Matrix, read_choice, write_choice
-from ldjax.models.hub.tensors import fused_rows, leaf_names
-=======
-from ldjax.models.hub.settings import Settings
 from ldjax.models.hub.tensors import Rule, fused_rows, leaf_names
->>>>>>> 7b22413 (Two checkpoints compared: what changed, by layer and kind of matrix)
 
 __all__ = [
     "AdapterFolder",
