@@ -70,9 +70,10 @@ def load(
 ) -> Pretrained:
     """A trained language model: from a Hugging Face folder, the hub, or a run.
 
-    GPT-2, GPT-NeoX (Pythia), Qwen2 (Qwen1.5, Qwen2.5) and Llama, from `safetensors`,
-    without PyTorch. A folder with low-rank adapters in PEFT's layout gives the model
-    that they belong to with the adapters in place.
+    GPT-2, GPT-NeoX (Pythia), Llama, Qwen2 (Qwen1.5, Qwen2.5), Qwen3, Mistral, Phi-3,
+    SmolLM3, OLMo 2 and 3, Gemma 2 and the language model of Gemma 3, from
+    `safetensors`, without PyTorch. A folder with low-rank adapters in PEFT's layout
+    gives the model that they belong to with the adapters in place.
 
     Args:
       source: A folder with `config.json` and `model.safetensors` (or shards and their
