@@ -6,6 +6,7 @@ Two blocks each, of both kinds where a family has two, with rows longer than a w
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,8 @@ class Drawn:
         """`J[row, p]` of the probe and of the update, with their logits."""
 
         def dense(batch):
-            run = lambda params: self.model.apply({"params": params}, batch.tokens)
+            def run(params) -> Any:
+                return self.model.apply({"params": params}, batch.tokens)
 
             leaves = jax.tree.leaves(jax.jacrev(run)(self.params))
             logits = run(self.params)
@@ -164,8 +166,8 @@ def test_the_parts_of_a_step_sum_to_its_prediction(drawn, style):
     optimizer = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-3))
     init, step = ldjax.make_step(model.apply_fn, ldjax.losses.sft, optimizer)
     state, step = init(model.params), compiled(step)
-    for _ in range(2):
-        state, comparison = step(state, UPDATE, PROBE)
+    state, _ = step(state, UPDATE, PROBE)
+    _, comparison = step(state, UPDATE, PROBE)
     total = sum(jax.tree.leaves(comparison.parts))
     assert_close(total, comparison.predicted, rtol=EXACT)
     assert abs(comparison.predicted).max() > 0
@@ -192,7 +194,8 @@ def test_the_kernel_of_adapters_is_that_of_their_jacobians(drawn, style, method)
 def of_shapes(model):
     """What the plans of a kernel are made from."""
     return (
-        *(ldjax.linen.logits_fn(model.model, batch) for batch in (PROBE, UPDATE)),
+        ldjax.linen.logits_fn(model.model, PROBE),
+        ldjax.linen.logits_fn(model.model, UPDATE),
         jax.eval_shape(lambda: model.params),
     )
 
