@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from witnesses import parity
-from witnesses.parity import FAMILIES
+from witnesses.parity import FAMILIES, LATER_FAMILIES
 from zoo.decoders import CONFIGS, random_params
 
 from ldjax.models import (
@@ -28,12 +28,23 @@ TARGETS = {
     "gpt_neox": ("qkv", "out", "up", "down"),
     "qwen2": ("query", "key", "value", "out", "gate", "up", "down"),
     "llama": ("query", "value", "down"),
+    "phi3": ("qkv", "out", "gate_up", "down"),
+    **dict.fromkeys(
+        (family for family in LATER_FAMILIES if family != "phi3"),
+        ("query", "key", "value", "out", "gate", "up", "down"),
+    ),
 }
 MODULES = {
     "gpt2": ["c_attn", "c_proj"],  # also the one of the MLP
     "gpt_neox": ["query_key_value", "dense", "dense_4h_to_h"],
     "qwen2": ["q_proj", "v_proj"],
     "llama": ["self_attn.k_proj", "o_proj", "gate_proj", "up_proj"],
+    "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
+    **{
+        family: ["q_proj", "self_attn.v_proj", "gate_proj", "mlp.down_proj"]
+        for family in LATER_FAMILIES
+        if family != "phi3"
+    },
 }
 
 
@@ -77,6 +88,8 @@ def some_layers(layers):
     """Every family once, in turn with all layers and with some; else exhaustive."""
     kept = [(family, (None, layers)[i % 2]) for i, family in enumerate(FAMILIES)]
     other = [(family, (layers, None)[i % 2]) for i, family in enumerate(FAMILIES)]
+    kept.append(("phi3", layers))
+    other += [(family, layers) for family in LATER_FAMILIES if family != "phi3"]
     return [*kept, *(pytest.param(*c, marks=pytest.mark.exhaustive) for c in other)]
 
 
