@@ -234,8 +234,8 @@ class Model:
     """Adapters are multiplied by this over the rank; by default the rank."""
     lora_targets: tuple[Target, ...] = ()
     """Matrices that have one: qkv (one adapter for the three), out, up, down in GPT-2
-    and GPT-NeoX; query, key, value, out, gate, up, down in Llama and Qwen2. By default
-    PEFT's: qkv, or query and value."""
+    and GPT-NeoX; qkv, out, gate_up, down in Phi-3; query, key, value, out, gate, up,
+    down in the others. By default PEFT's: qkv, or query and value."""
 
 
 @dataclasses.dataclass(frozen=True)
