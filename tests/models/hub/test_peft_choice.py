@@ -206,8 +206,9 @@ def test_a_full_name_is_chosen_whatever_the_layers_are():
 
 
 def test_an_expression_is_of_the_whole_name_and_a_pattern_of_its_end():
-    with pytest.raises(ValueError, match=r"'up_proj', which is none.*mlp.up_proj"):
-        chosen(target_modules="up_proj")
+    for part in ("up_proj", r".*mlp\.up", ["p_proj"]):
+        with pytest.raises(ValueError, match=r"which is none.*mlp.up_proj"):
+            chosen(target_modules=part)
     found = chosen(target_modules=r".*\.(0|11)\..*_proj", alpha_pattern={"up_proj": 1})
     assert found == {
         (0, "query"): (2, 2.0),
