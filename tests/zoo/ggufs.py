@@ -37,6 +37,8 @@ SETTINGS = {
     "head_dim": "attention.key_length",
     "sliding_window": "attention.sliding_window",
     "vocab_size": "vocab_size",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
 }
 #: Types that the package writes; of the others blocks are drawn.
 WRITTEN = ("BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -100,7 +102,7 @@ def put(writer, name, value):
 def stored_name(name, architecture):
     """The name of a tensor in the file."""
     stem, suffix = name.rsplit(".", 1)
-    names = GEMMA_NAMES if architecture == "gemma3" else NAMES
+    names = GEMMA_NAMES if architecture.startswith("gemma") else NAMES
     if not stem.startswith("model.layers."):
         return f"{names[stem]}.{suffix}"
     _, _, block, part = stem.split(".", 3)
@@ -120,7 +122,7 @@ def add(writer, name, tensor, architecture, settings, kind):
     if architecture == "llama" and part in heads:
         halves = tensor.reshape(heads[part], 2, -1, *tensor.shape[1:])
         tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
-    if architecture == "gemma3" and name.endswith("norm.weight"):
+    if architecture.startswith("gemma") and name.endswith("norm.weight"):
         tensor = tensor + 1
     if tensor.ndim == 1 or kind == "F32":  # norms and biases are never quantised
         writer.add_tensor(name, tensor)
