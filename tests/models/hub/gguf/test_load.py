@@ -8,8 +8,8 @@ import gguf
 import jax
 import numpy as np
 import pytest
+from witnesses.ggufs import NAMES, SETTINGS, WRITTEN, write_gguf
 from zoo.decoders import pretrained
-from zoo.ggufs import NAMES, SETTINGS, WRITTEN, write_gguf
 
 from ldjax.models import Pretrained, RotaryScaling, load
 from ldjax.models.hub.config import to_hub

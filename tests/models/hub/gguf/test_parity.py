@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 from witnesses import parity
-from zoo.ggufs import SETTINGS, WRITTEN, write_gguf
+from witnesses.ggufs import SETTINGS, WRITTEN, write_gguf
 
 from ldjax.models import load
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from witnesses.ggufs import write_gguf
 from witnesses.hub_tokenizers import HOSTILE, as_published, compare, texts, theirs
-from zoo.ggufs import write_gguf
 
 from ldjax.models.hub.gguf.file import GgufFile
 from ldjax.models.hub.gguf.tokenizer import PRE_TOKENIZERS, read_gguf_tokenizer
