@@ -1,6 +1,7 @@
 """The demonstration on a real model as users run it; its smoke downloads nothing."""
 
 import json
+from typing import Any
 
 import pytest
 from shell.scripts import run_script
@@ -38,8 +39,8 @@ def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path):
 
 
 def test_the_tiny_model_is_read_and_writes_its_own_texts(tmp_path):
-    found = load(write_tiny(tmp_path / "deep" / "tiny.gguf", seed=0))
-    (row, *_) = read_preferences(everyday_pairs()[0]).rows
+    found: Any = load(write_tiny(tmp_path / "deep" / "tiny.gguf", seed=0))
+    row: Any = read_preferences(everyday_pairs()[0]).rows[0]
     assert found.tokenizer.decode(found.tokenizer.encode(row.prompt)) == row.prompt
     again = load(write_tiny(tmp_path / "again.gguf", seed=1))
     assert again.config == found.config
@@ -47,7 +48,7 @@ def test_the_tiny_model_is_read_and_writes_its_own_texts(tmp_path):
 
 def test_everyday_pairs_have_every_type_that_is_no_sample():
     train, test = (read_preferences(file).rows for file in everyday_pairs())
-    rows = fill_types(train, seed=0, unseen=test)
+    rows: list[Any] = fill_types(train, seed=0, unseen=test)
     wanted = [name for name in RESPONSE_TYPES if name != "chosen_initial"]
     for row in rows:
         assert list(row.responses) == wanted

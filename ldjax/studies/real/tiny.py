@@ -41,7 +41,12 @@ def write_tiny(path: Path, *, seed: int) -> Path:
     from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
 
     rows = read_preferences(everyday_pairs()[0]).rows
-    texts = [text for row in rows for text in (row.prompt, *row.responses.values())]
+    texts = [
+        text
+        for row in rows
+        for text in (row.prompt, *row.responses.values())
+        if isinstance(text, str)
+    ]
     tokenizer = train_bpe(texts, vocab_size=512)
     config = llama_config(vocab_size=tokenizer.vocab_size, tied_head=True)
     params = Transformer(config).init(jax.random.key(seed), jnp.zeros((1, 1), int))

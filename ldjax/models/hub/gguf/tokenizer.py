@@ -177,15 +177,16 @@ def _sentence_piece(
     from tokenizers.models import BPE
 
     is_gemma = architecture.startswith("gemma")
-    tokens, scores = settings["tokens"], settings.get("scores")
+    tokens = settings["tokens"]
     if is_gemma:
-        # Runs of spaces are stored as such, and scores in another order than merges.
+        # Runs of spaces are stored as such.
         tokens = [_SPACE * len(t) if t and not t.strip(" ") else t for t in tokens]
-        scores = [-float(i) for i in range(len(tokens))]
     if "merges" in settings:
         merges = _written_merges(settings)
+    elif is_gemma:  # whose scores are in another order than its merges
+        merges = _implied_merges(tokens, [-float(i) for i in range(len(tokens))])
     else:
-        merges = _implied_merges(tokens, scores)
+        merges = _implied_merges(tokens, settings["scores"])
     vocab = {token: i for i, token in enumerate(tokens)}
     inner = Tokenizer(
         BPE(

@@ -1,6 +1,7 @@
 """The tokenizer in a GGUF file: ids as transformers reads them, or as was published."""
 
 import json
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -16,10 +17,11 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 def byte_level(pre, size=700):
     """The metadata of a trained byte-level tokenizer."""
     inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = bytes_
     if pre == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
-        inner.pre_tokenizer = pre_tokenizers.Sequence([digits, inner.pre_tokenizer])
+        inner.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
     inner.train_from_iterator(
         [*texts(400), "a\n\n1. b\n\n2. c  3  4" * 5],
         trainers.BpeTrainer(
@@ -96,7 +98,7 @@ def stored(path, metadata, architecture="llama", **others):
     return write_gguf(path, architecture, settings, {}, metadata=metadata | others)
 
 
-def read(path):
+def read(path) -> Any:
     return read_gguf_tokenizer(GgufFile.of(path), vocab_size=100_000)
 
 
@@ -134,7 +136,7 @@ def test_digits_of_smollm_stand_alone_and_the_space_before_them_does_not_join():
         "smollm": ["a", "\n\n", "1", "2", " ", "3"],
     }.items():
         rule = PRE_TOKENIZERS[name]
-        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
         if rule.splits_digits:
             steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
         found = pre_tokenizers.Sequence(steps).pre_tokenize_str("a\n\n12 3")
