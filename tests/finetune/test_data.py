@@ -1,6 +1,7 @@
 """Data of every type on the way to a run: examples, batches, probes, runs."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -182,7 +183,9 @@ def contents(kind, form, count=8):
     made = []
     for n in range(count):
         words = [f"why is {letter} ?" for letter in "abcd"]
-        prompt, yes, no = words[n % 4], f" yes {'it ' * n}", f" no {'so ' * n}"
+        prompt: Any = words[n % 4]
+        yes: Any = f" yes {'it ' * n}"
+        no: Any = f" no {'so ' * n}"
         if form == "messages":
             prompt = [turn("user", prompt)]
             yes, no = ([turn("assistant", text)] for text in (yes, no))
@@ -205,9 +208,9 @@ def contents(kind, form, count=8):
 
 
 RUNS = [
-    ("sft", "language", "text", "csv"),
     ("sft", "completion", "messages", "parquet"),
     ("kto", "unpaired", "text", "json"),
+    ("sft", "language", "text", "csv"),
     ("sft", "completion", "text", "tsv"),
     ("sft", "language", "messages", "parquet"),
     ("dpo", "pair", "text", "arrow"),
@@ -222,7 +225,7 @@ RUNS = [
 @pytest.mark.parametrize(
     ("loss", "kind", "form", "suffix"),
     [
-        pytest.param(*run, marks=pytest.mark.slow if n < 3 else pytest.mark.exhaustive)
+        pytest.param(*run, marks=pytest.mark.slow if n < 2 else pytest.mark.exhaustive)
         for n, run in enumerate(RUNS)
     ],
 )

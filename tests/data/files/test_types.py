@@ -1,6 +1,7 @@
 """What rows of each type become, and what a bad one is told."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -30,10 +31,10 @@ USER, YES, NO = (
 )
 
 
-def rows_of(tmp_path, *rows, **how):
+def rows_of(tmp_path, *rows, **how: Any):
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return open_data(file).rows(**{"required": ("chosen",)} | how).rows
+    return open_data(file).rows(required=("chosen",), **how).rows
 
 
 def said(*messages):
@@ -284,7 +285,7 @@ def test_files_of_before_are_read_as_they_were(tmp_path):
     file.write_text("\n".join(map(json.dumps, rows)))
     before, found = read_preferences(file), open_data(file)
     assert found.has_plain_form
-    asked = {"required": ("chosen", "rejected")}
+    asked: dict[str, Any] = {"required": ("chosen", "rejected")}
     assert found.rows(**asked, is_plain=True) == before
     assert found.rows(**asked).rows[:2] == before.rows[:2]
     assert found.rows(**asked).rows[2].prompt == ASKED
