@@ -7,6 +7,7 @@ from zoo.chat_templates import chat_tokenizer, marked, without_marks
 from zoo.decoders import make_decoder
 
 from ldjax.data.conversation import Conversation, answer
+from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow
 from ldjax.finetune import prepare
 from ldjax.finetune.probes import add_initial
@@ -71,6 +72,7 @@ def test_a_template_of_a_file_is_that_of_samples_too_and_is_kept(base, tmp_path)
         *([row()], base, encode), max_new_tokens=4, batch_size=1, seed=0
     )
     drawn = filled.responses["chosen_initial"]
+    assert isinstance(drawn, DrawnText)
     made = encode(filled).examples["chosen_initial"]
     assert list(made.response_ids) == list(drawn.ids)
     assert encode.tokenizer.decode(made.prompt_ids) == prompt
@@ -81,12 +83,12 @@ def test_a_template_of_a_file_is_that_of_samples_too_and_is_kept(base, tmp_path)
 def test_the_date_is_said_and_no_clock_is_read(base):
     tokenizer = base.tokenizer.with_chat_template("{{ strftime_now('%d %B') }}|")
     dated = base._replace(tokenizer=tokenizer)
-    row_ = row()._replace(responses={})
+    asked = Conversation((ASKED,))
     for date, said in (("2024-07-26", "26 July|"), ("2025-01-02", "02 January|")):
         encode = Encoder.of(Tokens(chat_date=date), dated)
         template = encode.chat_template
         assert template is not None
-        assert template.asked(row_.prompt) == said
+        assert template.asked(asked) == said
 
 
 def test_wrong_options_are_refused_before_anything_is_read():
@@ -142,10 +144,12 @@ def test_a_run_on_conversations(tmp_path, monkeypatch):
     told = []
     done = finetune(config, tell=told.append)
     assert done.holds
-    assert load(done.run.path).tokenizer.chat_template == tokenizer.chat_template
+    kept = load(done.run.path).tokenizer
+    assert kept is not None
+    assert kept.chat_template == tokenizer.chat_template
     *_, first = told
     text = "<|user|>\nWhy 0?<|im_end|>\n<|assistant|>\n"
     assert first.pieces[:2] == ((text, False), ("So.<|im_end|>", True))
-    (kept,) = done.run.summary["first_example"]
-    assert kept["pieces"][0] == [text, False]
+    (shown_,) = done.run.summary["first_example"]
+    assert shown_["pieces"][0] == [text, False]
     assert "as the model reads it" in write_page([done.run]).read_text()

@@ -184,6 +184,11 @@ def _environment() -> "jinja2.Environment":
             _bounded(_size_of(operator, left, right))
             return super().call_binop(context, operator, left, right)
 
+        def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+            for given in (*args, *kwargs.values()):  # such as a width
+                _bounded(given if isinstance(given, int) else 0)
+            return super().call(__context, __obj, *args, **kwargs)
+
     class Generation(ext.Extension):
         """Notes where the blocks `{% generation %}` begin and end."""
 

@@ -136,6 +136,7 @@ def test_those_of_smollm2_are_too(tmp_path, monkeypatch):
     theirs.save_pretrained(tmp_path)
     ours = load_tokenizer(tmp_path)
     plain = ours.chat_template
+    assert plain is not None
     assert plain == theirs.chat_template
     # A turn as it is, and one with the marks of the assistant.
     turn = plain[plain.index("{{'<|im_start|>'") : plain.index("{% endfor %}")]
