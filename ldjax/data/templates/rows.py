@@ -134,8 +134,7 @@ class _Reading(NamedTuple):
                 "it, so that the answer is not one to the prompt as it is asked"
             )
         begin = len(self.text)
-        spans = [(max(begin, start), end) for start, end in whole.spans if end > begin]
-        ids, mask = self.tokenizer.encode_spans(whole.text, spans)
+        ids, mask = self.tokenizer.encode_spans(whole.text, whole.spans)
         length = len(self.prompt_ids)
         if ids[:length] != self.prompt_ids:
             raise ValueError(

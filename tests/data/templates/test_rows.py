@@ -186,3 +186,17 @@ def test_an_example_is_shown_in_colours_or_brackets(tokenizer):
     text = ShownExample.of(tokenizer, long, type="chosen", source="a:1").text()
     assert len(text) < 1300
     assert "[... 2,996 characters ...]" in text
+
+
+def test_a_prompt_whose_tokens_change_with_the_answer_is_refused(tokenizer):
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    assert tokenizer.encode("Why") != tokenizer.encode("Wh") + tokenizer.encode("y")
+    asked = Conversation((ASKED | {"content": "Wh"},))
+    row = PreferenceRow(asked, {"chosen": answer("y")}, "a:1")
+    with pytest.raises(
+        ValueError, match="^a:1: 'chosen': the tokens of the prompt are"
+    ):
+        conversation_examples(row, tokenizer, template, **LOOSE)
