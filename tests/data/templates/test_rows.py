@@ -197,6 +197,6 @@ def test_a_prompt_whose_tokens_change_with_the_answer_is_refused(tokenizer):
     asked = Conversation((ASKED | {"content": "Wh"},))
     row = PreferenceRow(asked, {"chosen": answer("y")}, "a:1")
     with pytest.raises(
-        ValueError, match="^a:1: 'chosen': the tokens of the prompt are"
+        ValueError, match=r"^a:1: 'chosen': the tokens of the prompt are"
     ):
         conversation_examples(row, tokenizer, template, **LOOSE)
