@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from zoo.chat_templates import chat_tokenizer, marked, without_marks
+from zoo.chat.templates import chat_tokenizer, marked, without_marks
 from zoo.decoders import make_decoder
 
 from ldjax.data.conversation import Conversation, answer

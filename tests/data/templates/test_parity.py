@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 from witnesses.parity import library
-from zoo.chat_templates import (
+from zoo.chat.templates import (
     DIALECTS,
     chat_tokenizer,
     drawn,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from zoo.chat_templates import chat_tokenizer, drawn, marked, without_marks
+from zoo.chat.templates import chat_tokenizer, drawn, marked, without_marks
 
 from ldjax.data.batches import Example, to_sequences
 from ldjax.data.conversation import Conversation, answer

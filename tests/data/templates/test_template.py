@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from zoo.chat_templates import chat_tokenizer, marked, without_marks
+from zoo.chat.templates import chat_tokenizer, marked, without_marks
 
 from ldjax.data.conversation import Conversation
 from ldjax.data.templates.template import ChatTemplate

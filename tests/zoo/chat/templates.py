@@ -15,7 +15,7 @@ from ldjax.data.conversation import Conversation
 from ldjax.data.tokenizers import load_tokenizer
 
 MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
-FOLDER = Path(__file__).parent / "chat"
+FOLDER = Path(__file__).parent
 #: By name, and whether the dialect knows tools. "thinking" is ChatML with thoughts that
 #: are left out of earlier turns, as Qwen3's; "dated" tells a date and puts tools into
 #: the first message of the user, as Llama 3's; in "folded" the assistant is the model
