@@ -31,8 +31,8 @@ OPTIMIZERS = {
     "accumulated": lambda share: optax.MultiSteps(optax.adamw(0.002 * share), 2),
 }
 # Three nodes leave rate^6 of a change, if that is small enough to be expanded in. With
-# gates (SwiGLU) it is not at the whole rate: llama by sgd is left 1e-3 of its nats, at a
-# fifth 2.5e-6 and at a tenth 4.5e-8, which is 2^6 times less.
+# gates (SwiGLU) it is not at the whole rate: llama by sgd is left 1e-3 of its nats, at
+# a fifth 2.5e-6 and at a tenth 4.5e-8, which is 2^6 times less.
 SHARE = {"gpt2": 1.0, "neox": 1.0, "qwen2": 0.1, "llama": 0.1}
 # One of each style; the rest takes minutes.
 SLOW = {
