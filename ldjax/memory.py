@@ -1,6 +1,11 @@
 """How much memory there is, what a call takes, and the refusal of what cannot fit."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
+from jax.core import Tracer
 
 # `2e9` is how people write two gigabytes.
 Bytes = int | float
@@ -10,12 +15,15 @@ __all__ = [
     "default_limit",
     "free_bytes",
     "human_bytes",
+    "lean",
     "refuse_above",
 ]
 
 # Leaves room for what the planner does not see: the caller's own arrays and the
 # allocator's fragmentation.
 _FRACTION = 0.8
+
+_LEAN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def free_bytes() -> int:
@@ -41,6 +49,37 @@ def default_limit() -> int:
       True
     """
     return int(_FRACTION * free_bytes())
+
+
+def lean(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` under `jax.jit`, in the order of operations that takes the least memory.
+
+    On the CPU XLA runs each operation as early as it can, so that many results wait
+    for their readers. In the order that frees them soonest the step of a decoder of
+    134 M parameters has 1.4 GB of temporaries instead of 2.4. The numbers are the same.
+
+    Args:
+      fn: A function of arrays.
+
+    Returns:
+      From its arguments to the compiled function for them. Inside another one, whose
+      order is its own, that is `fn` under `jax.jit` and no more.
+
+    Examples:
+      >>> doubled = lean(lambda x: 2 * x)
+      >>> doubled(3.0)(3.0)
+      Array(6., dtype=...)
+    """
+
+    @functools.cache
+    def compiled(options: bool) -> Any:
+        return jax.jit(fn, compiler_options=_LEAN if options else None)
+
+    def program(*args: Any) -> Any:
+        is_inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
+        return compiled(not is_inside and jax.default_backend() == "cpu")
+
+    return program
 
 
 def refuse_above(

@@ -22,6 +22,7 @@ from ldjax.equation.account import Account, Change, Optimizer, StepState
 from ldjax.equation.path import Nodes
 from ldjax.equation.resolution import Observed
 from ldjax.equation.sequences import ApplyFn, Batch, LossFn, Params, is_sequences
+from ldjax.memory import lean
 
 __all__ = [
     "PendingState",
@@ -235,7 +236,7 @@ def make_step(
         dated=dated,
     )
 
-    @jax.jit
+    @lean
     def taken(
         state: StepState, update: Batch, probe: Batch
     ) -> tuple[StepState, StepComparison]:
@@ -250,9 +251,9 @@ def make_step(
     def step(
         state: StepState, update: Batch, probe: Batch
     ) -> tuple[StepState, StepComparison]:
-        door = account.trainer.apply_fn
-        door.check(taken, state=state, update=update, probe=probe)
-        return taken(state, update, probe)
+        program, door = taken(state, update, probe), account.trainer.apply_fn
+        door.check(program, state=state, update=update, probe=probe)
+        return program(state, update, probe)
 
     return account.trainer.init, step
 
@@ -317,7 +318,7 @@ def make_pending_step(
         )
         return PendingState(now, probe, *unmeasured)
 
-    @jax.jit
+    @lean
     def taken(
         state: PendingState, update: Batch
     ) -> tuple[PendingState, StepComparison]:
@@ -338,15 +339,16 @@ def make_pending_step(
         return _compare(state.probe, state.observed, new, change, state.now.noise)
 
     def step(state: PendingState, update: Batch) -> tuple[PendingState, StepComparison]:
-        account.trainer.apply_fn.check(taken, state=state, update=update)
-        return taken(state, update)
+        program, door = taken(state, update), account.trainer.apply_fn
+        door.check(program, state=state, update=update)
+        return program(state, update)
 
-    @jax.jit
-    def finish(state: PendingState) -> StepComparison:
+    @lean
+    def finished(state: PendingState) -> StepComparison:
         arrived = account.arrive(state.now.params, state.awaited, state.probe)
         return measured(state, *arrived)
 
-    return init, step, finish
+    return init, step, lambda state: finished(state)(state)
 
 
 def _compare(
