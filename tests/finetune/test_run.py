@@ -22,6 +22,7 @@ from ldjax.finetune import run as finetune
 from ldjax.finetune.rows import cropped
 from ldjax.finetune.settings import Objective
 from ldjax.finetune.start import find_regime
+from ldjax.finetune.track import observers as observers_of_runs
 from ldjax.finetune.track.observers import make_observers
 from ldjax.finetune.track.step import make_tracked_step
 from ldjax.losses import sft
@@ -404,7 +405,14 @@ def test_a_mistake_of_the_pipeline_is_one_clear_line(tmp_path, args, part):
 
 
 @pytest.mark.parametrize("rate", [1e-8, 3.0])
-def test_the_order_of_a_remainder_is_found_at_any_rate(rate):
+def test_the_order_of_a_remainder_is_found_at_any_rate(rate, monkeypatch):
+    computed = []
+
+    def make_counted(apply_fn, probes):
+        change_fn = make_change_fn(apply_fn, probes)
+        return lambda *ends: computed.append(ends) or change_fn(*ends)
+
+    monkeypatch.setattr(observers_of_runs, "make_change_fn", make_counted)
     probes = [Probe(f"tracked/{i}", "chosen", Example((i, 2), (3, 1))) for i in (0, 1)]
     tracked = ProbeSet.of(probes, max_length=4, batch_size=None)
     init, step = make_tracked_step(apply_toy, sft, optax.sgd(rate), tracked)
@@ -420,8 +428,11 @@ def test_the_order_of_a_remainder_is_found_at_any_rate(rate):
     following = step(state, sentences(6, 3, 4))
     found = observers["order"].observe(state, *following)
     assert 3.8 < found["remainder_ratio"] < 4.2
+    assert computed
+    computed.clear()
     # So much of the update, and first order is off by a tenth.
     radius = observers["trust"].observe(state, *following)["radius"]
+    assert not computed  # the search is the same
     there = jax.tree.map(
         lambda a, b: a + radius * (b - a), state.params, following[0].params
     )

@@ -95,13 +95,13 @@ def make_observers(
     slope_fn = make_slope_fn(apply_fn, sliced)
     ahead = functools.partial(Observer, looks_ahead=True)
     observers = {
-        "order": ahead(first_order.order, halfway),
-        "trust": ahead(first_order.trust, halfway),
-        "tied": ahead(functools.partial(_tied, slope_fn, nodes), halfway),
         "observed": Observer(lambda state: observe(state.params), due.__contains__),
         "tokens": Observer(
             functools.partial(_tokens, score_fn, slices), due.__contains__
         ),
+        "order": ahead(first_order.order, halfway),
+        "trust": ahead(first_order.trust, halfway),
+        "tied": ahead(functools.partial(_tied, slope_fn, nodes), halfway),
     }
     if is_explained:
         of_observed = make_change_fn(apply_fn, observed)
