@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -30,8 +30,9 @@ def progress(
 ) -> AbstractContextManager[Tell]:
     """Shows how far something is, as long as it goes on.
 
-    On a terminal as a bar. Where no one watches, such as in a batch job, a line is
-    written in intervals, by a thread: also while a single step is compiled or computed.
+    On a terminal as a bar. Where no one watches, such as in a batch job, and where it
+    is not known how many steps there are, a line is written in intervals, by a thread:
+    also while a single step is compiled or computed.
     Of several that go on within each other only the innermost writes.
 
     Args:
@@ -58,11 +59,9 @@ def progress(
       counting: 2 of 4 sheep, all white, 0 s so far, about 0 s left...
     """
     stream = sys.stderr if stream is None else stream
-    if not stream.isatty():
-        return _lines(_State(what, total, done, unit), interval, stream)
-    if not total:
-        return nullcontext(lambda done, note: None)
-    return _bar(total, done, scale, stream)
+    if total and stream.isatty():
+        return _bar(total, done, scale, stream)
+    return _lines(_State(what, total, done, unit), interval, stream)
 
 
 @contextmanager
@@ -77,7 +76,7 @@ def _bar(total: int, done: int, scale: tuple[int, str], stream: Any) -> Iterator
     ) as bar:
 
         def tell(done: int, note: str) -> None:
-            bar.set_postfix_str(note, refresh=False)
+            bar.set_postfix_str(note)
             bar.update(done * size - bar.n)
 
         yield tell

@@ -24,7 +24,8 @@ parts of every step sum to its account, the measured steps to the change of the 
 import collections
 import functools
 import os
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +52,8 @@ from ldjax.runs.devices import data_mesh
 from ldjax.runs.folder import Run, start_run
 from ldjax.runs.loop import make_batch_fn, train
 from ldjax.runs.sinks import make_sink
-from ldjax.watch.record import write_probe_lines
+from ldjax.watch.probes import Probe
+from ldjax.watch.record import TRAIN, set_of, write_probe_lines
 from ldjax.watch.token_maps import TokenMaps, token_map_observer
 
 __all__ = [
@@ -158,6 +160,8 @@ def finetune(
 
     def on_table(table: Table) -> None:
         write_table(run, prepared, table, examples_per_step=settings.recipe.batch_size)
+        if [*table] == ["observed"]:
+            tell(first_row(table, prepared.watched.observed.probes))
         for sink in sinks:
             sink.write(run.metrics())
 
@@ -298,6 +302,18 @@ def all_settings(settings: Config, prepared: Prepared) -> dict[str, Any]:
             "probes": "sum over tokens",
         },
     }
+
+
+def first_row(table: Table, observed: Sequence[Probe]) -> str:
+    """A line with the log-probs of the trained prompts' responses at the start."""
+    of_types: dict[str, list[float]] = {}
+    for probe, log_prob in zip(observed, table["observed"]["log_prob"][0], strict=True):
+        if set_of(probe.prompt_name) == TRAIN:
+            of_types.setdefault(probe.type, []).append(float(log_prob))
+    means = ", ".join(
+        f"{type_} {statistics.fmean(values):.1f}" for type_, values in of_types.items()
+    )
+    return f"at the start, nats per sequence: {means}"
 
 
 def first_steps(num_steps: int, count: int) -> set[int]:

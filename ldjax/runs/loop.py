@@ -254,9 +254,9 @@ def train(
       tokens_per_step: For the speed on the progress bar, in tokens.
       flush_every: Number of steps between two looks at the metrics, which wait for the
         device.
-      on_table: Called with the table so far after every observation and before every
-        checkpoint, such as to write it where others look at it; with the whole one
-        where the run is complete already.
+      on_table: Called with the table so far after every observation (before the first
+        update: of each observer) and before every checkpoint, such as to write it where
+        others look at it; with the whole one where the run is complete already.
 
     Yields:
       The progress after each checkpoint, and that of a run that is already complete.
@@ -295,11 +295,22 @@ def train(
             if not observer.looks_ahead:
                 numbers = observer.observe(state)
             elif step < num_steps:
-                # Taken once: the loop goes on with it.
-                ahead = ahead or step_fn(state, batch_fn(step))
+                if ahead is None:
+                    tell(step, "the first update is compiled" if step == first else "")
+                    # Taken once: the loop goes on with it.
+                    ahead = step_fn(state, batch_fn(step))
+                    tell(step, f"measuring: {name}")
                 numbers = observer.observe(state, *ahead)
             pending.append((name, step, numbers))
+            if not step:  # each at once: the next ones have yet to be compiled
+                show()
         return bool(due)
+
+    def show() -> None:
+        """Hand out the table with all that was measured."""
+        flush()
+        if on_table:
+            on_table(table)
 
     def flush() -> None:
         nonlocal table
@@ -314,10 +325,8 @@ def train(
             if on_table:
                 on_table(table)
             yield Progress(first, state, table)
-        elif not first and observe(0):
-            flush()
-            if on_table:
-                on_table(table)
+        elif not first:
+            observe(0)
         for step in range(first, num_steps):
             state, metrics = ahead or step_fn(state, batch_fn(step))
             ahead = None

@@ -59,16 +59,20 @@ def test_it_ends_with_what_it_is_about():
     assert log.getvalue() == ended
 
 
-def test_a_terminal_has_a_bar_and_no_lines():
+def test_a_terminal_has_a_bar_that_says_what_goes_on_and_no_lines():
     log = Terminal()
     scale = (1000, "token")
     with progress("training", 4, scale=scale, interval=0.01, stream=log) as tell:
+        tell(0, "compiling")
+        assert "compiling" in log.getvalue()  # before anything is done
         time.sleep(0.05)
         tell(4, "0.500 nats/token")
     assert "4.00k/4.00k" in log.getvalue()
     assert "so far" not in log.getvalue()
-    silent = Terminal()
-    with progress("reading", interval=0.01, stream=silent) as tell:
-        tell(0, "")
-        time.sleep(0.05)
-    assert not silent.getvalue()
+
+
+def test_on_a_terminal_what_has_no_bar_has_lines():
+    log = Terminal()
+    with progress("reading", interval=0.02, stream=log):
+        first, *_ = wait_for(log, 1)
+    assert first == "reading: 0 s so far"

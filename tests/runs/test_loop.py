@@ -266,6 +266,26 @@ def test_the_table_is_handed_out_at_every_observation():
     assert written == [(0, 0), (3, 3), (3, 4), (6, 6), (8, 8)]
 
 
+def test_the_first_numbers_are_handed_out_before_an_update_is_compiled():
+    events = []
+
+    def step_fn(state, batch):
+        events.append("update")
+        return state + batch, {"loss": state}
+
+    def ahead(state, following, metrics):
+        return {"gain": following - state}
+
+    observers = {
+        "here": Observer(lambda state: {"total": state}, every(2)),
+        "ahead": Observer(ahead, every(2), looks_ahead=True),
+    }
+    arguments = {"num_steps": 1, "step_fn": step_fn, "batch_fn": float, "save_every": 1}
+    on_table = lambda table: events.append([*table])
+    list(train(jnp.zeros(()), observers=observers, on_table=on_table, **arguments))
+    assert events[:3] == [["here"], "update", ["here", "ahead"]]
+
+
 def test_what_looks_ahead_sees_the_update_that_the_loop_then_takes():
     taken = []
 
