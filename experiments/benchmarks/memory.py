@@ -26,7 +26,7 @@ from ldjax.data.tokenizers import train_word_level
 from ldjax.finetune import prepare
 from ldjax.finetune.budget import Plan, Work, fits, make_plan
 from ldjax.finetune.run import finetune
-from ldjax.finetune.settings import Config as FinetuneConfig
+from ldjax.finetune.settings.config import Config as FinetuneConfig
 from ldjax.finetune.start import Base
 from ldjax.memory import human_bytes
 from ldjax.models import Pretrained, Transformer, llama_config, save

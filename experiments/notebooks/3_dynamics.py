@@ -73,7 +73,7 @@ from typing import Any
 
 from ldjax.finetune import Config, finetune
 from ldjax.finetune.prepare import start_of
-from ldjax.finetune.settings import PRESETS_OF_THE_PAPER
+from ldjax.finetune.settings.config import PRESETS_OF_THE_PAPER
 
 settings: dict[str, Any] = {"cache": RUNS / "cache", "smoke": SMOKE, "overwrite": True}
 if HUB:

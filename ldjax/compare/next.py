@@ -34,7 +34,7 @@ from ldjax.compare.words import balance, sentences
 from ldjax.data.reference import add_reference
 from ldjax.equation.sequences import LossFn
 from ldjax.finetune.rows import training_rows
-from ldjax.finetune.settings import Objective, Texts
+from ldjax.finetune.settings.records import Objective, Texts
 from ldjax.finetune.texts import load_texts
 from ldjax.models import Pretrained, load
 from ldjax.progress import progress

@@ -29,7 +29,7 @@ from ldjax.compare.places import places_of
 from ldjax.compare.settings import RANGES, Config, Watch
 from ldjax.compare.texts import Watched, given_ids, own_texts, watched_texts
 from ldjax.compare.words import balance, sentences
-from ldjax.finetune.settings import Texts, Tokens
+from ldjax.finetune.settings.records import Texts, Tokens
 from ldjax.progress import progress
 from ldjax.runs.folder import create_run
 from ldjax.theory.claims import failures, told

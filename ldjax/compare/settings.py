@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import tyro
 
 from ldjax.command.options import COUNT, POSITIVE, SEED, SIZE, Range
-from ldjax.finetune.settings import Tokens
+from ldjax.finetune.settings.records import Tokens
 
 __all__ = ["RANGES", "Config", "NextConfig", "Training", "Watch"]
 

@@ -10,7 +10,7 @@ from ldjax.data.preferences import PreferenceRow
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.tokenizers import Tokenizer
 from ldjax.finetune.probes import make_probes
-from ldjax.finetune.settings import Texts, Tokens
+from ldjax.finetune.settings.records import Texts, Tokens
 from ldjax.finetune.start import Base
 from ldjax.finetune.texts import Encoder, load_texts
 from ldjax.models import Transformer

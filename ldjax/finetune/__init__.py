@@ -2,6 +2,6 @@
 
 from ldjax.finetune.conclude import FinetunedRun
 from ldjax.finetune.run import finetune
-from ldjax.finetune.settings import Config
+from ldjax.finetune.settings.config import Config
 
 __all__ = ["Config", "FinetunedRun", "finetune"]

@@ -7,7 +7,7 @@ from typing import Any
 from ldjax.command.options import changed
 from ldjax.finetune.budget import account_options
 from ldjax.finetune.prepare import Prepared
-from ldjax.finetune.settings import Config
+from ldjax.finetune.settings.config import Config
 from ldjax.finetune.track.nodes import FIRST_UPDATES, choose
 from ldjax.models.pretrained import is_run
 from ldjax.progress import progress

@@ -13,7 +13,7 @@ from ldjax.equation.log_probs import token_log_probs
 from ldjax.equation.sequences import Sequences
 from ldjax.equation.step import make_step
 from ldjax.finetune.recipes import Recipe, make_optimizer
-from ldjax.finetune.settings import Objective
+from ldjax.finetune.settings.records import Objective
 from ldjax.finetune.start import Base
 from ldjax.memory import default_limit, human_bytes
 from ldjax.models import Transformer, is_adapter

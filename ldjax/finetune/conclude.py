@@ -18,7 +18,7 @@ from ldjax.finetune.results import (
     curves_of,
     type_changes,
 )
-from ldjax.finetune.settings import Config
+from ldjax.finetune.settings.config import Config
 from ldjax.finetune.start import Base, base_of
 from ldjax.finetune.track.observers import even_steps
 from ldjax.finetune.track.step import State

@@ -20,10 +20,11 @@ from typing import Any, Literal, get_args
 from ldjax import command
 from ldjax.command.options import POSITIVE, changed, check_numbers, flat
 from ldjax.data.response_types import RESPONSE_TYPES
-from ldjax.finetune import settings as options
 from ldjax.finetune.prepare import check_fits, read_texts, start_of
 from ldjax.finetune.run import FinetunedRun, finetune
-from ldjax.finetune.settings import from_command_line, kept
+from ldjax.finetune.settings import config as options
+from ldjax.finetune.settings import records
+from ldjax.finetune.settings.config import from_command_line, kept
 from ldjax.models import PRESETS as MODELS
 from ldjax.report import write_page
 from ldjax.report.words import named, told
@@ -48,21 +49,21 @@ class Config:
 
     out: Path = Path("runs/pipeline")
     """Folder to write; each stage has a run folder in it."""
-    texts: options.Texts = dataclasses.field(default_factory=options.Texts)
-    model: options.Model = dataclasses.field(default_factory=options.Model)
+    texts: records.Texts = dataclasses.field(default_factory=records.Texts)
+    model: records.Model = dataclasses.field(default_factory=records.Model)
     stages: tuple[Stage, ...] = STAGES
     """Those that are run, one after the other."""
     preset: options.PresetName | None = None
     """A run of the paper: its model from the hub, Anthropic-HH helpful-base, its
     optimizer, in bfloat16; fits one GPU of 80 GB. Sets the defaults of other options,
     which `--help` behind it shows."""
-    optimizer: options.Optimizer = dataclasses.field(default_factory=options.Optimizer)
+    optimizer: records.Optimizer = dataclasses.field(default_factory=records.Optimizer)
     sft_epochs: float | None = None
     """Passes of SFT over the training prompts, instead of those of every stage."""
     dpo_epochs: float | None = None
     """Passes of DPO, instead of those of every stage."""
-    tokens: options.Tokens = dataclasses.field(default_factory=options.Tokens)
-    watch: options.Watch = dataclasses.field(default_factory=options.Watch)
+    tokens: records.Tokens = dataclasses.field(default_factory=records.Tokens)
+    watch: records.Watch = dataclasses.field(default_factory=records.Watch)
     cache: Path = Path("runs/cache")
     """Where base models, reference log-probs and compiled functions are kept."""
     log: tuple[SinkName, ...] = ()
@@ -86,7 +87,7 @@ class Config:
         """The settings of a stage."""
         epochs = self.sft_epochs if loss == "sft" else self.dpo_epochs
         stage = options.Config(
-            objective=options.Objective(loss),
+            objective=records.Objective(loss),
             texts=self.texts,
             model=self.model,
             preset=self.preset,
@@ -164,7 +165,7 @@ def main(config: Config) -> int:
 
 #: Options that came later: a pipeline that was begun without them goes on.
 _LATER = {
-    *flat(options.Optimizer()),
+    *flat(records.Optimizer()),
     *("keep", "leading_space", "document_start"),
     *("lora_rank", "lora_alpha", "lora_targets"),
     *("nodes", "tolerance", "history"),

@@ -11,7 +11,8 @@ from ldjax.finetune.budget import Plan, Work, fits
 from ldjax.finetune.probes import Watched, choose_probes
 from ldjax.finetune.recipes import WITH_MOMENTUM
 from ldjax.finetune.rows import count_steps, shown_first, told_of, training_rows
-from ldjax.finetune.settings import Config, Model
+from ldjax.finetune.settings.config import Config
+from ldjax.finetune.settings.records import Model
 from ldjax.finetune.start import Base, find_regime, find_start, load_base, load_shapes
 from ldjax.finetune.texts import Data, Encoder, Lengths, find_lengths, load_texts
 from ldjax.finetune.track.nodes import MOST_NODES

@@ -11,7 +11,7 @@ import numpy as np
 from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow
 from ldjax.data.response_types import RESPONSE_TYPES
-from ldjax.finetune.settings import Watch
+from ldjax.finetune.settings.records import Watch
 from ldjax.finetune.start import Base
 from ldjax.finetune.texts import Data, Encoder, Lengths
 from ldjax.models.decoder.sampling import generate_sampled

@@ -42,7 +42,7 @@ from ldjax.finetune.conclude import (
 )
 from ldjax.finetune.prepare import Prepared, prepare
 from ldjax.finetune.rows import cropped, with_advantages
-from ldjax.finetune.settings import Config, from_command_line, kept
+from ldjax.finetune.settings.config import Config, from_command_line, kept
 from ldjax.finetune.start import load_base, load_shapes
 from ldjax.finetune.track.observers import make_observers
 from ldjax.finetune.track.step import make_tracked_step, on_all_devices

@@ -15,7 +15,8 @@ from ldjax.data.files.reading import open_data
 from ldjax.data.tokenizers import Tokenizer
 from ldjax.files.digests import digest
 from ldjax.finetune.pretrain import run as pretraining
-from ldjax.finetune.settings import Model, Objective, Texts, kept
+from ldjax.finetune.settings.config import kept
+from ldjax.finetune.settings.records import Model, Objective, Texts
 from ldjax.memory import default_limit, human_bytes
 from ldjax.models import PRESETS, LowRank, Transformer, add_adapters, load
 from ldjax.models.hub.peft import (

@@ -18,7 +18,8 @@ from ldjax.data.templates.rows import conversation_examples
 from ldjax.data.templates.template import ChatTemplate
 from ldjax.data.tokenizers import Tokenizer
 from ldjax.data.world.world import World, make_world
-from ldjax.finetune.settings import HUB_DATA, Objective, Texts, Tokens
+from ldjax.finetune.settings.config import HUB_DATA
+from ldjax.finetune.settings.records import Objective, Texts, Tokens
 from ldjax.finetune.start import Base
 from ldjax.models.hub.files import download
 

@@ -22,7 +22,7 @@ from ldjax.equation.sequences import LossFn
 from ldjax.finetune.prepare import prepare
 from ldjax.finetune.recipes import Recipe, make_optimizer
 from ldjax.finetune.rows import cropped, training_rows
-from ldjax.finetune.settings import Config as FinetuneConfig
+from ldjax.finetune.settings.config import Config as FinetuneConfig
 from ldjax.finetune.start import Base, load_shapes
 from ldjax.finetune.texts import Data, Encoder
 from ldjax.models import PRESETS as MODELS

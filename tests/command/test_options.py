@@ -13,7 +13,7 @@ from ldjax.command import parse
 from ldjax.command.options import COUNT, POSITIVE, changed, flat, wrong_numbers
 from ldjax.finetune import pipeline, recipes
 from ldjax.finetune.rows import count_steps
-from ldjax.finetune.settings import Config
+from ldjax.finetune.settings.config import Config
 
 SCRIPTS = (
     *("finetune", "kernel", "stability", "mitigation", "mnist"),

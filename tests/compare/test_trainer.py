@@ -17,7 +17,7 @@ from ldjax.compare.settings import Config, NextConfig, Training, Watch
 from ldjax.compare.trainer import read_moments
 from ldjax.compare.update import take
 from ldjax.equation.subset import leaf_paths
-from ldjax.finetune.settings import Tokens
+from ldjax.finetune.settings.records import Tokens
 from ldjax.models import gpt2_config, load
 from ldjax.models.hub.tensors import leaf_names
 from ldjax.runs.folder import open_run

@@ -12,7 +12,7 @@ from zoo.cases import apply_toy, sentences, toy_params
 import ldjax
 from ldjax.data.batches import Example
 from ldjax.finetune import account, results
-from ldjax.finetune.settings import Config
+from ldjax.finetune.settings.config import Config
 from ldjax.finetune.track.nodes import choose, integral
 from ldjax.theory.fidelity import fidelity
 from ldjax.watch.probes import Probe, ProbeSet, make_change_fn, make_slope_fn

@@ -6,7 +6,7 @@ import pytest
 from shell.scripts import run_script
 
 from ldjax.finetune import budget
-from ldjax.finetune.settings import Config
+from ldjax.finetune.settings.config import Config
 from ldjax.finetune.start import Base
 from ldjax.models import Transformer, llama_config
 from ldjax.models.hub.parameters import abstract_params

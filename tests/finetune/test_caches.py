@@ -3,7 +3,7 @@
 import pytest
 
 from ldjax.finetune import start
-from ldjax.finetune.settings import Texts
+from ldjax.finetune.settings.records import Texts
 from ldjax.runs.checkpoints import Checkpoints
 from ldjax.runs.folder import create_run
 from ldjax.runs.sinks import make_sink

@@ -13,7 +13,8 @@ from ldjax.finetune import prepare
 from ldjax.finetune.probes import add_initial
 from ldjax.finetune.rows import shown_first, training_rows
 from ldjax.finetune.run import finetune
-from ldjax.finetune.settings import Config, Tokens
+from ldjax.finetune.settings.config import Config
+from ldjax.finetune.settings.records import Tokens
 from ldjax.finetune.start import Base
 from ldjax.finetune.texts import Data, Encoder
 from ldjax.models import Pretrained, Transformer, llama_config, load, save

@@ -15,7 +15,7 @@ from ldjax.data.responses import fill_types
 from ldjax.data.tokenizers import train_word_level
 from ldjax.finetune import run as finetune
 from ldjax.finetune.rows import cropped, training_rows
-from ldjax.finetune.settings import Objective, Texts, Tokens
+from ldjax.finetune.settings.records import Objective, Texts, Tokens
 from ldjax.finetune.texts import Encoder, find_lengths, load_texts
 from ldjax.losses import make_loss
 from ldjax.models import Pretrained, Transformer, llama_config, save

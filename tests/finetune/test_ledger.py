@@ -20,7 +20,7 @@ from ldjax.finetune.ledger import run as program
 from ldjax.finetune.ledger.balance import balance, check_balance
 from ldjax.finetune.ledger.choose import choose
 from ldjax.finetune.ledger.settings import Places, settings_of
-from ldjax.finetune.settings import kept
+from ldjax.finetune.settings.config import kept
 from ldjax.models import Pretrained, Transformer, llama_config, save
 from ldjax.origins import Ledger
 from ldjax.runs.checkpoints import Checkpoints

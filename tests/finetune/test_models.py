@@ -18,7 +18,8 @@ from ldjax.command.options import changed
 from ldjax.data.tokenizers import SpecialTokens, train_bpe
 from ldjax.data.world.world import make_world
 from ldjax.equation.subset import split
-from ldjax.finetune import budget, settings, start
+from ldjax.finetune import budget, start
+from ldjax.finetune.settings import config as settings
 from ldjax.models import (
     Pretrained,
     Transformer,

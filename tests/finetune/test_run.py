@@ -20,7 +20,7 @@ from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.finetune import pipeline, results
 from ldjax.finetune import run as finetune
 from ldjax.finetune.rows import cropped
-from ldjax.finetune.settings import Objective
+from ldjax.finetune.settings.records import Objective
 from ldjax.finetune.start import find_regime
 from ldjax.finetune.track import observers as observers_of_runs
 from ldjax.finetune.track.observers import make_observers

@@ -16,7 +16,7 @@ from ldjax.finetune.conclude import probe_lines
 from ldjax.finetune.ledger.settings import Places, settings_of
 from ldjax.finetune.prepare import Prepared, prepare
 from ldjax.finetune.run import make_batches, make_updates, program_of
-from ldjax.finetune.settings import Config
+from ldjax.finetune.settings.config import Config
 from ldjax.finetune.start import base_settings
 from ldjax.models import PRESETS as MODELS
 from ldjax.origins import Known, Training, Trajectory

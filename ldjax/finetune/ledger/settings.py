@@ -9,8 +9,8 @@ import tyro
 
 from ldjax.command.options import COUNT, POSITIVE, SIZE, changed, flag, flat, restored
 from ldjax.finetune.account import as_begun
-from ldjax.finetune.settings import HUB_DATA, UNSAID
-from ldjax.finetune.settings import Config as RunConfig
+from ldjax.finetune.settings.config import HUB_DATA, UNSAID
+from ldjax.finetune.settings.config import Config as RunConfig
 from ldjax.models import PRESETS as MODELS
 from ldjax.runs.folder import Run
 

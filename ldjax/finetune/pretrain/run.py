@@ -29,7 +29,7 @@ from ldjax.data.corpus.packed import Corpus, load_corpus
 from ldjax.finetune.pretrain.held_out import Watch, make_held_out_loss
 from ldjax.finetune.pretrain.settings import Config
 from ldjax.finetune.recipes import make_clip
-from ldjax.finetune.settings import kept
+from ldjax.finetune.settings.config import kept
 from ldjax.linen import apply_fn as make_apply_fn
 from ldjax.models import Pretrained, Transformer, load, preset
 from ldjax.progress import progress

@@ -198,9 +198,9 @@ class TransformerConfig:
 
     def _check_numbers(self) -> None:
         for name in (*_SIZES, "sliding_window", *_POSITIVE):
-            value: Any = getattr(self, name)
-            if value is None and name in _OPTIONAL:
+            if getattr(self, name) is None and name in _OPTIONAL:
                 continue
+            value: Any = getattr(self, name)
             kind: Any = numbers.Real if name in _POSITIVE else numbers.Integral
             if isinstance(value, bool) or not isinstance(value, kind):
                 whole = "whole " * (name not in _POSITIVE)

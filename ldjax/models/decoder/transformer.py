@@ -265,7 +265,7 @@ class Transformer(nn.Module):
             new = tokens.shape[1] if mask is None else _num_real(mask)
             check_length(config, int(np.max(read + new, initial=0)))
 
-    def _visible(self, visible, is_token, start=0):
+    def _visible(self, visible, is_token, start: int | Array = 0):
         """Which slots the queries see, from slot `start` on, in each kind of block."""
         window = self.config.sliding_window
         if window is None or is_token.shape[1] <= window:

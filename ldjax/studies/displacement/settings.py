@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ldjax.finetune.settings import Config as FinetuneConfig
+from ldjax.finetune.settings.config import Config as FinetuneConfig
 from ldjax.studies.study import ModelSettings
 
 __all__ = ["RATES", "Config", "RateName"]

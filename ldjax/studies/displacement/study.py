@@ -9,7 +9,7 @@ import polars as pl
 from ldjax import command
 from ldjax.files.whole import whole_file
 from ldjax.finetune.prepare import Prepared, prepare
-from ldjax.finetune.settings import Config as FinetuneConfig
+from ldjax.finetune.settings.config import Config as FinetuneConfig
 from ldjax.runs.folder import Run
 from ldjax.studies.displacement import __doc__ as about
 from ldjax.studies.displacement.figures import draw_figures

@@ -12,7 +12,7 @@ from ldjax.finetune.prepare import Prepared
 from ldjax.finetune.probes import choose
 from ldjax.finetune.recipes import make_optimizer
 from ldjax.finetune.rows import training_rows
-from ldjax.finetune.settings import Config as FinetuneConfig
+from ldjax.finetune.settings.config import Config as FinetuneConfig
 from ldjax.origins import Known, Responses, Training, Trajectory, account
 from ldjax.runs.loop import Observer, every, make_batch_fn, make_train_step, train
 from ldjax.studies.displacement.measure import (

@@ -13,7 +13,7 @@ from ldjax.data.tokenizers import train_word_level
 from ldjax.data.world.world import make_world
 from ldjax.equation.sequences import Sequences
 from ldjax.finetune.prepare import start_of
-from ldjax.finetune.settings import Config as FinetuneConfig
+from ldjax.finetune.settings.config import Config as FinetuneConfig
 from ldjax.finetune.start import Base, load_base, load_shapes
 from ldjax.models import Transformer, TransformerConfig, gpt2_config
 from ldjax.studies.kernel.settings import SIDES, Config

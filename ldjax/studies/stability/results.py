@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from ldjax.finetune.prepare import Prepared
-from ldjax.finetune.settings import Config as StageConfig
+from ldjax.finetune.settings.config import Config as StageConfig
 from ldjax.runs.checkpoints import Table
 from ldjax.studies.statistics import rank_correlations
 from ldjax.theory.claims import Claim

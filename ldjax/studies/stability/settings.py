@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ldjax.command.options import COUNT, POSITIVE, SEED
-from ldjax.finetune.settings import Config as StageConfig
+from ldjax.finetune.settings.config import Config as StageConfig
 from ldjax.studies.study import ModelSettings
 
 __all__ = ["Config"]

@@ -7,7 +7,7 @@ import polars as pl
 
 from ldjax import command
 from ldjax.finetune.prepare import prepare, start_of
-from ldjax.finetune.settings import Config as StageConfig
+from ldjax.finetune.settings.config import Config as StageConfig
 from ldjax.finetune.start import load_shapes
 from ldjax.runs.folder import Run
 from ldjax.studies.stability import __doc__ as about

@@ -7,7 +7,7 @@ from ldjax.data.reference import add_reference
 from ldjax.finetune.prepare import Prepared
 from ldjax.finetune.recipes import make_optimizer
 from ldjax.finetune.rows import cropped
-from ldjax.finetune.settings import Config as StageConfig
+from ldjax.finetune.settings.config import Config as StageConfig
 from ldjax.linen import apply_fn, logits_fn
 from ldjax.runs.checkpoints import Table
 from ldjax.runs.loop import Observer, make_batch_fn, make_train_step, train

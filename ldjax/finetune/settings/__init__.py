@@ -1,0 +1,3 @@
+"""The settings of a finetuning run."""
+
+__all__: list[str] = []
