@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from zoo import trainers
+from witnesses import trainers
 
 import ldjax
 from ldjax.compare import next as program
