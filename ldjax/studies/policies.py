@@ -7,7 +7,7 @@ policies are parameters, kept at equal intervals of one run.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import jax
 import numpy as np
@@ -248,7 +248,7 @@ def judged(
 ) -> list[Verdict]:
     """The judge's verdict of each response."""
     return [
-        judge(study.world, row.prompt, text)
+        judge(study.world, cast(str, row.prompt), text)  # the toy world has no messages
         for row, text in zip(rows, texts, strict=True)
     ]
 

@@ -15,10 +15,10 @@ PACKAGE = Path(__file__).parents[2] / "ldjax"
 #: What has a command line: the frame, the console command, and settings of programs.
 SPEAKING = re.compile(
     r"command\..*|cli|report\.__main__"
-    r"|(finetune|studies)\.(.*\.)?settings|finetune\.pipeline|studies\.study"
+    r"|(finetune|compare|studies)\.(.*\.)?settings|finetune\.pipeline|studies\.study"
 )
 #: Their modules' docstrings are the help.
-PROGRAMS = ("finetune", "studies")
+PROGRAMS = ("finetune", "compare", "studies")
 #: Options of programs that are not ours: git, the hub's, TensorBoard, llama.cpp's, pip.
 FOREIGN = {
     *("--porcelain", "--repo-type", "--revision", "--local-dir", "--logdir", "--merge"),
