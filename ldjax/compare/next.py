@@ -26,7 +26,8 @@ from ldjax.compare.difference import Difference, checks
 from ldjax.compare.folder import write_folder
 from ldjax.compare.pair import Pair, pair_of, silenced, untied
 from ldjax.compare.run import divide_pair
-from ldjax.compare.settings import RANGES, NextConfig, Training
+from ldjax.compare.settings import RANGES, Training
+from ldjax.compare.settings import NextConfig as Config
 from ldjax.compare.texts import Watched, watched_texts
 from ldjax.compare.trainer import Moments, read_moments
 from ldjax.compare.update import Update, take
@@ -41,11 +42,11 @@ from ldjax.progress import progress
 from ldjax.runs.folder import create_run
 from ldjax.theory.claims import failures, told
 
-__all__ = ["loss_of", "main", "next_update", "parse", "rows_of", "texts_of"]
+__all__ = ["Config", "loss_of", "main", "next_update", "parse", "rows_of", "texts_of"]
 
 
 def next_update(
-    config: NextConfig, *, tell: Callable[[str], None] = lambda text: None
+    config: Config, *, tell: Callable[[str], None] = lambda text: None
 ) -> tuple[Difference, Update]:
     """Take the next update of a checkpoint, and account for it.
 
@@ -63,7 +64,7 @@ def next_update(
         schedule is over, or if rows cannot be read.
 
     Examples:
-      >>> next_update(NextConfig("/nowhere", Path("rows.jsonl")))
+      >>> next_update(Config("/nowhere", Path("rows.jsonl")))
       Traceback (most recent call last):
         ...
       FileNotFoundError: There is no folder /nowhere.
@@ -118,7 +119,7 @@ def next_update(
 
 
 @command.experiment
-def main(config: NextConfig) -> int:
+def main(config: Config) -> int:
     """Run the program; the exit status."""
     found, update = next_update(config, tell=command.teller(config))
     claims = checks(found, config.watch.tolerance)
@@ -140,7 +141,7 @@ def _rate(training: Training, moments: Moments) -> float:
     return rate
 
 
-def texts_of(config: NextConfig, model: Pretrained) -> Watched:
+def texts_of(config: Config, model: Pretrained) -> Watched:
     """What is watched; by default the rows that the update is made on."""
     if model.tokenizer is None:
         raise ValueError(
@@ -159,7 +160,7 @@ def texts_of(config: NextConfig, model: Pretrained) -> Watched:
     )
 
 
-def rows_of(config: NextConfig, model: Pretrained, texts: Watched) -> Any:
+def rows_of(config: Config, model: Pretrained, texts: Watched) -> Any:
     """The rows of the update, with what the loss needs of them."""
     watch, objective = config.watch, _objective(config.training)
     read = Texts(str(config.data), on_bad_row=watch.on_bad_row, blank=watch.blank)
@@ -178,7 +179,7 @@ def rows_of(config: NextConfig, model: Pretrained, texts: Watched) -> Any:
         return add_reference(apply_fn, reference, rows, batch_size=size)
 
 
-def _reference(config: NextConfig, model: Pretrained) -> Any:
+def _reference(config: Config, model: Pretrained) -> Any:
     """The parameters of the reference, in the architecture of the checkpoint."""
     given = config.training.reference
     if model.config.adapters is not None and given is None:
@@ -218,4 +219,4 @@ def _pair(model: Pretrained, update: Update) -> Pair:
     return Pair(ends[0].model, ends[0].params, ends[1].params, model.tokenizer, ())
 
 
-parse = functools.partial(command.parse, NextConfig, __doc__)
+parse = functools.partial(command.parse, Config, __doc__)
