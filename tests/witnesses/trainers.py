@@ -1,8 +1,10 @@
 """Tiny models finetuned by TRL, with every checkpoint kept."""
 
+import importlib
 import json
 import os
 import warnings
+from typing import Any
 
 from witnesses import parity
 from zoo.decoders import random_params
@@ -56,8 +58,9 @@ def _train(place, loss, *, dtype, lora):
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
     import torch
-    import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trl: Any = importlib.import_module("trl")  # its names are exported lazily
 
     datasets.disable_progress_bars()
     torch.manual_seed(0)

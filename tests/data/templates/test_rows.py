@@ -1,5 +1,7 @@
 """Rows of conversations as examples: prompts, scored turns, cuts and notes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from zoo.chat.templates import chat_tokenizer, drawn, marked, without_marks
@@ -13,7 +15,7 @@ from ldjax.data.templates.rows import conversation_examples
 from ldjax.data.templates.shown import ShownExample
 from ldjax.data.templates.template import ChatTemplate
 
-LOOSE = {"max_length": 10_000, "max_prompt_length": 5_000}
+LOOSE: dict[str, Any] = {"max_length": 10_000, "max_prompt_length": 5_000}
 ASKED = {"role": "user", "content": "Why?"}
 SO = {"role": "assistant", "content": "So."}
 
