@@ -151,7 +151,7 @@ def test_the_step_and_its_order(drawn, style):
     change = -np.einsum("blvw,blw->blv", references.adaptation(z), moved)
     change = change * np.asarray(PROBE.mask)[..., None]
     norms = []
-    for rate in (4e-4, 2e-4, 1e-4):
+    for rate in (4e-5, 2e-5, 1e-5):
         state.opt_state.hyperparams["learning_rate"] = jnp.asarray(rate)
         comparison = step(state, UPDATE, PROBE)[1]
         assert_close(comparison.predicted, rate * change, rtol=EXACT)
