@@ -251,7 +251,7 @@ def adapter_rules(config: TransformerConfig) -> list[Rule]:
       config: The architecture of a model with adapters.
 
     Examples:
-      >>> from ldjax.models import llama_config
+      >>> from ldjax.models import LowRank, llama_config
       >>> adapters = LowRank(rank=2, alpha=4.0, targets=("up",))
       >>> config = llama_config(vocab_size=10, num_layers=1)
       >>> config = dataclasses.replace(config, adapters=adapters)
