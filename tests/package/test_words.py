@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "ldjax"
 #: What has a command line: the frame, the console command, and settings of programs.
 SPEAKING = re.compile(
     r"command\..*|cli|report\.__main__"
-    r"|(finetune|compare|studies)\.(.*\.)?settings|finetune\.pipeline|studies\.study"
+    r"|(finetune|compare|studies)\.(.*\.)?settings(\..*)?|finetune\.pipeline|studies\.study"
 )
 #: Their modules' docstrings are the help.
 PROGRAMS = ("finetune", "compare", "studies")
