@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from zoo.decoders import STYLES, pretrained
+from zoo.decoders import LATER_STYLES, STYLES, pretrained
 
 from ldjax.data.tokenizers import load_tokenizer, train_bpe, train_word_level
 from ldjax.models import load, save, save_adapters
@@ -44,7 +44,7 @@ def message_of(folder, **how):
 def saved(tmp_path_factory):
     """A folder of each style, never to be changed."""
     folders = {}
-    for style in STYLES:
+    for style in (*STYLES, *LATER_STYLES):
         folders[style] = tmp_path_factory.mktemp("saved") / style
         save(folders[style], pretrained(style, tokenizer=train_word_level(["the cat"])))
     return folders
@@ -121,6 +121,20 @@ LAYERS = {"gpt2": "n_layer", "neox": "num_hidden_layers", "llama": "num_hidden_l
         ("qwen2", "layer_types", DEEP, ["nested too deeply"]),
         ("gpt2", "model_type", '["gpt2"]', ["`model_type` is ['gpt2']"]),
         ("gpt2", "model_type", '{"gpt2": 1}', ["`model_type` is {'gpt2': 1}"]),
+        ("phi3", "intermediate_size", "1000000000", ["mlp.down_proj.weight is ["]),
+        ("phi3", "head_dim", "1000000000", ["o_proj.weight is ["]),
+        ("phi3", "rope_scaling", '{"type": "longrope"}', ["'longrope'", "Phi-3"]),
+        ("gemma2", "num_hidden_layers", "900", ["`layer_types` must be"]),
+        ("gemma2", "query_pre_attn_scalar", "1e400", ["must be finite"]),
+        ("gemma2", "attn_logit_softcapping", "0", ["must be positive"]),
+        ("gemma3", "sliding_window", "-1", ["`sliding_window` must be"]),
+        ("gemma3", "rope_parameters", "7", ["`rope_parameters` is 7"]),
+        ("gemma3", "rope_parameters", '{"full_attention": 7}', ["settings are 7"]),
+        ("gemma3", "layer_types", DEEP, ["nested too deeply"]),
+        ("gemma3", "layer_types", f"[{'9, ' * 9999}9]", ["`layer_types` must be"]),
+        ("olmo3", "rope_scaling", DEEP, ["nested too deeply"]),
+        ("smollm3", "no_rope_layers", '{"a": 1}', ["`no_rope_layers` must be"]),
+        ("smollm3", "no_rope_layers", f"[{'9, ' * 9999}9]", ["`no_rope_layers`"]),
     ],
 )
 def test_a_config_out_of_proportion_is_one_line(
@@ -143,7 +157,7 @@ RAW = (
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", [*STYLES, *LATER_STYLES])
 def test_any_value_of_any_setting_is_read_or_one_line(folder_of, style):
     folder = folder_of(style)
     file = folder / "config.json"

@@ -21,7 +21,7 @@ from ldjax.models.hub.families.rotary import (
     read_rotary,
     write_by_kind,
 )
-from ldjax.models.hub.settings import Settings
+from ldjax.models.hub.settings import Settings, shown
 
 __all__ = ["GEMMA2", "GEMMA3", "text_part"]
 
@@ -46,7 +46,7 @@ def text_part(settings: Settings) -> Settings:
     """
     text = settings.content.get("text_config")
     if not isinstance(text, dict):
-        raise ValueError(f"`text_config` must be a set of settings, got {text!r}.")
+        raise ValueError(f"`text_config` must be a set of settings, got {shown(text)}.")
     is_tied = settings.flag("tie_word_embeddings", True)
     return Settings(text | {"tie_word_embeddings": is_tied})
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ldjax.models.decoder.config import TransformerConfig
-from ldjax.models.hub.settings import Settings
+from ldjax.models.hub.settings import Settings, shown
 
 __all__ = ["read_sliding", "read_window", "write_layer_types"]
 
@@ -45,7 +45,7 @@ def read_sliding(
         if not known or len(kinds) != config.num_layers:
             raise ValueError(
                 f"`layer_types` must be {_FULL} or {_SLIDING} for each of the "
-                f"{config.num_layers} blocks, got {kinds!r}."
+                f"{config.num_layers} blocks, got {shown(kinds)}."
             )
         layers = tuple(i for i, kind in enumerate(kinds) if kind == _SLIDING)
     if not layers:

@@ -12,7 +12,7 @@ from ldjax.models.hub.families.llama import (
 from ldjax.models.hub.families.mistral import read_window_of_all
 from ldjax.models.hub.families.record import Family
 from ldjax.models.hub.families.rotary import rope_of
-from ldjax.models.hub.settings import Settings
+from ldjax.models.hub.settings import Settings, shown
 
 __all__ = ["PHI3"]
 
@@ -23,8 +23,8 @@ def _read(settings: Settings) -> TransformerConfig:
     kind = rope.content.get("rope_type", rope.content.get("type", "default"))
     if kind != "default":
         raise ValueError(
-            f"the rotary scaling is {kind!r}; of Phi-3 ldjax computes the models of "
-            "short contexts (4k), which have none. longrope changes the wavelengths "
+            f"the rotary scaling is {shown(kind)}; of Phi-3 ldjax computes the models "
+            "of short contexts (4k), which have none. longrope changes the wavelengths "
             "in the middle of a text."
         )
     fraction = rope.positive(

@@ -10,7 +10,7 @@ from typing import Any
 
 from ldjax.models.decoder.config import TransformerConfig
 from ldjax.models.decoder.rotary import RotaryScaling
-from ldjax.models.hub.settings import Settings
+from ldjax.models.hub.settings import Settings, shown
 
 __all__ = [
     "read_by_kind",
@@ -37,7 +37,8 @@ def rope_of(settings: Settings) -> Settings:
         isinstance(value, Mapping) for value in rope.values()
     ):
         raise ValueError(
-            f"the rotary settings are {rope!r}; ldjax computes one set for all layers."
+            f"the rotary settings are {shown(rope)}; ldjax computes one set for all "
+            "layers."
         )
     return Settings(rope)
 
@@ -105,8 +106,8 @@ def read_by_kind(
         fields["rotary_scaling"],
     ):
         raise ValueError(
-            f"the rotary settings of {_SLIDING} are {dict(sliding.content)!r}; ldjax "
-            f"computes a scaling there only if it is that of {_FULL}."
+            f"the rotary settings of {_SLIDING} are {shown(dict(sliding.content))}; "
+            f"ldjax computes a scaling there only if it is that of {_FULL}."
         )
     return fields | {"local_rotary_theta": None}
 
@@ -136,13 +137,15 @@ def _kinds(settings: Settings) -> tuple[Settings, Settings]:
     kinds = (_FULL, _SLIDING)
     if not isinstance(by_kind, Mapping) or set(by_kind) - set(kinds):
         raise ValueError(
-            f"`rope_parameters` is {by_kind!r}; this family has one set of rotary "
+            f"`rope_parameters` is {shown(by_kind)}; this family has one set of rotary "
             f"settings for {_FULL} and one for {_SLIDING}."
         )
     full, sliding = (by_kind.get(kind) or {} for kind in kinds)
     for rope in (full, sliding, old):
         if not isinstance(rope, Mapping):
-            raise ValueError(f"the rotary settings are {rope!r}, which are no set.")
+            raise ValueError(
+                f"the rotary settings are {shown(rope)}, which are no set."
+            )
     # The library takes yarn's `truncate` for true here, whatever it is.
     both = (
         Settings({**full, **old, "truncate": True}),
@@ -166,7 +169,8 @@ def read_scaling(settings: Settings, max_positions: int) -> RotaryScaling | None
         return None
     if kind not in ("linear", "llama3", "yarn"):
         raise ValueError(
-            f"the rotary scaling is {kind!r}; ldjax computes linear, llama3 and yarn."
+            f"the rotary scaling is {shown(kind)}; ldjax computes linear, llama3 and "
+            "yarn."
         )
     original = settings.whole("original_max_position_embeddings", max_positions)
     # Yarn's may be left out.

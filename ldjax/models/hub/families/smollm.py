@@ -17,7 +17,7 @@ from ldjax.models.hub.families.llama import (
 )
 from ldjax.models.hub.families.record import Family
 from ldjax.models.hub.families.rotary import read_rotary
-from ldjax.models.hub.settings import Settings
+from ldjax.models.hub.settings import Settings, shown
 
 __all__ = ["SMOLLM3"]
 
@@ -50,7 +50,7 @@ def _read_unrotated(settings: Settings, num_layers: int) -> tuple[int, ...]:
     if not is_list or any(type(one) is not int or one not in (0, 1) for one in rotated):
         raise ValueError(
             "`no_rope_layers` must be 0 (without positions) or 1 for each of the "
-            f"{num_layers} blocks, got {rotated!r}."
+            f"{num_layers} blocks, got {shown(rotated)}."
         )
     return tuple(i for i in range(num_layers) if not rotated[i])
 
