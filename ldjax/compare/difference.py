@@ -125,7 +125,10 @@ class Difference(NamedTuple):
         import polars as pl
 
         count, places = len(self.probes), self.places.places
-        of_probe = [np.repeat([p[i] for p in self.probes], len(places)) for i in (0, 1)]
+        of_probe = [
+            np.repeat(np.array([str(p[i]) for p in self.probes]), len(places))
+            for i in (0, 1)
+        ]
         of_place = [np.tile([p[i] for p in places], count) for i in (0, 1)]
         columns = dict(
             zip(("probe", "type", "layer", "kind"), (*of_probe, *of_place), strict=True)
@@ -279,7 +282,9 @@ def _enough(
         return np.concatenate([of.sum(-1) for of in found])
 
     with progress("choosing the nodes", MOST_NODES, unit="nodes") as tell:
-        for nodes in range(1, MOST_NODES + 1):
+        nodes = 0
+        while nodes < MOST_NODES:
+            nodes += 1
             gap = line.integral(path_of(nodes), integrated) - wanted
             if np.linalg.norm(gap) <= bound:
                 break

@@ -81,7 +81,7 @@ def pair_of(
         ...
       FileNotFoundError: There is no folder /nowhere.
     """
-    shapes = [_loaded(source, shapes_only=True) for source in (before, after)]
+    shapes = (_loaded(before, shapes_only=True), _loaded(after, shapes_only=True))
     names = named(before), named(after)
     _refuse_other_architecture(*shapes, names)
     read = _tokenizer(*shapes, names, tokenizer)
@@ -89,16 +89,16 @@ def pair_of(
     refuse_above(
         None, needed, what="the comparison", instead="compare on a larger machine"
     )
-    first, second = (_loaded(source) for source in (before, after))
-    first, second, notes = _alike(first, second)
+    first, second, notes = _alike(_loaded(before), _loaded(after))
     if first.config.tied_head and is_untied:
         notes.append("The tied embedding counts apart, as embedding and as head.")
         first, second = untied(first), untied(second)
     dtypes = [leaf.dtype for leaf in jax.tree.leaves((first.params, second.params))]
     wide = jnp.result_type(jnp.float32, *dtypes)
-    params = [
-        jax.tree.map(lambda x: x.astype(wide), of.params) for of in (first, second)
-    ]
+    params = (
+        jax.tree.map(lambda x: x.astype(wide), first.params),
+        jax.tree.map(lambda x: x.astype(wide), second.params),
+    )
     model = Transformer(dataclasses.replace(first.config, dtype=None))
     return Pair(model, *params, read, tuple(notes))
 

@@ -313,7 +313,7 @@ def _num_steps(folder: Path, state: Mapping[int, Any]) -> int:
             f"updates, {_STATE} {said}. They are not of one checkpoint (or float16 "
             "skipped some, which ldjax does not)."
         )
-    return int(said)
+    return steps.pop()
 
 
 def _learning_rate(folder: Path, groups: Sequence[Any]) -> float:

@@ -138,14 +138,15 @@ def clip_as_torch(norm: float) -> optax.GradientTransformation:
 def _with_moments(opt_state: Any, moments: Moments) -> Any:
     """A fresh state with the moments and the count of the checkpoint."""
 
+    def like(old: Any, new: Any) -> Any:
+        return jax.tree.map(lambda o, n: jnp.asarray(n, jnp.result_type(o)), old, new)
+
     def filled(node: Any) -> Any:
         if not isinstance(node, optax.ScaleByAdamState):
             return node
-        like = lambda old, new: jax.tree.map(lambda o, n: n.astype(o.dtype), old, new)
+        count = jnp.asarray(moments.num_steps, jnp.result_type(node.count))
         return optax.ScaleByAdamState(
-            jnp.asarray(moments.num_steps, node.count.dtype),
-            like(node.mu, moments.first),
-            like(node.nu, moments.second),
+            count, like(node.mu, moments.first), like(node.nu, moments.second)
         )
 
     is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)
