@@ -208,8 +208,8 @@ def contents(kind, form, count=8):
 
 
 RUNS = [
-    ("sft", "completion", "messages", "parquet"),
     ("kto", "unpaired", "text", "json"),
+    ("sft", "completion", "messages", "parquet"),
     ("sft", "language", "text", "csv"),
     ("sft", "completion", "text", "tsv"),
     ("sft", "language", "messages", "parquet"),
@@ -225,7 +225,8 @@ RUNS = [
 @pytest.mark.parametrize(
     ("loss", "kind", "form", "suffix"),
     [
-        pytest.param(*run, marks=pytest.mark.slow if n < 2 else pytest.mark.exhaustive)
+        # Messages are trained on in `test_chat.py`, too.
+        pytest.param(*run, marks=pytest.mark.exhaustive if n else pytest.mark.slow)
         for n, run in enumerate(RUNS)
     ],
 )
@@ -253,6 +254,8 @@ def test_a_run_from_a_folder_of_any_type(tmp_path, folder, loss, kind, form, suf
             out=tmp_path / "run",
             cache=tmp_path / "cache",
             epochs=2.0,
+            nodes=1,
+            token_maps=0,
             smoke=True,
         ),
         tell=told.append,
