@@ -10,7 +10,7 @@ from ldjax.data.preferences import PreferenceRow
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.tokenizers import Tokenizer
 from ldjax.finetune.probes import make_probes
-from ldjax.finetune.settings.records import Texts, Tokens
+from ldjax.finetune.settings.records import Objective, Texts, Tokens
 from ldjax.finetune.start import Base
 from ldjax.finetune.texts import Encoder, load_texts
 from ldjax.models import Transformer
@@ -138,11 +138,11 @@ def _rows(
     source: Path | None, texts: Texts, seed: int
 ) -> tuple[list[PreferenceRow], str]:
     if source is None:
-        return load_texts(texts, ("chosen",), seed=seed).train, "the toy world"
+        return load_texts(texts, Objective(), seed=seed).train, "the toy world"
     if source.is_dir() and (source / PROBES_FILE).is_file():
         return _of_run(source), f"the responses that {source} watches"
     of_file = dataclasses.replace(texts, data=str(source))
-    return load_texts(of_file, ("chosen",), seed=seed).train, str(source)
+    return load_texts(of_file, Objective(), seed=seed).train, str(source)
 
 
 def _of_run(run: Path) -> list[PreferenceRow]:
