@@ -72,14 +72,26 @@ def lean(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.cache
-    def compiled(options: bool) -> Any:
-        return jax.jit(fn, compiler_options=_LEAN if options else None)
+    def compiled(is_lean: bool) -> Any:
+        return jax.jit(fn, compiler_options=_LEAN if is_lean else None)
 
     def program(*args: Any) -> Any:
         is_inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
-        return compiled(not is_inside and jax.default_backend() == "cpu")
+        return compiled(not is_inside and _has_lean())
 
     return program
+
+
+@functools.cache
+def _has_lean() -> bool:
+    """Whether the compiler here knows that order: its options are not the same in all."""
+    if jax.default_backend() != "cpu":
+        return False
+    try:
+        jax.jit(lambda: 0, compiler_options=_LEAN).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def refuse_above(

@@ -1,0 +1,41 @@
+"""Programs in the order that takes the least memory, where the compiler has it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ldjax import memory
+from ldjax.memory import lean
+
+UNKNOWN = {"xla_cpu_scheduler_of_tomorrow": "x"}
+
+
+@pytest.fixture
+def _of_another_compiler(monkeypatch):
+    memory._has_lean.cache_clear()
+    monkeypatch.setattr(memory, "_LEAN", UNKNOWN)
+    yield
+    memory._has_lean.cache_clear()
+
+
+def wide(x):
+    """Many results that wait for one reader, if they are made at once."""
+    total = x
+    for i in range(8):
+        total = total @ (x @ (x + i))
+    return total
+
+
+def test_results_do_not_wait_for_their_reader():
+    x = jnp.eye(64)
+    taken, usual = (
+        program.lower(x).compile().memory_analysis().temp_size_in_bytes
+        for program in (lean(wide)(x), jax.jit(wide))
+    )
+    assert taken < usual / 2
+    assert (lean(wide)(x)(x) == jax.jit(wide)(x)).all()
+
+
+@pytest.mark.usefixtures("_of_another_compiler")
+def test_a_compiler_without_that_order_takes_its_own():
+    assert lean(jnp.sin)(1.0)(1.0) == jnp.sin(1.0)
