@@ -84,7 +84,7 @@ def lean(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _has_lean() -> bool:
-    """Whether the compiler here knows that order: its options are not the same in all."""
+    """Whether the compiler here knows that order; not every version does."""
     if jax.default_backend() != "cpu":
         return False
     try:

@@ -118,13 +118,14 @@ def read_gguf_tokenizer(file: GgufFile, *, vocab_size: int) -> Tokenizer | None:
         inner = _MAKERS[kind](settings, file.metadata["general.architecture"])
         _add_tokens(inner, settings)
         named = _named_tokens(settings)
+        special, templates = _special_tokens(named), _chat_templates(file.metadata)
         return Tokenizer(
             inner,
-            _special_tokens(named),
+            special,
             vocab_size,
             end_ids=[settings[name] for name in _ENDS if name in settings],
             named_tokens=named,
-            chat_templates=_chat_templates(file.metadata),
+            chat_templates=templates,
         )
     except Exception as error:  # the library raises plain `Exception`
         raise ValueError(f"{file.path}: the tokenizer in it: {error}") from error
