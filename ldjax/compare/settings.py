@@ -31,7 +31,7 @@ class Watch:
     """What is watched, and how its change is divided."""
 
     probes: Path | None = None
-    """File of prompts and responses to watch, of any kind that `ldjax finetune --data`
+    """File of prompts and responses to watch, of any kind that `--data` of a run
     reads, or the folder of a run, whose own are taken. By default those of AFTER, where
     it is a run, else the toy world."""
     prompts: int = 20
@@ -85,7 +85,7 @@ class Training:
     """What the next update is made of, as far as no file of the checkpoint says it."""
 
     loss: str = "sft"
-    """As `ldjax finetune --loss`: sft, dpo and others."""
+    """As `--loss` of a run: sft, dpo and others."""
     coefficients: dict[str, float] = dataclasses.field(default_factory=dict)
     """Of the loss, by name, such as `--coefficients beta 0.5`."""
     target: tuple[str, ...] = ("chosen",)

@@ -133,8 +133,9 @@ def layout_of(array: Any) -> dict[str, Any] | None:
       >>> layout_of(jnp.ones(2)) is None
       True
       >>> mesh = data_mesh(jax.devices()[:1])
-      >>> laid_out(jnp.ones(2), layout_of(shard(jnp.ones(2), mesh))).sharding.spec
-      PartitionSpec('data',)
+      >>> layout = layout_of(shard(jnp.ones(2), mesh))
+      >>> tuple(laid_out(jnp.ones(2), layout).sharding.spec)
+      ('data',)
     """
     sharding = getattr(array, "sharding", None)
     if not isinstance(sharding, NamedSharding):

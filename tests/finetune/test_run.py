@@ -261,7 +261,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(
         (["--batch-size", "-1"], "--batch-size must be at least 1"),
         (["--resume", "--overwrite"], "contradict"),
         (["--init", "nowhere"], "there is no folder nowhere"),
-        (["--data", "nowhere.jsonl"], "no file nowhere.jsonl"),
+        (["--data", "nowhere.jsonl"], "no file or folder nowhere.jsonl"),
     ],
 )
 def test_a_mistake_is_one_clear_line(tmp_path, args, part):

@@ -395,7 +395,6 @@ def test_a_folder_has_no_revision(folder):
             ("original_max_position",),
         ),
         ("qwen2", {"layer_types": 3}, ("layer_types",)),
-        ("qwen2", {"use_sliding_window": True}, ("`use_sliding_window` is True",)),
         (
             "qwen2",
             {"layer_types": ["full_attention", "sliding_attention"]},
@@ -422,7 +421,6 @@ def test_a_model_that_ldjax_does_not_compute_is_refused(
         ("gpt2", {"num_kv_heads": 1}, "num_kv_heads=1"),
         ("neox", {"gated_mlp": True}, "gated_mlp=True"),
         ("neox", {"head_dim": 16}, "head_dim=16"),
-        ("llama", {"rotary_fraction": 0.5}, "rotary_fraction=0.5"),
         ("llama", {"parallel_residual": True}, "parallel_residual=True"),
         ("llama", {"gated_mlp": False}, "gated_mlp=False"),
         ("qwen2", {"mlp_bias": True}, "mlp_bias=True"),

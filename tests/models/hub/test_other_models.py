@@ -158,7 +158,7 @@ def test_every_model_of_transformers_is_read_or_refused_in_one_line():
 
 
 def message_of(folder):
-    """The one line that refuses a folder, as `ldjax finetune --model` shows it."""
+    """The one line that refuses a folder, as a run shows it."""
     with pytest.raises((ValueError, FileNotFoundError), match=r"^[^\n]+\.$") as caught:
         load(folder)
     assert str(caught.value).startswith(str(folder))

@@ -42,6 +42,7 @@ def stored(path, model: Pretrained, architecture="llama", change=None, **how):
     settings["rope.freq_base"] = model.config.rotary_theta
     if model.config.local_rotary_theta is not None:
         settings["rope.freq_base_swa"] = model.config.local_rotary_theta
+        settings["attention.sliding_window_pattern"] = 2
     settings |= how.pop("settings", {})
     tensors = dict(packed(model.params, model.config))
     if change is not None:
