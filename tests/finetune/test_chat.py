@@ -9,6 +9,7 @@ from zoo.decoders import make_decoder
 from ldjax.data.conversation import Conversation, answer
 from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow
+from ldjax.data.templates.shown import ShownExample
 from ldjax.finetune import prepare
 from ldjax.finetune.probes import add_initial
 from ldjax.finetune.rows import shown_first, training_rows
@@ -148,7 +149,7 @@ def test_a_run_on_conversations(tmp_path, monkeypatch):
     kept = load(done.run.path).tokenizer
     assert kept is not None
     assert kept.chat_template == tokenizer.chat_template
-    *_, first = told
+    (first,) = (each for each in told if isinstance(each, ShownExample))
     text = "<|user|>\nWhy 0?<|im_end|>\n<|assistant|>\n"
     assert first.pieces[:2] == ((text, False), ("So.<|im_end|>", True))
     (shown_,) = done.run.summary["first_example"]
