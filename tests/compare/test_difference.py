@@ -65,8 +65,10 @@ def diff(before, after, **watch):
     return ldjax.diff(before, after, PROBES, watch=Watch(**watch))
 
 
+#: The two that differ most in every run of the tests.
+MARKS = {"llama": [], "gpt2": pytest.mark.slow}
 ALL = [
-    pytest.param(style, marks=[] if style == "llama" else pytest.mark.slow)
+    pytest.param(style, marks=MARKS.get(style, pytest.mark.exhaustive))
     for style in STYLES
 ]
 

@@ -112,8 +112,15 @@ def test_a_map_is_that_of_brute_force(case, expected, batch_size, kept_bytes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept_bytes", [0, 2**30])  # forwards, and backwards
-@pytest.mark.parametrize("where", [None, is_adapter], ids=["all", "adapters"])
+@pytest.mark.parametrize(
+    ("kept_bytes", "where"),  # forwards, and backwards
+    [
+        pytest.param(0, None, id="all-0", marks=pytest.mark.exhaustive),
+        pytest.param(2**30, None, id="all", marks=pytest.mark.exhaustive),
+        pytest.param(0, is_adapter, id="adapters-0"),
+        pytest.param(2**30, is_adapter, id="adapters"),
+    ],
+)
 def test_a_map_with_nodes_sums_to_the_parts_that_are_sides(kept_bytes, where):
     adapters = LowRank(rank=2, alpha=4.0, targets=("qkv",))
     changes = {} if where is None else {"adapters": adapters}
