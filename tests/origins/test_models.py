@@ -34,7 +34,7 @@ OPTIMIZERS = {
 # gates (SwiGLU) it is not at the whole rate: llama by sgd is left 1e-3 of its nats, at
 # a fifth 2.5e-6 and at a tenth 4.5e-8, which is 2^6 times less.
 SHARE = {"gpt2": 1.0, "neox": 1.0, "qwen2": 0.1, "llama": 0.1}
-# One of each style; the rest takes minutes.
+# Two of the four styles; the rest takes minutes.
 SLOW = {("gpt2", "adam", False), ("llama", "adamw", True)}
 
 
