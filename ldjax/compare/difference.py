@@ -11,13 +11,15 @@ signs flip. Orders and constants: docs/theory/equation.md#path.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from ldjax.compare.along import Line
 from ldjax.compare.places import Places
 from ldjax.equation.path import path_of, trust_radius
+from ldjax.equation.resolution import rounding_of_products
 from ldjax.equation.sequences import Sequences
 from ldjax.progress import Tell, progress
 from ldjax.theory.claims import Claim
@@ -32,10 +34,6 @@ __all__ = ["MOST_NODES", "Difference", "checks", "divide"]
 #: More of them are only taken where they are asked for.
 MOST_NODES = 12
 
-#: What float32 may lose of a sum of products over all parameters, as a share of its
-#: parts: roundings add up as a random walk, to 6e-8 sqrt(n), for n up to 3e8.
-_SUM_ROUNDING = 1e-3
-
 
 class Difference(NamedTuple):
     """What changed between two checkpoints, in nats.
@@ -43,6 +41,7 @@ class Difference(NamedTuple):
     Attributes:
       probes: The watched responses.
       places: The places of the model's parameters.
+      num_parameters: How many they are.
       nodes: Places along the line where the derivative was taken.
       shares: What each place did to each response, `[probe, place]`.
       measured: Log-prob after minus before, `[probe]`.
@@ -64,6 +63,7 @@ class Difference(NamedTuple):
       >>> found = Difference(
       ...     probes=(Probe("train/0", "chosen", Example((1,), (2,))),),
       ...     places=places_of({"final_norm": {"scale": 1.0}}),
+      ...     num_parameters=1,
       ...     nodes=3,
       ...     shares=two[None],
       ...     **dict.fromkeys(("measured", "by_token", "from_before"), two),
@@ -78,6 +78,7 @@ class Difference(NamedTuple):
 
     probes: tuple[Probe, ...]
     places: Places
+    num_parameters: int
     nodes: int
     shares: np.ndarray
     measured: np.ndarray
@@ -140,6 +141,18 @@ class Difference(NamedTuple):
             }
             | {"value": self.shares.ravel()}
         )
+
+    def shares_by(self, by: Literal["layer", "kind"]) -> dict[str, np.ndarray]:
+        """What each layer, or kind, did to each response, `[probe]`, by name.
+
+        Args:
+          by: Which of the two.
+        """
+        names = [getattr(place, by) for place in self.places.places]
+        return {
+            name: self.shares[:, [of == name for of in names]].sum(1)
+            for name in getattr(self.places, f"{by}s")
+        }
 
     def sums(self, by: str) -> "pl.DataFrame":
         """What each layer, or kind, did to each response.
@@ -207,6 +220,7 @@ def divide(
     return Difference(
         probes=probes.probes,
         places=places,
+        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(line.ends[0])),
         nodes=nodes,
         shares=places.sums(probes.gather(leaves)),
         measured=sums["measured"],
@@ -231,7 +245,8 @@ def checks(found: Difference, tolerance: float) -> list[Claim]:
       tolerance: Most that the nodes may leave, as a share of what was measured.
     """
     gap = abs(found.integrated - found.by_token)
-    allowed = found.floor + _SUM_ROUNDING * abs(found.shares).sum(1)
+    lost = rounding_of_products(found.num_parameters)
+    allowed = found.floor + lost * abs(found.shares).sum(1)
     worst = float((gap / np.maximum(allowed, 1e-250)).max())
     same = Claim(
         f"the sum over places is the sum over tokens: {gap.max():.1e} nats apart, "

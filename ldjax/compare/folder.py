@@ -52,7 +52,7 @@ def write_folder(
     """
     import polars as pl
 
-    parts = _by_kind(found) if parts is None else parts
+    parts = found.shares_by("kind") if parts is None else parts
     assert watched.encode is not None
     watched.encode.tokenizer.save(run.path)
     write_probe_lines(run.path, watched.lines)
@@ -92,15 +92,6 @@ def write_folder(
         }
     )
     write_page([run])
-
-
-def _by_kind(found: Difference) -> dict[str, np.ndarray]:
-    """What each kind of matrix did to each response, `[probe]`."""
-    kinds = [place.kind for place in found.places.places]
-    return {
-        kind: found.shares[:, [of == kind for of in kinds]].sum(1)
-        for kind in found.places.kinds
-    }
 
 
 def _write_tokens(run: Run, found: Difference) -> None:

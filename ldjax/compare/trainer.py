@@ -6,10 +6,9 @@ taken from the model that `transformers` builds, without weights, and every shap
 checked against it. Nothing that is pickled is run, so `training_args.bin` is not read.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,8 +44,6 @@ _OTHERS = {
     "exp_avg_diff": "Adan",
 }
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
-#: `Trainer.get_decay_parameter_names`: no decay by name; LayerNorms by their class.
-_NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
 
 class Moments(NamedTuple):
@@ -214,7 +211,7 @@ def _checked(file: Path, content: Any) -> tuple[list[Any], Mapping[int, Any]]:
 def _by_group(folder: Path, config: TransformerConfig) -> list[list[Rule]]:
     """The trained tensors in the optimizer's order: with weight decay, and without."""
     base = Path(AdapterFolder(folder).base) if is_adapter_folder(folder) else folder
-    order, norms = _order(base)
+    order, decays = _order(base)
     known = {rule.name: rule for rule in rules(config)}
     unknown = [name for name in order if name not in known]
     if unknown or len(known) != len(order):
@@ -224,9 +221,8 @@ def _by_group(folder: Path, config: TransformerConfig) -> list[list[Rule]]:
         )
     if config.adapters is not None:
         return [_adapters(config, order), []]
-    decays = lambda name: not _NO_DECAY.search(name.lower()) and name not in norms
     return [
-        [known[name] for name in order if decays(name) == wanted]
+        [known[name] for name in order if (name in decays) == wanted]
         for wanted in (True, False)
     ]
 
@@ -242,7 +238,7 @@ def _adapters(config: TransformerConfig, order: Sequence[str]) -> list[Rule]:
 
 
 def _order(base: Path) -> tuple[list[str], set[str]]:
-    """Names of a model's parameters in PyTorch's order, and those of its LayerNorms."""
+    """Names of a model's parameters in PyTorch's order, and those that decay."""
     try:
         import torch
         import transformers
@@ -254,13 +250,9 @@ def _order(base: Path) -> tuple[list[str], set[str]]:
     config = transformers.AutoConfig.from_pretrained(base)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    norms = {
-        f"{module}.{name}"
-        for module, of in model.named_modules()
-        if isinstance(of, torch.nn.LayerNorm)
-        for name, _ in of.named_parameters()
-    }
-    return [name for name, _ in model.named_parameters()], norms
+    # A method that asks nothing of the trainer that it belongs to.
+    decays = transformers.Trainer.get_decay_parameter_names(cast(Any, None), model)
+    return [name for name, _ in model.named_parameters()], set(decays)
 
 
 def _placed(

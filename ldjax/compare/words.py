@@ -48,18 +48,9 @@ def balance(
         )
     if parts:
         lines += ["", *_rows(found, "parts", parts)]
-    lines += ["", *_table(found, "kind"), "", *_table(found, "layer")]
+    for by in ("kind", "layer"):
+        lines += ["", *_rows(found, f"by {by}", found.shares_by(by))]
     return [*lines, "", _of_first_order(found)]
-
-
-def _table(found: Difference, by: str) -> list[str]:
-    """What each layer or kind did."""
-    names = [getattr(place, by) for place in found.places.places]
-    whole = dict.fromkeys(names)
-    sums = {
-        name: found.shares[:, [of == name for of in names]].sum(1) for name in whole
-    }
-    return _rows(found, f"by {by}", sums)
 
 
 def _rows(found: Difference, title: str, sums: Mapping[str, np.ndarray]) -> list[str]:
@@ -99,11 +90,8 @@ def _of_places(found: Difference) -> str:
     """The kinds and layers that did most, by the size of what they did."""
     clauses = []
     for by in ("kind", "layer"):
-        names = [getattr(place, by) for place in found.places.places]
-        sizes = {
-            name: abs(found.shares[:, [of == name for of in names]].sum(1)).mean()
-            for name in dict.fromkeys(names)
-        }
+        shares = found.shares_by(by)
+        sizes = {name: abs(of).mean() for name, of in shares.items()}
         most = sorted(sizes, key=lambda name: -sizes[name])[:3]
         shown = _listed([f"{name} ({sizes[name]:.2f})" for name in most])
         clauses.append(f"of the {by}s {shown} moved responses most")

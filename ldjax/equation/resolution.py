@@ -12,6 +12,7 @@ it by about as much.
 What the floor is: docs/theory/equation.md#floor.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ __all__ = [
     "noise",
     "observe",
     "perturbed",
+    "rounding_of_products",
     "rounding_of_sum",
     "spread_rows",
     "unit",
@@ -258,6 +260,24 @@ def _float_dtypes(jaxpr: Any) -> Iterator[Any]:
         for out in eqn.outvars:
             if jnp.issubdtype(out.aval.dtype, jnp.floating):
                 yield out.aval.dtype
+
+
+def rounding_of_products(num_parameters: int) -> float:
+    r"""What float32 may lose of a sum of products over all parameters.
+
+    .. math:: 2^{-24} \sqrt{n}
+
+    as a share of the sizes of its terms: each is rounded by :math:`2^{-24}` of it at
+    most, and roundings of either sign add up as a random walk.
+
+    Args:
+      num_parameters: The number `n` of terms.
+
+    Examples:
+      >>> f"{rounding_of_products(400_000):.1e}"
+      '3.8e-05'
+    """
+    return 2.0**-24 * math.sqrt(num_parameters)
 
 
 def rounding_of_sum(floors: np.ndarray) -> Any:

@@ -1,13 +1,13 @@
 """The ledger of a run: a table that adds up to what was measured, and what it tells."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ldjax.equation.resolution import rounding_of_products
 from ldjax.files.whole import read_json_object, whole_file
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ COLUMNS = ("probe", "type", "step", "origin", "example", "side", "value")
 #: Where a change may come from, in the order of a balance.
 GRADIENT = "gradient"
 ORIGINS = (GRADIENT, "weight_decay", "before", "noise", "rounding", "quadrature")
-
-#: What storing a number in float32 loses of it, at most.
-_FLOAT32_ROUNDS = 2.0**-24
 
 _TABLE, _ABOUT = "ledger.parquet", "ledger.json"
 _LAYERS, _TOKENS = "layers.parquet", "tokens.npz"
@@ -104,10 +101,9 @@ class Ledger(NamedTuple):
         .. math:: f + 2^{-24} \sqrt{n} \sum |c|
 
         with `f` the floor of the measured change: each contribution `c` is a sum of
-        products over the `n` trained parameters, whose roundings in float32 add up as a
-        random walk. A share that is paid wrongly is in `rounding`, too, since all
-        origins sum to the measured change whatever they are: more than this is no
-        rounding.
+        products over the `n` trained parameters (`rounding_of_products`). A share that
+        is paid wrongly is in `rounding`, too, since all origins sum to the measured
+        change whatever they are: more than this is no rounding.
 
         Returns:
           `[probe]`, in the order of `about["probes"]`.
@@ -118,7 +114,7 @@ class Ledger(NamedTuple):
         size = pl.col("value").filter(is_paid).abs().sum()
         sizes = self.table.group_by("probe", "type", maintain_order=True).agg(size)
         floors = np.array([of["floor"] for of in self.about["probes"]])
-        lost = _FLOAT32_ROUNDS * math.sqrt(self.about["num_parameters"])
+        lost = rounding_of_products(self.about["num_parameters"])
         return floors + lost * sizes["value"].to_numpy()
 
     def _by_whose(self, which: "pl.Expr", suffix: str) -> "dict[str, pl.Expr]":
