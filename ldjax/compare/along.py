@@ -9,7 +9,6 @@ number of tokens. By parameter it is one backward pass for each response, contra
 leaf by leaf, whatever the number of leaves.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ldjax.equation.log_probs import token_log_probs
-from ldjax.equation.path import Path, difference, moved
+from ldjax.equation.path import difference, moved
 from ldjax.equation.sequences import ApplyFn, Sequences
 from ldjax.precision import watched
 
@@ -139,15 +138,6 @@ class Line:
         of = jnp.asarray(group_of)
         found = self._by_group(self._at(place), self._update, batch, of, groups)
         return np.asarray(found, float)
-
-    def integral(self, path: Path, fn: Callable[[float], np.ndarray]) -> np.ndarray:
-        """The weighted sum of a function of the place, node after node.
-
-        Args:
-          path: Nodes and weights.
-          fn: From a place to numbers.
-        """
-        return sum(weight * fn(place) for place, weight in zip(*path, strict=True))  # type: ignore[return-value]
 
     def _at(self, place: float) -> Any:
         """The parameters at a place, which are kept until another one is asked for."""

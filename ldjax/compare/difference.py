@@ -18,7 +18,7 @@ import numpy as np
 
 from ldjax.compare.along import Line
 from ldjax.compare.places import Places
-from ldjax.equation.path import path_of, trust_radius
+from ldjax.equation.path import Path, path_of, trust_radius
 from ldjax.equation.resolution import rounding_of_products
 from ldjax.equation.sequences import Sequences
 from ldjax.progress import Tell, progress
@@ -300,7 +300,7 @@ def _enough(
         nodes = 0
         while nodes < MOST_NODES:
             nodes += 1
-            gap = line.integral(path_of(nodes), integrated) - wanted
+            gap = _mean(path_of(nodes), integrated) - wanted
             if np.linalg.norm(gap) <= bound:
                 break
             tell(nodes, f"{np.linalg.norm(gap):.1e} nats are left")
@@ -308,7 +308,7 @@ def _enough(
 
 
 def _integrals(
-    line: Line, path: Any, batches: Sequence[Sequences], tell: Tell
+    line: Line, path: Path, batches: Sequence[Sequences], tell: Tell
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Slopes averaged along the line: by token, and by leaf, of each batch."""
     slopes = [np.zeros(batch.targets.shape) for batch in batches]
@@ -324,7 +324,7 @@ def _integrals(
 
 
 def _layers(
-    line: Line, path: Any, probes: ProbeSet, places: Places, count: int
+    line: Line, path: Path, probes: ProbeSet, places: Places, count: int
 ) -> dict[int, np.ndarray]:
     """What each layer did to each token of the first responses."""
     chosen = ProbeSet(
@@ -337,12 +337,17 @@ def _layers(
     )
     found = {}
     for of, batch in chosen.batches:
-        sums = line.integral(
+        sums = _mean(
             path,
             lambda place, batch=batch: line.groups(place, batch, places.layer_of_leaf),
         )
         found |= {int(number): sums[:, row] for row, number in enumerate(of)}
     return found
+
+
+def _mean(path: Path, fn: Callable[[float], np.ndarray]) -> np.ndarray:
+    """The weighted mean of what a function gives at the nodes."""
+    return np.tensordot(path.weights, [fn(place) for place in path.places], axes=1)
 
 
 def _rows(batch: Sequences, rows: np.ndarray) -> Sequences:
