@@ -1,6 +1,9 @@
 """How much memory there is, what a call takes, and the refusal of what cannot fit."""
 
+import ctypes
 import functools
+import gc
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +17,7 @@ __all__ = [
     "Bytes",
     "default_limit",
     "free_bytes",
+    "give_back",
     "human_bytes",
     "lean",
     "refuse_above",
@@ -39,6 +43,20 @@ def free_bytes() -> int:
     import psutil  # imported when needed: `import ldjax` stays light
 
     return psutil.virtual_memory().available
+
+
+def give_back() -> None:
+    """Hand the system what was freed in this process and is held all the same.
+
+    The C library keeps freed memory for later: after a run some ten gigabytes of a
+    model of 135 M parameters, which `free_bytes` does not count. Takes a tenth of a
+    second; nothing happens where the library has no such call.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def default_limit() -> int:

@@ -15,7 +15,7 @@ from ldjax.equation.step import make_step
 from ldjax.finetune.recipes import Recipe, make_optimizer
 from ldjax.finetune.settings.records import Objective
 from ldjax.finetune.start import Base
-from ldjax.memory import default_limit, human_bytes
+from ldjax.memory import default_limit, give_back, human_bytes
 from ldjax.models import Transformer, is_adapter
 from ldjax.ntk.cost import peak_bytes
 from ldjax.theory.quantities import token_quantities
@@ -127,6 +127,7 @@ def fits(base: Base, work: Work) -> Plan:
     Raises:
       MemoryError: If it does not fit, with the numbers and what to do.
     """
+    give_back()  # what a run before this one in the same process has left
     limit = default_limit()
     parameters = _bytes(base.params)
     logits = 4 * base.model.config.vocab_size * (work.max_length - 1)
