@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from witnesses import trainers
+from witnesses.parity import library
 
 import ldjax
 from ldjax.compare import next as program
@@ -22,7 +23,11 @@ from ldjax.models import gpt2_config, load
 from ldjax.models.hub.tensors import leaf_names
 from ldjax.runs.folder import open_run
 
-pytest.importorskip("trl")
+
+@pytest.fixture(autouse=True, scope="module")
+def _trl():
+    library("trl")
+
 
 #: As TRL reads texts.
 RAW = Tokens(document_start=False, leading_space="raw")

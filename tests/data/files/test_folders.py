@@ -4,6 +4,7 @@ import json
 
 import polars as pl
 import pytest
+from witnesses.parity import library
 
 from ldjax.data.files.folders import HELD_OUT, find_files
 from ldjax.data.files.reading import open_data
@@ -142,7 +143,7 @@ def test_a_path_that_is_not_there_is_named(tmp_path):
 
 @pytest.mark.exhaustive
 def test_what_datasets_saves_is_read(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    datasets = library("datasets")
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [{"messages": said}, {"messages": [said[0], *said]}]
     table = datasets.Dataset.from_list(rows)

