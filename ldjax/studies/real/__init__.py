@@ -8,7 +8,7 @@ the paper's signatures is reported for the real model, not claimed.
 
 Exit status 1 if an identity does not hold.
 
-    python experiments/real.py --out runs/real          (15 min on 2 cores)
+    python experiments/real.py --out runs/real          (10 min on 2 cores, 15 GB)
     python experiments/real.py --model model.gguf --out runs/other
 """
 
