@@ -1,6 +1,7 @@
 """Models that were trained before: loaded from runs, folders and the hub, and saved."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,39 +104,37 @@ def load(
       FileNotFoundError: There is no folder /nowhere.
     """
     dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-    if (file := find_gguf(source)) is not None:
+    files: TensorFiles | GgufTensors | None = None
+    if (path := find_gguf(source)) is not None:
         if revision is not None:
             raise ValueError(
-                f"`revision` is of a repository on the hub, not of {file}."
+                f"`revision` is of a repository on the hub, not of {path}."
             )
-        return _load_gguf(file, dtypes, shapes_only)
-    folder = find_folder(source, revision=revision, weights=not shapes_only)
-    if is_run(folder):
-        return _load_run(folder, dtypes, shapes_only)
-    if is_run(run := folder.absolute().parent.parent) and folder.name.isdigit():
-        return _load_run(run, dtypes, shapes_only, step=int(folder.name))
-    if is_adapter_folder(folder):
-        found = AdapterFolder(folder)
-        try:
-            base = load(found.base, **dtypes, shapes_only=shapes_only)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"The base model of {folder}: {error}") from error
-        config = found.config(base.config)
-        if shapes_only:
-            return with_adapters(base, config.adapters)
-        return with_adapters(base, config.adapters, nested(found.leaves(config)))
-    config = dataclasses.replace(read_config(folder), **dtypes)
-    if shapes_only and has_weights(folder):
-        shapes = TensorFiles.of(folder).shapes
-        where = str(folder / "config.json")
-        refuse_contradictions(where, config, shapes, gross=False)
-    tokenizer = None
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = load_tokenizer(folder, vocab_size=config.vocab_size)
-    if shapes_only:
+        file = GgufFile.of(path)
+        config = dataclasses.replace(read_gguf_config(file), **dtypes)
+        files = GgufTensors.of(file, config)
+        read_tokenizer = functools.partial(read_gguf_tokenizer, file)
+    else:
+        folder = find_folder(source, revision=revision, weights=not shapes_only)
+        if is_run(folder):
+            return _load_run(folder, dtypes, shapes_only)
+        if is_run(run := folder.absolute().parent.parent) and folder.name.isdigit():
+            return _load_run(run, dtypes, shapes_only, step=int(folder.name))
+        if is_adapter_folder(folder):
+            return _load_adapters(folder, dtypes, shapes_only)
+        config = dataclasses.replace(read_config(folder), **dtypes)
+        if not shapes_only or has_weights(folder):
+            files = TensorFiles.of(folder)
+        read_tokenizer = functools.partial(_tokenizer_of, folder)
+    if shapes_only and files is not None:
+        refuse_contradictions(files.settings, config, files.shapes, gross=False)
+        files.refuse_codes(files.shapes)
+    # Before the weights, which take long.
+    tokenizer = read_tokenizer(vocab_size=config.vocab_size)
+    if files is None or shapes_only:
         params = abstract_params(config)
     else:
-        params = read_params(TensorFiles.of(folder), config)
+        params = read_params(files, config)
     return Pretrained(Transformer(config), params, config, tokenizer)
 
 
@@ -240,18 +239,25 @@ def is_run(folder: Path) -> bool:
     return isinstance(content, dict) and "settings" in content
 
 
-def _load_gguf(path: Path, dtypes: dict[str, Any], shapes_only: bool) -> Pretrained:
-    file = GgufFile.of(path)
-    config = dataclasses.replace(read_gguf_config(file), **dtypes)
-    tensors = GgufTensors.of(file, config)
-    if shapes_only:
-        refuse_contradictions(tensors.settings, config, tensors.shapes, gross=False)
-        tensors.refuse_codes(tensors.names)
-        params = abstract_params(config)
-    else:
-        params = read_params(tensors, config)
-    tokenizer = read_gguf_tokenizer(file, vocab_size=config.vocab_size)
-    return Pretrained(Transformer(config), params, config, tokenizer)
+def _tokenizer_of(folder: Path, *, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer of a folder, if it has one."""
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder, vocab_size=vocab_size)
+    return None
+
+
+def _load_adapters(
+    folder: Path, dtypes: dict[str, Any], shapes_only: bool
+) -> Pretrained:
+    """The model that adapters belong to, with them in place."""
+    found = AdapterFolder(folder)
+    try:
+        base = load(found.base, **dtypes, shapes_only=shapes_only)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"The base model of {folder}: {error}") from error
+    config = found.config(base.config)
+    leaves = None if shapes_only else nested(found.leaves(config))
+    return with_adapters(base, config.adapters, leaves)
 
 
 def _load_run(
