@@ -51,6 +51,8 @@ _PROCESS, _PROCESS_PER_BLOCK = int(1.1e9), int(30e6)
 # depths: each further block adds as much as the last ones did.
 _TRACED_DEPTHS = (4, 6)
 
+_UPDATE, _OBSERVATION = "an update and its account", "an observation"
+
 
 class Work(NamedTuple):
     """What a run computes.
@@ -134,20 +136,19 @@ def fits(base: Base, work: Work) -> Plan:
     logits *= max(MOST_PROBES, work.num_tracked)
     if _process_bytes(base) + _COPIES * (parameters + logits) < limit:
         return Plan({}, MOST_PROBES)
-    # If not even one at a time fits, that is said before all others are tried.
-    most_probes = (
-        MOST_PROBES if work.watched is None else min(MOST_PROBES, work.watched)
-    )
-    most, least = make_plan(base, work, most_probes), None
-    if most.total > limit and (least := make_plan(base, work, 1)).total > limit:
+    probes = MOST_PROBES if work.watched is None else min(MOST_PROBES, work.watched)
+    least = make_plan(base, work, 1)
+    if least.total > limit:
         raise MemoryError(
             f"the run does not fit: {least}; there are {human_bytes(limit)} to use. "
             "Choose a smaller `model`, `batch_size` or `max_length`, adapters "
             "(`lora_rank`), an `optimizer` without moments (sgd), or `history=whole`"
         )
-    while most.total > limit:
-        most = make_plan(base, work, most.probes // 2)
-    return most
+    plan = most = make_plan(base, work, probes)
+    while plan.total > limit:
+        probes //= 2
+        plan = _between(least, most, probes, work.num_tracked)
+    return plan
 
 
 def make_plan(base: Base, work: Work, probes: int) -> Plan:
@@ -168,30 +169,48 @@ def map_sizes(plan: Plan) -> dict[str, int]:
     return {"batch_size": 64, "kept_bytes": min(2**30, default_limit() // 8)}
 
 
+def _between(least: Plan, most: Plan, probes: int, num_tracked: int) -> Plan:
+    """The plan for a number of probes between two others, without tracing anew.
+
+    What is live at a moment grows in proportion to the probes, so the largest of all
+    moments is a convex function of their number: a straight line between two points
+    lies above it, but for the few percent that a loop over slices takes. The probes of
+    an update are never more than are tracked.
+    """
+
+    def at(name: str) -> int:
+        limit = num_tracked if name == _UPDATE else most.probes
+        whole = min(most.probes, limit) - least.probes
+        share = (min(probes, limit) - least.probes) / whole if whole else 1.0
+        low, high = least.parts[name], most.parts[name]
+        return math.ceil(low + share * (high - low))
+
+    return most._replace(parts={name: at(name) for name in most.parts}, probes=probes)
+
+
 def _parts(base: Base, work: Work, probes: int) -> dict[str, int]:
     """Bytes by what they are for; of deep models as few blocks are traced."""
     model = base.model.config
-    _, state = _step(base, work, probes)
-    kept = {"parameters": _bytes(state.params)}
-    kept["optimizer"] = _bytes((state.opt_state, state.origins))
     low, high = _TRACED_DEPTHS
     if model.num_layers <= high:
-        passing = _passing(base, work, probes)
+        parts = _traced(base, work, probes)
     else:
-        few, more = (_passing(_cut(base, n), work, probes) for n in (low, high))
-        each = {name: (more[name] - few[name]) / (high - low) for name in few}
-        deeper = model.num_layers - high
-        passing = {name: math.ceil(more[name] + deeper * each[name]) for name in few}
+        few, more = (_traced(_cut(base, n), work, probes) for n in (low, high))
+        deeper = (model.num_layers - high) / (high - low)
+        parts = {
+            name: math.ceil(more[name] + deeper * (more[name] - few[name]))
+            for name in few
+        }
     # With the state after the update that is looked at, and one half-way there.
-    passing["an observation"] += 2 * kept["parameters"] + kept["optimizer"]
+    parts[_OBSERVATION] += 2 * parts["parameters"] + parts["optimizer"]
     # Keys and values, and the model that is sampled from, if it is another.
     keys = model.num_layers * model.num_kv_heads * model.head_dim
-    other = work.has_sampler * kept["parameters"]
-    return kept | passing | {"sampling": 8 * probes * work.max_length * keys + other}
+    other = work.has_sampler * parts["parameters"]
+    return parts | {"sampling": 8 * probes * work.max_length * keys + other}
 
 
-def _passing(base: Base, work: Work, probes: int) -> dict[str, int]:
-    """What an update and an observation take while they are computed."""
+def _traced(base: Base, work: Work, probes: int) -> dict[str, int]:
+    """What a run keeps, and what an update and an observation take meanwhile."""
     length = work.max_length - 1
     step, state = _step(base, work, probes)
     update, watched = _update(work, length), _sequences(work.num_tracked, length)
@@ -213,8 +232,10 @@ def _passing(base: Base, work: Work, probes: int) -> dict[str, int]:
 
     observed = _sequences(probes, length)
     return {
-        "an update and its account": peak_bytes(step, state, update, watched),
-        "an observation": max(
+        "parameters": _bytes(state.params),
+        "optimizer": _bytes((state.opt_state, state.origins)),
+        _UPDATE: peak_bytes(step, state, update, watched),
+        _OBSERVATION: max(
             peak_bytes(look, state.params, observed),
             peak_bytes(compare, state.params, state.params, observed),
         ),

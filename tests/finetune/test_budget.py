@@ -29,6 +29,21 @@ def test_a_run_by_every_kind_of_loss_has_a_plan(loss):
     assert parts["an update and its account"] > parts["parameters"]
 
 
+@pytest.mark.parametrize("loss", ["sft", "dpo"])
+def test_a_plan_between_two_others_bounds_that_of_as_many_probes(loss):
+    config = Config.of(loss=loss, batch_size=4)
+    work = budget.Work(config.objective, config.recipe, max_length=33, num_tracked=6)
+    least, most = (budget.make_plan(base_of(1), work, n) for n in (1, 16))
+    for probes in (1, 3, 6, 12, 16):
+        there = budget.make_plan(base_of(1), work, probes)
+        between = budget._between(least, most, probes, work.num_tracked)
+        assert between.probes == probes
+        for name, size in there.parts.items():
+            # Probes in slices lie in memory twice, all at once they do not.
+            assert size <= 1.04 * between.parts[name], (name, probes)
+            assert between.parts[name] <= 1.25 * size, (name, probes)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("loss", ["sft", "dpo", "grpo"])
 def test_a_deep_model_is_planned_from_a_few_of_its_blocks(monkeypatch, loss):
