@@ -27,6 +27,7 @@ from ldjax.finetune.track.observers import make_observers
 from ldjax.finetune.track.step import make_tracked_step
 from ldjax.losses import sft
 from ldjax.models import load
+from ldjax.models.decoder.scoring import make_score_fn
 from ldjax.report.words import headline
 from ldjax.runs.checkpoints import Checkpoints
 from ldjax.runs.folder import METRIC_COLUMNS, open_run
@@ -408,11 +409,11 @@ def test_a_mistake_of_the_pipeline_is_one_clear_line(tmp_path, args, part):
 def test_the_order_of_a_remainder_is_found_at_any_rate(rate, monkeypatch):
     computed = []
 
-    def make_counted(apply_fn, probes):
-        change_fn = make_change_fn(apply_fn, probes)
-        return lambda *ends: computed.append(ends) or change_fn(*ends)
+    def make_counted(apply_fn):
+        score_fn = make_score_fn(apply_fn)
+        return lambda *args: computed.append(args) or score_fn(*args)
 
-    monkeypatch.setattr(observers_of_runs, "make_change_fn", make_counted)
+    monkeypatch.setattr(observers_of_runs, "make_score_fn", make_counted)
     probes = [Probe(f"tracked/{i}", "chosen", Example((i, 2), (3, 1))) for i in (0, 1)]
     tracked = ProbeSet.of(probes, max_length=4, batch_size=None)
     init, step = make_tracked_step(apply_toy, sft, optax.sgd(rate), tracked)

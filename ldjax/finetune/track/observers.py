@@ -19,6 +19,7 @@ from ldjax.models.decoder.scoring import make_score_fn
 from ldjax.runs.devices import data_mesh
 from ldjax.runs.loop import Observer
 from ldjax.watch.probes import (
+    ProbeSet,
     make_change_fn,
     make_observe_fn,
     make_slope_fn,
@@ -36,6 +37,8 @@ LARGEST_SCALE = 2.0**40
 
 #: The predicted and the measured change of probes between two sets of parameters.
 ChangeFn = Callable[[Any, Any], dict[str, np.ndarray]]
+#: The log-prob of every token of probes, `[probe, pos]`.
+ScoresFn = Callable[[Any], np.ndarray]
 
 #: Observed besides the even intervals: most happens early.
 EARLY_STEPS = (1, 2, 4, 8)
@@ -91,8 +94,8 @@ def make_observers(
     ]
     score_fn = make_score_fn(apply_fn)
     sliced = tracked._replace(batches=tuple(itertools.chain(*slices)))
-    first_order = _FirstOrder(make_change_fn(apply_fn, sliced))
     slope_fn = make_slope_fn(apply_fn, sliced)
+    first_order = _FirstOrder(slope_fn, functools.partial(_scores, score_fn, sliced))
     ahead = functools.partial(Observer, looks_ahead=True)
     observers = {
         "observed": Observer(lambda state: observe(state.params), due.__contains__),
@@ -141,11 +144,24 @@ def _tokens(
     return {f"log_prob_{place}": scores(parts) for place, parts in enumerate(slices)}
 
 
+def _scores(
+    score_fn: Callable[[Any, Any], Array], probes: ProbeSet, params: Any
+) -> np.ndarray:
+    """The log-prob of every token, all rows as long as the longest."""
+    scores = [np.asarray(score_fn(params, batch)) for _, batch in probes.batches]
+    longest = max(rows.shape[1] for rows in scores)
+    padded = [np.pad(s, ((0, 0), (0, longest - s.shape[1]))) for s in scores]
+    return probes.gather(padded)
+
+
 class _Scaled:
     """What an update does that is stretched or shrunk."""
 
-    def __init__(self, change_fn: ChangeFn, state: State, following: State):
-        self._change_fn, self._ends = change_fn, (state.params, following.params)
+    def __init__(
+        self, slope_fn: SlopeFn, scores_fn: ScoresFn, state: State, following: State
+    ):
+        self._slope_fn, self._scores_fn = slope_fn, scores_fn
+        self._ends = state.params, following.params
         self._known: dict[float, dict[str, np.ndarray]] = {}
 
     @property
@@ -154,12 +170,29 @@ class _Scaled:
         leaves = map(jax.tree.leaves, self._ends)
         return any(bool((old != new).any()) for old, new in zip(*leaves, strict=True))
 
+    @functools.cached_property
+    def _scores(self) -> np.ndarray:
+        return self._scores_fn(self._ends[0])
+
+    @functools.cached_property
+    def _slope(self) -> np.ndarray:
+        return self._slope_fn(*self._ends, 0.0)
+
     def at(self, scale: float) -> dict[str, np.ndarray]:
-        """The predicted and the measured change of every probe."""
+        """The predicted and the measured change of every probe.
+
+        An update that is stretched by a power of two is stored as exactly as it is, so
+        that its derivative is a multiple; one that is shrunk is rounded anew.
+        """
         if scale not in self._known:
             start, end = self._ends
             there = jax.tree.map(lambda old, new: old + scale * (new - old), start, end)
-            self._known[scale] = self._change_fn(start, there)
+            if scale >= 1:
+                predicted = scale * self._slope
+            else:
+                predicted = self._slope_fn(start, there, 0.0)
+            measured = (self._scores_fn(there) - self._scores).sum(-1)
+            self._known[scale] = {"predicted": predicted, "measured": measured}
         return self._known[scale]
 
     def remainder(self, scale: float) -> float:
@@ -189,15 +222,15 @@ class _FirstOrder:
     probes: `order` makes it, and `trust`, which is asked after it, tells what it found.
     """
 
-    def __init__(self, change_fn: ChangeFn):
-        self._change_fn = change_fn
+    def __init__(self, slope_fn: SlopeFn, scores_fn: ScoresFn):
+        self._slope_fn, self._scores_fn = slope_fn, scores_fn
         self._radius: dict[str, float] = {}
 
     def order(self, state: State, following: State, metrics: Any) -> dict[str, float]:
         """By how much the remainder falls when the update is halved: fourfold."""
         del metrics
         self._radius = {}
-        update = _Scaled(self._change_fn, state, following)
+        update = _Scaled(self._slope_fn, self._scores_fn, state, following)
         if not update.moves:
             return {}  # there is no remainder to halve
         # The largest scale at which it is small: there it is best resolved, too.
