@@ -15,6 +15,9 @@ from ldjax.runs.folder import open_run
 
 __all__ = ["as_begun", "as_kept", "resumed", "settled"]
 
+# Updates with a token map, where nobody says how many.
+_TOKEN_MAPS = 2
+
 
 def as_begun(path: Path) -> dict[str, Any]:
     """How a run was accounted for, by its `config.json`; one made before has neither.
@@ -23,8 +26,8 @@ def as_begun(path: Path) -> dict[str, Any]:
       path: Its folder.
 
     Returns:
-      `nodes` and `history`, options that leave nothing to be chosen; nothing where
-      there is no run.
+      `nodes`, `history` and `token_maps`, options that leave nothing to be chosen;
+      nothing where there is no run.
     """
     if not is_run(path):
         return {}
@@ -32,6 +35,7 @@ def as_begun(path: Path) -> dict[str, Any]:
     return {
         "nodes": options.get("nodes") or 0,
         "history": options.get("history") or "whole",
+        "token_maps": options.get("token_maps", _TOKEN_MAPS),
     }
 
 
@@ -56,11 +60,11 @@ def resumed(settings: Config) -> Config:
         needs.
     """
     begun = as_begun(settings.out) if settings.resume else {}
-    asked = {"nodes": settings.watch.nodes, "history": settings.watch.history}
+    asked = {name: getattr(settings.watch, name) for name in begun}
     if changes := [
         f"`{name}={begun[name]}`, not `{name}={value}`"
         for name, value in asked.items()
-        if name in begun and value not in (None, "auto", begun[name])
+        if value not in (None, "auto", begun[name])
     ]:
         raise ValueError(
             f"cannot resume {settings.out}: it was begun with {', '.join(changes)}. "
@@ -104,4 +108,7 @@ def settled(
     history = "dated" if prepared.is_dated else "whole"
     at = f"{nodes} node{'s' * (nodes > 1)} along" if nodes else "the start of"
     line = f"account: derivatives at {at} each update{why}, history {history}"
-    return changed(settings, nodes=nodes, history=history), line
+    maps = settings.watch.token_maps
+    if maps is None:
+        maps = 0 if prepared.plan.parts else _TOKEN_MAPS
+    return changed(settings, nodes=nodes, history=history, token_maps=maps), line

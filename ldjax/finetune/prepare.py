@@ -251,7 +251,10 @@ def _notes(settings: Config, prepared: Prepared) -> list[str]:
             watch.evaluations > num_steps
         ),
         f"`token_maps={watch.token_maps}`: there are {num_steps} updates": (
-            watch.token_maps > num_steps
+            (watch.token_maps or 0) > num_steps
+        ),
+        "no token maps, each of which takes minutes (`token_maps` asks for them)": (
+            watch.token_maps is None and bool(prepared.plan.parts)
         ),
         f"`warmup_steps={warmup}`: the run ends before, after {num_steps} updates": (
             warmup > num_steps

@@ -153,7 +153,7 @@ def finetune(
             tracked,
             batch_fn,
             folder=run.path / "token_maps",
-            steps=first_steps(prepared.num_steps, watch.token_maps),
+            steps=first_steps(prepared.num_steps, watch.token_maps or 0),
             probe_batch_size=probes,
         )
     }

@@ -190,10 +190,11 @@ class Watch:
     to every observed response; three times the cost of observing."""
     tracked: int = 8
     """Observed trained prompts whose responses are accounted for at every update."""
-    token_maps: int = 2
+    token_maps: int | None = None
     """Updates, in equal intervals from the first one on, of which is recorded what each
     of their tokens did to each tracked token; each takes a backward pass for every
-    token of its batch and for every tracked one."""
+    token of its batch and for every tracked one. By default 2, and none of a model so
+    large that its memory is planned, where one takes a quarter of an hour."""
     nodes: int | None = None
     """Places along each update where derivatives are taken (Gauss and Legendre's),
     whose mean its parts sum to; by default as many as --tolerance needs. With 0 they
