@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from ldjax import command
-from ldjax.command.options import Range, wrong_numbers
+from ldjax.command.options import Range, check_numbers
 from ldjax.runs.folder import Run, create_run
 from ldjax.theory.claims import Claim, failures, told
 
@@ -37,7 +37,12 @@ class Settings:
         return {}
 
     def resolved(self) -> Any:
-        """The same settings at the size at which they are run."""
+        """The same settings at the size at which they are run.
+
+        Raises:
+          ValueError: If a number is none that it may be.
+        """
+        check_numbers(self, self.ranges)  # those that a smoke test does not take, too
         return dataclasses.replace(self, **self.tiny()) if self.smoke else self
 
     def problems(self) -> dict[str, bool]:
@@ -51,7 +56,6 @@ class Settings:
           ValueError: Of one line, which says everything that is wrong.
         """
         wrong = [problem for problem, applies in self.problems().items() if applies]
-        wrong += wrong_numbers(self, self.ranges)
         if wrong:
             raise ValueError("; ".join(wrong))
 

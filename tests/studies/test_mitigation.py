@@ -198,10 +198,11 @@ def test_smoke_leaves_a_whole_run_whose_identities_hold(tmp_path):
 
 
 def test_bad_options_are_one_clear_line(tmp_path):
-    config = mitigation.Config(out=tmp_path / "run", prompts=4, judged=0)
+    config = mitigation.Config(out=tmp_path / "run", prompts=4, probe_prompts=10**6)
     with pytest.raises(SystemExit) as stopped:
         mitigation.main(config)
     assert stopped.value.code == (
-        "mitigation: --prompts must be between 8 and 1000; --judged must be at least 2"
+        "mitigation: --prompts must be between 8 and 1000; "
+        "--probe-prompts must be between 1 and 1000"
     )
     assert not (tmp_path / "run").exists()

@@ -242,8 +242,10 @@ def _array(path: Path, data: bytes) -> Iterator[Record]:
         source = _place(path, number)
         try:
             content, place = decode(text, place)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ValueError(f"{source}: not JSON: {error}. {_MEND}") from error
+        except RecursionError as error:
+            raise ValueError(f"{source} is nested too deeply. {_MEND}") from error
         if isinstance(content, dict):
             yield _without_nulls(Record(source, content))
         else:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from ldjax.command.options import COUNT, POSITIVE, SEED, SIZE, Range, wrong_numbers
+from ldjax.command.options import COUNT, POSITIVE, SEED, SIZE, Range, check_numbers
 from ldjax.data.world.world import PRESETS as WORLDS
 from ldjax.models import PRESETS
 
@@ -122,7 +122,12 @@ class Config:
         return default._replace(**{k: v for k, v in said.items() if v is not None})
 
     def resolved(self) -> "Config":
-        """With every default filled in, at the size of a smoke test if it is one."""
+        """With every default filled in, at the size of a smoke test if it is one.
+
+        Raises:
+          ValueError: If a number is none that it may be.
+        """
+        check_numbers(self, _RANGES)  # those that a smoke test does not take, too
         filled = dataclasses.replace(self, **self.training._asdict())
         if not self.smoke:
             return filled
@@ -154,6 +159,5 @@ class Config:
             ),
         }
         wrong = [problem for problem, applies in problems.items() if applies]
-        wrong += wrong_numbers(self, _RANGES)
         if wrong:
             raise ValueError("; ".join(wrong))

@@ -18,8 +18,8 @@ from ldjax.command.options import (
     SIZE,
     Range,
     changed,
+    check_numbers,
     flat,
-    wrong_numbers,
 )
 from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.data.world.world import PRESETS as WORLDS
@@ -191,7 +191,12 @@ class Config:
         return self.optimizer.filled(has_pairs=self.objective.has_pairs)
 
     def resolved(self) -> "Config":
-        """With every default filled in, at the size of a smoke test if it is one."""
+        """With every default filled in, at the size of a smoke test if it is one.
+
+        Raises:
+          ValueError: If a number is none that it may be.
+        """
+        check_numbers(self, _RANGES)  # those that a smoke test does not take, too
         model = self.model.model or ("toy" if self.texts.data == "toy" else "0.4M")
         optimizer = dataclasses.replace(self.optimizer, **self.recipe._asdict())
         filled = dataclasses.replace(
@@ -209,7 +214,9 @@ class Config:
                 self.watch,
                 probe_prompts=2,
                 tracked=1,
-                token_maps=min(self.watch.token_maps, 1),
+                token_maps=1
+                if self.watch.token_maps is None
+                else min(self.watch.token_maps, 1),
                 evaluations=3,
             ),
             checkpoint_every=2,
@@ -266,7 +273,6 @@ class Config:
             ),
         }
         wrong = [problem for problem, applies in problems.items() if applies]
-        wrong += wrong_numbers(self, _RANGES)
         if wrong:
             raise ValueError("; ".join(wrong))
 

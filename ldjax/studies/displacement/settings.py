@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from ldjax.command.options import COUNT, POSITIVE, SEED
 from ldjax.finetune.settings.config import Config as FinetuneConfig
 from ldjax.studies.study import ModelSettings
 
@@ -56,6 +57,14 @@ class Config(ModelSettings):
     smoke: bool = False
     """The whole path at tiny size: checks identities and files, not R2."""
 
+    ranges: ClassVar = {
+        "sft_epochs": POSITIVE,
+        "epochs": POSITIVE,
+        "tracked": COUNT,
+        "observations": COUNT,
+        "seed": SEED,
+    }
+
     def tiny(self) -> dict[str, Any]:
         """One rate, looked at twice."""
         return {"rates": ("small",), "observations": 2}
@@ -64,7 +73,6 @@ class Config(ModelSettings):
         """What may be wrong besides a number."""
         return {
             "--rates must name at least one": not self.rates,
-            "--observations must be at least 1": self.observations < 1,
         }
 
     def stage(self, recipe: RateName, loss: str) -> FinetuneConfig:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ldjax.command.options import POSITIVE, SEED
+from ldjax.command.options import COUNT, POSITIVE, SEED
 from ldjax.data.world.world import PRESETS as WORLDS
 from ldjax.finetune.recipes import RECIPES
 from ldjax.studies.study import ModelSettings
@@ -40,7 +40,14 @@ class Config(ModelSettings):
     evaluations: int = 4
     """Observations per epoch after SFT, which has 20 in all."""
 
-    ranges: ClassVar = {"sft_epochs": POSITIVE, "seeds": SEED}
+    ranges: ClassVar = {
+        "seeds": SEED,
+        "prompts": COUNT,
+        "sft_epochs": POSITIVE,
+        "judged": COUNT._replace(least=2, words="at least 2"),
+        "probe_prompts": COUNT,
+        "evaluations": COUNT,
+    }
 
     def tiny(self) -> dict[str, Any]:
         """One seed, one other loss, few prompts."""
@@ -73,6 +80,4 @@ class Config(ModelSettings):
                 not 1 <= self.probe_prompts <= there.num_train
             ),
             "--losses must all be different": len(set(self.losses)) < len(self.losses),
-            "--judged must be at least 2": self.judged < 2,
-            "--evaluations must be at least 1": self.evaluations < 1,
         }

@@ -95,7 +95,6 @@ class Config(Settings):
     def problems(self) -> dict[str, bool]:
         """What may be wrong besides a number."""
         problems = {
-            "--epochs must be at least 1": self.epochs < 1,
             "--step-epoch must be between 0 and --epochs": not (
                 0 <= self.step_epoch <= self.epochs
             ),

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ldjax.command.options import COUNT, POSITIVE, SEED
+from ldjax.command.options import COUNT, POSITIVE, SEED, SIZE
 from ldjax.finetune.settings.config import Config as StageConfig
 from ldjax.studies.study import ModelSettings
 
@@ -45,6 +45,9 @@ class Config(ModelSettings):
         "sft_epochs": POSITIVE,
         "dpo_epochs": POSITIVE,
         "probe_prompts": COUNT,
+        "updates": COUNT,
+        "update_tokens": SIZE,
+        "times": COUNT._replace(least=2, words="at least 2"),
         "step_norm": POSITIVE,
         "seed": SEED,
     }
@@ -56,12 +59,9 @@ class Config(ModelSettings):
     def problems(self) -> dict[str, bool]:
         """What may be wrong besides a number."""
         return {
-            "--updates must be at least 1": self.updates < 1,
             "--updates must be at most --probe-prompts": (
                 self.updates > self.probe_prompts
             ),
-            "--update-tokens must not be negative": self.update_tokens < 0,
-            "--times must be at least 2": self.times < 2,
         }
 
     def stage(self, loss: Any, *, base: str | None = None) -> StageConfig:
