@@ -91,10 +91,15 @@ class LinenLogits:
                 {"params": params},
                 sequences.tokens,
                 self.positions,
-                self.inputs,
+                {**self.inputs, **_begun(sequences)},
             )[0]
 
         return jax.tree.map(run, self.sequences, is_leaf=is_sequences)
+
+
+def _begun(sequences: Sequences) -> dict[str, Any]:
+    """What a decoder is told besides the tokens, where rows share their prompts."""
+    return {} if sequences.prompts is None else {"prompts": sequences.prompts}
 
 
 def logits_fn(

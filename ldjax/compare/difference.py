@@ -351,4 +351,4 @@ def _mean(path: Path, fn: Callable[[float], np.ndarray]) -> np.ndarray:
 
 
 def _rows(batch: Sequences, rows: np.ndarray) -> Sequences:
-    return Sequences(*(leaf[rows] for leaf in batch.plain[:3]))
+    return Sequences(batch.tokens[rows], batch.targets[rows], batch.mask[rows])

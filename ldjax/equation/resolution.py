@@ -156,20 +156,28 @@ def floor(units: Any, noise: Any) -> Any:
     return UNITS * units * (1 + noise)
 
 
-def spread_rows(tree: Any) -> Any:
+def spread_rows(tree: Any, together: int = 1) -> Any:
     """Some rows, evenly spread, that speak for all where the noise is measured.
 
     Args:
-      tree: A pytree of arrays with as many rows each.
+      tree: A pytree of arrays with as many rows each; an array with fewer has one entry
+        for each `together` of them.
+      together: So many rows in line are chosen or none of them, as those of a prompt.
 
     Examples:
       >>> spread_rows(jnp.arange(32))
       Array([ 0,  4,  8, 12, 16, 20, 24, 28], dtype=...)
+      >>> spread_rows(jnp.arange(32), together=8)
+      Array([ 0,  1,  2,  3,  4,  5,  6,  7], dtype=...)
     """
+    rows = max((leaf.shape[0] for leaf in jax.tree.leaves(tree)), default=0)
+    count = rows // together
+    chosen = max(math.ceil(NOISE_ROWS / together), count // NOISE_SHARE)
+    stride = max(1, count // chosen)
 
     def some(leaf: Array) -> Array:
-        count = leaf.shape[0]
-        return leaf[:: max(1, count // max(NOISE_ROWS, count // NOISE_SHARE))]
+        parts = leaf.reshape(count, -1, *leaf.shape[1:])[::stride]
+        return parts.reshape(-1, *leaf.shape[1:])
 
     return jax.tree.map(some, tree)
 

@@ -20,6 +20,7 @@ __all__ = [
     "LogitsFn",
     "LossFn",
     "Params",
+    "Prompts",
     "Sequences",
     "check_sequences",
     "in_chunks",
@@ -27,6 +28,29 @@ __all__ = [
     "like",
     "sides_of",
 ]
+
+
+class Prompts(NamedTuple):
+    """Beginnings of texts, each of which several rows go on from.
+
+    Rows are in equal shares: of `n` rows and `g` prompts, row `i` goes on from prompt
+    `i * g // n`.
+
+    Attributes:
+      tokens: Token ids, `[prompt, slot]`, without the last one, which its rows begin
+        with.
+      mask: Which of them are real, `[prompt, slot]`, booleans; padding may stand
+        anywhere.
+
+    Examples:
+      >>> begun = Prompts(jnp.array([[5, 3]]), jnp.ones((1, 2), bool))
+      >>> rows = Sequences(*jnp.zeros((3, 4, 1), int), prompts=begun)
+      >>> rows.rows_per_prompt
+      4
+    """
+
+    tokens: Int[Array, "prompt slot"]
+    mask: Bool[Array, "prompt slot"]
 
 
 class Sequences(NamedTuple):
@@ -40,7 +64,7 @@ class Sequences(NamedTuple):
     batch, and every mean over the batch counts it.
 
     Some losses compare with numbers that were computed before; these lie with the
-    examples and are None elsewhere. Models and probes see the first three fields only.
+    examples and are None elsewhere. Models and probes do not see them.
 
     Attributes:
       tokens: Model input, `[batch, ...]`: token ids (integers) or images (floats).
@@ -54,6 +78,8 @@ class Sequences(NamedTuple):
         (`ldjax.losses.grpo`); positive means "make it likelier".
       old_log_probs: Log-prob of each token under the policy that drew it, `[batch,
         pos]`, in nats, for policy gradients.
+      prompts: What the rows go on from, where several have one prompt, which is then
+        read once (`ldjax.watch.sharing`); None where each row is a whole text.
 
     Examples:
       >>> answer = Sequences(
@@ -73,11 +99,19 @@ class Sequences(NamedTuple):
     reference: Float[Array, "*batch"] | None = None
     advantages: Float[Array, "*batch pos"] | None = None
     old_log_probs: Float[Array, "*batch pos"] | None = None
+    prompts: Prompts | None = None
 
     @property
     def plain(self) -> "Sequences":
-        """What models and probes see: tokens, targets and mask."""
-        return Sequences(self.tokens, self.targets, self.mask)
+        """What models and probes see: tokens, targets and mask, and the prompts."""
+        return Sequences(self.tokens, self.targets, self.mask, prompts=self.prompts)
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Rows that go on from one prompt; 1 where each is a whole text."""
+        if self.prompts is None:
+            return 1
+        return self.targets.shape[0] // self.prompts.tokens.shape[0]
 
 
 Params = Any
@@ -160,7 +194,8 @@ def in_chunks(
     Args:
       fn: Of any number of rows, from which arrays with as many first entries.
       sequences: All rows.
-      size: Rows of a slice; None for all at once.
+      size: Rows of a slice, or as many fewer as keep those of a prompt together; None
+        for all at once.
 
     Returns:
       What it returns for all of them.
@@ -173,16 +208,18 @@ def in_chunks(
     total = sequences.targets.shape[0]
     if size is None or total <= size:
         return fn(sequences)
+    together = sequences.rows_per_prompt
+    size = max(size // together, 1) * together
     # The last chunk overlaps the one before, so that all have one shape and the
     # examples are neither padded nor copied.
     starts = jnp.minimum(jnp.arange(0, total, size), total - size)
 
     def of_slice(start: Array) -> Any:
-        return fn(
-            jax.tree.map(
-                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), sequences
-            )
-        )
+        def part(leaf: Array) -> Array:
+            each = total // leaf.shape[0]  # rows for each entry: of prompts several
+            return jax.lax.dynamic_slice_in_dim(leaf, start // each, size // each)
+
+        return fn(jax.tree.map(part, sequences))
 
     fresh = total - (len(starts) - 1) * size  # rows of the last chunk not seen yet
 
@@ -263,6 +300,8 @@ def _check_static(sequences: Any, name: str) -> None:
     if any(isinstance(leaf, Tracer) for leaf in sequences):
         return
     fields = sequences._asdict()
+    if (prompts := fields.pop("prompts")) is not None:
+        _check_prompts(prompts, len(sequences.mask), f"{name}.prompts")
     fields = {k: v for k, v in fields.items() if k in _REQUIRED or v is not None}
     for field, array in fields.items():
         kinds, words, _ = _FIELDS[field]
@@ -299,13 +338,30 @@ def _check_static(sequences: Any, name: str) -> None:
         )
 
 
+def _check_prompts(prompts: Prompts, rows: int, name: str) -> None:
+    tokens, mask = prompts
+    if not jnp.issubdtype(tokens.dtype, np.integer) or mask.dtype != bool:
+        raise TypeError(
+            f"`{name}` must be token ids (integers) and booleans, got {tokens.dtype} "
+            f"and {mask.dtype}."
+        )
+    if tokens.ndim != 2 or tokens.shape != mask.shape or rows % len(tokens):
+        raise ValueError(
+            f"`{name}` must be [prompt, slot], both, of as many prompts as the {rows} "
+            f"rows can be divided by; got {tokens.shape} and {mask.shape}."
+        )
+
+
 def _check_values(
     sequences: Any, name: str, vocab_size: int | None, num_labels: int | None
 ) -> None:
     """Ranges of ids and targets, where the numbers can be seen."""
-    tokens, targets, mask, *_ = sequences
+    tokens, targets, mask, *_, prompts = sequences
     if not all(map(is_here, (tokens, targets, mask))):
         return
+    if prompts is not None and all(map(is_here, prompts)):
+        begun = np.where(np.asarray(prompts.mask), np.asarray(prompts.tokens), 0)
+        check_range(begun, f"`{name}.prompts.tokens`", vocab_size, NO_TOKEN)
     if jnp.issubdtype(tokens.dtype, np.integer):
         check_range(np.asarray(tokens), f"`{name}.tokens`", vocab_size, NO_TOKEN)
     require_labels(targets, mask, num_labels, name=f"{name}.targets")

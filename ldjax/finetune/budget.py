@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ldjax import linen
+from ldjax.data.response_types import RESPONSE_TYPES
 from ldjax.equation.log_probs import token_log_probs
-from ldjax.equation.sequences import Sequences
+from ldjax.equation.sequences import Prompts, Sequences
 from ldjax.equation.step import make_step
 from ldjax.finetune.recipes import Recipe, make_optimizer
 from ldjax.finetune.settings.records import Objective
@@ -18,7 +19,9 @@ from ldjax.finetune.start import Base
 from ldjax.memory import default_limit, give_back, human_bytes
 from ldjax.models import Transformer, is_adapter
 from ldjax.ntk.cost import peak_bytes
+from ldjax.runs.devices import data_mesh
 from ldjax.theory.quantities import token_quantities
+from ldjax.watch.sharing import padded
 
 __all__ = [
     "MOST_PROBES",
@@ -62,6 +65,8 @@ class Work(NamedTuple):
       recipe: The optimizer, and how many rows an update has.
       max_length: Length of the longest prompt and response, in tokens.
       num_tracked: Responses that are accounted for at every update.
+      max_response: Length of the longest response alone, in tokens; None where each
+        watched row is a whole text.
       watched: Responses that are observed together, where there are few.
       has_sampler: Whether `chosen_initial` is sampled from another model.
       nodes: Along each update; None for its start alone.
@@ -72,6 +77,7 @@ class Work(NamedTuple):
     recipe: Recipe
     max_length: int
     num_tracked: int
+    max_response: int | None = None
     watched: int | None = None
     has_sampler: bool = False
     nodes: int | None = None
@@ -213,7 +219,7 @@ def _traced(base: Base, work: Work, probes: int) -> dict[str, int]:
     """What a run keeps, and what an update and an observation take meanwhile."""
     length = work.max_length - 1
     step, state = _step(base, work, probes)
-    update, watched = _update(work, length), _sequences(work.num_tracked, length)
+    update, watched = _update(work, length), _watched(work, work.num_tracked)
     watch_fn = linen.apply_fn(base.model)
 
     def look(params: Any, batch: Sequences) -> Any:
@@ -230,7 +236,7 @@ def _traced(base: Base, work: Work, probes: int) -> dict[str, int]:
         old, predicted = jax.jvp(log_probs_of, (there,), (move,))
         return predicted, log_probs_of(new_params) - old
 
-    observed = _sequences(probes, length)
+    observed = _watched(work, probes)
     return {
         "parameters": _bytes(state.params),
         "optimizer": _bytes((state.opt_state, state.origins)),
@@ -279,6 +285,17 @@ def _update(work: Work, length: int) -> Any:
         of_rows: Any = jax.ShapeDtypeStruct((rows,), jnp.float32)
         side = side._replace(reference=of_rows)
     return {"chosen": side, "rejected": side} if objective.has_pairs else side
+
+
+def _watched(work: Work, probes: int) -> Sequences:
+    """Shapes of what is watched, as `ldjax.watch.sharing` has it on one device."""
+    length = work.max_length - 1
+    if work.max_response is None or data_mesh().size > 1:
+        return _sequences(probes, length)
+    prompts = math.ceil(probes / len(RESPONSE_TYPES))
+    rows = _sequences(prompts * math.ceil(probes / prompts), padded(work.max_response))
+    begun = _sequences(prompts, padded(length))
+    return rows._replace(prompts=Prompts(begun.tokens, begun.mask))
 
 
 def _sequences(rows: int, length: int) -> Sequences:

@@ -150,6 +150,7 @@ def check_fits(settings: Config, texts: Data, source: str) -> Fit:
         settings.objective,
         settings.recipe,
         max_length=lengths.bound,
+        max_response=lengths.response,
         num_tracked=watch.tracked * len(RESPONSE_TYPES),
         watched=None
         if watch.observe_all

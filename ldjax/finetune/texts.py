@@ -288,11 +288,13 @@ class Lengths(NamedTuple):
       sample: Length of a response that is sampled, without its END.
       bound: Most that the longest prompt and response can be with those that are still
         to be sampled.
+      response: Most that the longest response can be, alone.
     """
 
     given: int
     sample: int
     bound: int
+    response: int
 
 
 def find_lengths(texts: Data, encode: Encoder) -> Lengths:
@@ -308,7 +310,9 @@ def find_lengths(texts: Data, encode: Encoder) -> Lengths:
     sample = min(_LONGEST_SAMPLE, given // 2)
     with_sample = max(prompts, default=0) + sample + 1
     bound = max(given, min(encode.max_length, with_sample)) if prompts else given
-    return Lengths(given, sample, bound)
+    answers = (e.response_ids for row in encoded for e in row.values())
+    longest = max([*map(len, answers), sample + 1 if prompts else 0])
+    return Lengths(given, sample, bound, longest)
 
 
 def _text(file: Path) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ldjax.data.batches import Example, bucketed_batches
+from ldjax.data.batches import Example, bucketed_batches, to_sequences
 from ldjax.equation import resolution
 from ldjax.equation.doors import Door, check_params
 from ldjax.equation.log_probs import token_log_probs
@@ -57,7 +57,8 @@ class ProbeSet(NamedTuple):
 
     Attributes:
       probes: In the order in which results are given.
-      batches: The places in `probes` of a batch's first rows, and the batch.
+      batches: The places in `probes` of a batch's first rows (-1 of one that fills
+        up), and the batch.
 
     Examples:
       >>> probes = [Probe("train/0", "chosen", Example((5, 3), (7, 0)))]
@@ -128,12 +129,12 @@ class ProbeSet(NamedTuple):
 
     def gather(self, per_batch: Sequence[Any]) -> Any:
         """One result per probe, in order, from pytrees of `[batch, ...]` arrays."""
-        order = np.argsort(np.concatenate([places for places, _ in self.batches]))
-        counts = [len(places) for places, _ in self.batches]
+        of_rows = [places for places, _ in self.batches]
+        order = np.argsort(np.concatenate([at[at >= 0] for at in of_rows]))
 
         def gathered(*leaves: Any) -> np.ndarray:
-            pairs = zip(leaves, counts, strict=True)
-            rows = [np.asarray(leaf)[:count] for leaf, count in pairs]
+            pairs = zip(leaves, of_rows, strict=True)
+            rows = [np.asarray(leaf)[: len(at)][at >= 0] for leaf, at in pairs]
             return np.concatenate(rows)[order]
 
         return jax.tree.map(gathered, *per_batch)
@@ -375,8 +376,8 @@ def _check(door: Door, program: Any, probes: ProbeSet, **params: Any) -> None:
         try:
             door.check(program, **params, probes=batch)
         except ValueError:
-            for row, place in enumerate(places):
-                alone = jax.tree.map(lambda leaf: leaf[row : row + 1], batch)  # noqa: B023
+            for place in places[places >= 0]:
+                alone = to_sequences([probes.probes[place].example])
                 try:
                     check_sequences(alone, name="probes", **door.limits)
                 except ValueError as error:

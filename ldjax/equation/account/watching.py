@@ -70,12 +70,14 @@ class Watcher(NamedTuple):
         """
 
         def measured() -> Array:
-            rows = resolution.spread_rows([*sides_of(probe).values()])
+            sides = [*sides_of(probe).values()]
+            together = [side.rows_per_prompt for side in sides]
+            rows = list(map(resolution.spread_rows, sides, together))
             found = zip(*map(jax.tree.leaves, observed), strict=True)
             noises = [
                 resolution.noise(log_probs, other, unit)
                 for (log_probs, unit), other in zip(
-                    resolution.spread_rows([*found]),
+                    map(resolution.spread_rows, found, together),
                     self._perturbed(state.params, rows),
                     strict=True,
                 )

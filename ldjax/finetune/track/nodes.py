@@ -12,7 +12,8 @@ from ldjax.equation.account import Account
 from ldjax.equation.path import Nodes, enough_nodes, path_of
 from ldjax.equation.sequences import ApplyFn, LossFn
 from ldjax.runs.devices import data_mesh, replicate
-from ldjax.watch.probes import ProbeSet, make_slope_fn, shard_probes
+from ldjax.watch.probes import ProbeSet, make_slope_fn
+from ldjax.watch.sharing import on_devices
 
 __all__ = ["FIRST_UPDATES", "MOST_NODES", "Choice", "SlopeFn", "choose", "integral"]
 
@@ -71,7 +72,7 @@ def choose(
     account = Account.checked(apply_fn, loss_fn, optimizer, parts=None, where=where)
     trainer = account.trainer
     mesh = data_mesh()
-    probes = shard_probes(tracked.in_slices(probe_batch_size), mesh)
+    probes = on_devices(tracked, mesh, probe_batch_size)
     slope_fn = make_slope_fn(watch_fn, probes)
     update = jax.jit(lambda state, batch: trainer.train(state, batch)[0])
     state = replicate(trainer.init(params), mesh)

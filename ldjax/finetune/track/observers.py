@@ -1,12 +1,10 @@
 """What is observed between the updates of a finetuning run."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -23,9 +21,9 @@ from ldjax.watch.probes import (
     make_change_fn,
     make_observe_fn,
     make_slope_fn,
-    shard_probes,
 )
 from ldjax.watch.record import INTEGRATED, PREDICTED, is_part, single_step
+from ldjax.watch.sharing import on_devices, spread_fn
 
 __all__ = ["even_steps", "make_observers"]
 
@@ -37,8 +35,8 @@ LARGEST_SCALE = 2.0**40
 
 #: The predicted and the measured change of probes between two sets of parameters.
 ChangeFn = Callable[[Any, Any], dict[str, np.ndarray]]
-#: The log-prob of every token of probes, `[probe, pos]`.
-ScoresFn = Callable[[Any], np.ndarray]
+#: The log-prob of every token of each batch of probes, `[row, pos]`.
+ScoresFn = Callable[[Any], list[np.ndarray]]
 
 #: Observed besides the even intervals: most happens early.
 EARLY_STEPS = (1, 2, 4, 8)
@@ -82,25 +80,19 @@ def make_observers(
     due = even_steps(num_steps, evaluations) | set(EARLY_STEPS)
     halfway = {0, num_steps // 2}.__contains__
     mesh = data_mesh()
-    observed = shard_probes(watched.observed, mesh)
+    observed = on_devices(watched.observed, mesh, probe_batch_size)
     observe = make_observe_fn(apply_fn, observed)
-    tracked = watched.tracked
-    # Each batch of tracked probes, in slices that fit the memory.
-    slices = [
-        shard_probes(
-            tracked._replace(batches=(batch,)).in_slices(probe_batch_size), mesh
-        ).batches
-        for batch in tracked.batches
-    ]
-    score_fn = make_score_fn(apply_fn)
-    sliced = tracked._replace(batches=tuple(itertools.chain(*slices)))
-    slope_fn = make_slope_fn(apply_fn, sliced)
-    first_order = _FirstOrder(slope_fn, functools.partial(_scores, score_fn, sliced))
+    # In slices that fit the memory.
+    tracked = on_devices(watched.tracked, mesh, probe_batch_size)
+    scores_fn = functools.partial(_scores, make_score_fn(apply_fn), tracked)
+    slope_fn = make_slope_fn(apply_fn, tracked)
+    first_order = _FirstOrder(slope_fn, scores_fn, tracked)
     ahead = functools.partial(Observer, looks_ahead=True)
     observers = {
         "observed": Observer(lambda state: observe(state.params), due.__contains__),
         "tokens": Observer(
-            functools.partial(_tokens, score_fn, slices), due.__contains__
+            functools.partial(_tokens, scores_fn, spread_fn(watched.tracked, tracked)),
+            due.__contains__,
         ),
         "order": ahead(first_order.order, halfway),
         "trust": ahead(first_order.trust, halfway),
@@ -112,7 +104,7 @@ def make_observers(
             functools.partial(_one_step, of_observed), due.__contains__
         )
     if watched.everything is not None:
-        everything = shard_probes(watched.everything, mesh)
+        everything = on_devices(watched.everything, mesh, probe_batch_size)
         observe_all = make_observe_fn(apply_fn, everything)
         observers["everything"] = Observer(
             lambda state: observe_all(state.params), lambda step: step == 0
@@ -130,38 +122,32 @@ def _one_step(
 
 
 def _tokens(
-    score_fn: Callable[[Any, Any], Array],
-    slices: list[tuple[tuple[Any, Any], ...]],
-    state: State,
-) -> dict[str, Array]:
+    scores_fn: ScoresFn, spread: Callable[[Any], Any], state: State
+) -> dict[str, np.ndarray]:
     """The log-prob of every tracked token."""
-
-    def scores(parts: tuple[tuple[Any, Any], ...]) -> Array:
-        return jnp.concatenate(
-            [score_fn(state.params, rows)[: len(at)] for at, rows in parts]
-        )
-
-    return {f"log_prob_{place}": scores(parts) for place, parts in enumerate(slices)}
+    of_batches = spread(scores_fn(state.params))
+    return {f"log_prob_{place}": of for place, of in enumerate(of_batches)}
 
 
 def _scores(
     score_fn: Callable[[Any, Any], Array], probes: ProbeSet, params: Any
-) -> np.ndarray:
-    """The log-prob of every token, all rows as long as the longest."""
-    scores = [np.asarray(score_fn(params, batch)) for _, batch in probes.batches]
-    longest = max(rows.shape[1] for rows in scores)
-    padded = [np.pad(s, ((0, 0), (0, longest - s.shape[1]))) for s in scores]
-    return probes.gather(padded)
+) -> list[np.ndarray]:
+    """The log-prob of every token, of each batch."""
+    return [np.asarray(score_fn(params, batch)) for _, batch in probes.batches]
 
 
 class _Scaled:
     """What an update does that is stretched or shrunk."""
 
     def __init__(
-        self, slope_fn: SlopeFn, scores_fn: ScoresFn, state: State, following: State
+        self,
+        slope_fn: SlopeFn,
+        scores_fn: ScoresFn,
+        probes: ProbeSet,
+        ends: tuple[Any, Any],
     ):
-        self._slope_fn, self._scores_fn = slope_fn, scores_fn
-        self._ends = state.params, following.params
+        self._slope_fn, self._scores_fn, self._probes = slope_fn, scores_fn, probes
+        self._ends = ends
         self._known: dict[float, dict[str, np.ndarray]] = {}
 
     @property
@@ -171,7 +157,7 @@ class _Scaled:
         return any(bool((old != new).any()) for old, new in zip(*leaves, strict=True))
 
     @functools.cached_property
-    def _scores(self) -> np.ndarray:
+    def _scores(self) -> list[np.ndarray]:
         return self._scores_fn(self._ends[0])
 
     @functools.cached_property
@@ -191,7 +177,9 @@ class _Scaled:
                 predicted = scale * self._slope
             else:
                 predicted = self._slope_fn(start, there, 0.0)
-            measured = (self._scores_fn(there) - self._scores).sum(-1)
+            # Per token first: less is lost.
+            pairs = zip(self._scores_fn(there), self._scores, strict=True)
+            measured = self._probes.gather([(new - old).sum(-1) for new, old in pairs])
             self._known[scale] = {"predicted": predicted, "measured": measured}
         return self._known[scale]
 
@@ -222,15 +210,15 @@ class _FirstOrder:
     probes: `order` makes it, and `trust`, which is asked after it, tells what it found.
     """
 
-    def __init__(self, slope_fn: SlopeFn, scores_fn: ScoresFn):
-        self._slope_fn, self._scores_fn = slope_fn, scores_fn
+    def __init__(self, slope_fn: SlopeFn, scores_fn: ScoresFn, probes: ProbeSet):
+        self._watched = slope_fn, scores_fn, probes
         self._radius: dict[str, float] = {}
 
     def order(self, state: State, following: State, metrics: Any) -> dict[str, float]:
         """By how much the remainder falls when the update is halved: fourfold."""
         del metrics
         self._radius = {}
-        update = _Scaled(self._slope_fn, self._scores_fn, state, following)
+        update = _Scaled(*self._watched, (state.params, following.params))
         if not update.moves:
             return {}  # there is no remainder to halve
         # The largest scale at which it is small: there it is best resolved, too.

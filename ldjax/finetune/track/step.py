@@ -16,8 +16,9 @@ from ldjax.equation.path import Nodes
 from ldjax.equation.sequences import ApplyFn, LossFn
 from ldjax.equation.step import StepState, make_step
 from ldjax.runs.devices import data_mesh, replicate, shard
-from ldjax.watch.probes import ProbeSet, shard_probes
+from ldjax.watch.probes import ProbeSet
 from ldjax.watch.record import FLOOR, INTEGRATED, MEASURED, PREDICTED, part
+from ldjax.watch.sharing import on_devices, spread_fn
 
 __all__ = ["State", "make_tracked_step", "on_all_devices"]
 
@@ -111,30 +112,28 @@ def make_tracked_step(
     """
     init_step, step = make_step(apply_fn, loss_fn, optimizer, nodes=nodes, **options)
     mesh = data_mesh()
-    watched = tuple(batch for _, batch in shard_probes(tracked, mesh).batches)
-    counts = [len(places) for places, _ in tracked.batches]
+    computed = on_devices(tracked, mesh)
+    watched = tuple(batch for _, batch in computed.batches)
+    spread = spread_fn(tracked, computed)
     order = np.argsort(np.concatenate([places for places, _ in tracked.batches]))
     summed = (PREDICTED, MEASURED) + (() if nodes is None else (INTEGRATED,))
 
     def init(params: Any, batch: Any = None) -> State:
         dtype = jnp.result_type(*jax.tree.leaves(params))
-        nothing = own(tuple(jnp.zeros(w.targets.shape, dtype) for w in watched))
+        nothing = tuple(jnp.zeros(at.targets.shape, dtype) for _, at in tracked.batches)
         training = init_step(params, batch)._asdict()
         # As the updates leave it: elsewhere, the second one would be compiled anew.
         return replicate(State(**training, **dict.fromkeys(summed, nothing)), mesh)
 
-    def own(batches: tuple[Array, ...]) -> tuple[Array, ...]:
-        """Without the rows that fill up: a checkpoint fits any number of devices."""
-        return tuple(leaf[:n] for leaf, n in zip(batches, counts, strict=True))
-
     @jax.jit
     def digest(state: State, comparison: Any) -> Any:
         def per_probe(batches: tuple[Array, ...]) -> Array:
-            return jnp.concatenate([leaf.sum(-1) for leaf in own(batches)])[order]
+            return jnp.concatenate([leaf.sum(-1) for leaf in spread(batches)])[order]
 
         changes = {name: getattr(comparison, name) for name in (*summed, FLOOR)}
+        # In whole texts, whatever was computed: a checkpoint fits any devices.
         sums = {
-            name: jax.tree.map(jnp.add, getattr(state, name), own(changes[name]))
+            name: jax.tree.map(jnp.add, getattr(state, name), spread(changes[name]))
             for name in summed
         }
         changes |= {part(name): of for name, of in comparison.parts.items()}

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ldjax.equation.doors import check_ids
-from ldjax.equation.sequences import is_here
+from ldjax.equation.sequences import Prompts, is_here
 from ldjax.models.decoder.attention import Attention, KeyValues
 from ldjax.models.decoder.config import TransformerConfig
 from ldjax.models.decoder.low_rank import (
@@ -128,6 +128,7 @@ class Transformer(nn.Module):
         tokens: Int[Array, "batch pos"],
         mask: Bool[Array, "batch pos"] | None = None,
         positions: Int[Array, "batch pos"] | None = None,
+        prompts: Prompts | None = None,
     ) -> Float[Array, "batch pos vocab"]:
         """Logits of the next token at each position, in nats.
 
@@ -136,6 +137,8 @@ class Transformer(nn.Module):
           mask: Whether a token is real and not padding; None if all are real.
           positions: Position of each token; by default the number of real tokens
             before it.
+          prompts: What the rows go on from, each read once for all of its rows; then
+            `positions` are counted.
 
         Returns:
           Logits, float32 or, with float64 parameters, float64.
@@ -146,6 +149,8 @@ class Transformer(nn.Module):
             where their values are known (not inside `jax.jit`), if the id of a real
             token is not in the vocabulary or its position not in that table.
         """
+        if prompts is not None:
+            return self.head(self._continued(tokens, mask, prompts))
         return self.head(self.hidden(tokens, mask, positions))
 
     def hidden(
@@ -246,6 +251,19 @@ class Transformer(nn.Module):
         positions = num_read + _or_counted(None, mask)
         hidden, layers = self._trunk(tokens, mask, positions, visible, cache.layers)
         return hidden, Cache(layers, written)
+
+    def _continued(self, tokens, mask, prompts):
+        """Hidden states of rows, several of which go on from one prompt."""
+        begun, length = prompts.tokens.shape
+        each = tokens.shape[0] // begun
+        cache_length = length + tokens.shape[1]
+        _, cache = self.prefill(*prompts, cache_length=cache_length)
+        own = functools.partial(jnp.repeat, repeats=each, axis=0)
+        layers = tuple(
+            KeyValues(own(layer.keys), own(layer.values), layer.next_slot)
+            for layer in cache.layers
+        )
+        return self.extend(tokens, Cache(layers, own(cache.mask)), mask)[0]
 
     def _check(self, tokens, mask, positions, cache=None):
         """Refuse ids and positions that have no row in a table."""

@@ -46,7 +46,19 @@ class Example(NamedTuple):
 
 
 def examples_of(logits_fn: LinenLogits) -> list[Example]:
-    """The examples of each `Sequences` of a logits function, stacked."""
+    """The examples of each `Sequences` of a logits function, stacked.
+
+    Raises:
+      ValueError: If rows share their prompts: the layers are called once for those.
+    """
+    if any(
+        sequences.prompts is not None
+        for sequences in jax.tree.leaves(logits_fn.sequences, is_leaf=is_sequences)
+    ):
+        raise ValueError(
+            "Kernels through the layers read whole texts: give each row its prompt, or "
+            "choose another `method`, such as lazy."
+        )
     return [
         Example(sequences.tokens, logits_fn.positions, logits_fn.inputs)
         for sequences in jax.tree.leaves(logits_fn.sequences, is_leaf=is_sequences)
