@@ -4,7 +4,8 @@ The core of ldjax knows `params -> logits` only. Users of Flax NNX or plain JAX 
 such a function themselves (`nnx.split` and `nnx.merge`; see docs/guides/own-model.md).
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from typing import Any, cast
 
 import flax.errors
@@ -17,10 +18,34 @@ from jaxtyping import Array
 
 from ldjax.equation.sequences import Sequences, check_sequences, is_sequences
 
-__all__ = ["LinenLogits", "apply_fn", "logits_fn"]
+__all__ = ["LinenApply", "LinenLogits", "apply_fn", "logits_fn"]
 
 
-def apply_fn(module: nn.Module) -> Callable[[Any, Sequences], Array]:
+class LinenApply:
+    """A Linen module as `ldjax.make_step` takes it; made by `apply_fn`.
+
+    Attributes:
+      module: The module.
+      reads_prompts: Whether it takes `Sequences.prompts`, as a decoder does, so that
+        rows can share what they go on from.
+
+    Examples:
+      >>> from ldjax.models import MLP
+      >>> apply_fn(MLP()).reads_prompts
+      False
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        call = inspect.signature(type(module).__call__)
+        self.reads_prompts = "prompts" in call.parameters
+
+    def __call__(self, params: Any, sequences: Sequences) -> Array:
+        """Logits of the sequences."""
+        return logits_fn(self.module, sequences)(params)
+
+
+def apply_fn(module: nn.Module) -> LinenApply:
     """What `ldjax.make_step` takes, for a Linen module.
 
     Args:
@@ -47,7 +72,7 @@ def apply_fn(module: nn.Module) -> Callable[[Any, Sequences], Array]:
       >>> apply_fn(MLP((8,)))(params, images).shape
       (2, 1, 10)
     """
-    return lambda params, sequences: logits_fn(module, sequences)(params)
+    return LinenApply(module)
 
 
 class LinenLogits:

@@ -168,7 +168,7 @@ def spread_rows(tree: Any, together: int = 1) -> Any:
       >>> spread_rows(jnp.arange(32))
       Array([ 0,  4,  8, 12, 16, 20, 24, 28], dtype=...)
       >>> spread_rows(jnp.arange(32), together=8)
-      Array([ 0,  1,  2,  3,  4,  5,  6,  7], dtype=...)
+      Array([0, 1, 2, 3, 4, 5, 6, 7], dtype=...)
     """
     rows = max((leaf.shape[0] for leaf in jax.tree.leaves(tree)), default=0)
     count = rows // together

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ldjax.data.batches import bucket_length
-from ldjax.equation.sequences import Prompts, Sequences
+from ldjax.equation.sequences import ApplyFn, Prompts, Sequences
 from ldjax.watch.probes import ProbeSet, shard_probes
 
 __all__ = ["on_devices", "padded", "share_prompts", "spread_fn"]
@@ -75,13 +75,17 @@ def share_prompts(probes: ProbeSet, size: int | None = None) -> ProbeSet:
     return ProbeSet(probes.probes, tuple(batches))
 
 
-def on_devices(probes: ProbeSet, mesh: Mesh, size: int | None = None) -> ProbeSet:
-    """The same probes as they are computed: with shared prompts on one device.
+def on_devices(
+    apply_fn: ApplyFn, probes: ProbeSet, mesh: Mesh, size: int | None = None
+) -> ProbeSet:
+    """The same probes as they are computed.
 
-    Over several the rows of whole texts are divided.
+    With shared prompts on one device, where the apply function is one that reads them
+    (`ldjax.linen.LinenApply`); else in rows of whole texts, divided over the devices.
 
     Args:
-      probes: The watched responses, of a decoder.
+      apply_fn: What computes their logits.
+      probes: The watched responses.
       mesh: The mesh of devices (`data_mesh`).
       size: Most rows of a batch; None for any number.
 
@@ -91,10 +95,9 @@ def on_devices(probes: ProbeSet, mesh: Mesh, size: int | None = None) -> ProbeSe
       >>> from ldjax.watch.probes import Probe
       >>> probe = Probe("train/0", "chosen", Example((5, 3), (7, 0)))
       >>> whole = ProbeSet.of([probe], max_length=4, batch_size=None)
-      >>> len(on_devices(whole, data_mesh()).batches)
-      1
+      >>> on_devices(lambda w, s: w, whole, data_mesh()).batches[0][1].prompts
     """
-    if mesh.size == 1:
+    if mesh.size == 1 and getattr(apply_fn, "reads_prompts", False):
         return share_prompts(probes, size)
     return shard_probes(probes if size is None else probes.in_slices(size), mesh)
 

@@ -72,7 +72,7 @@ def choose(
     account = Account.checked(apply_fn, loss_fn, optimizer, parts=None, where=where)
     trainer = account.trainer
     mesh = data_mesh()
-    probes = on_devices(tracked, mesh, probe_batch_size)
+    probes = on_devices(watch_fn, tracked, mesh, probe_batch_size)
     slope_fn = make_slope_fn(watch_fn, probes)
     update = jax.jit(lambda state, batch: trainer.train(state, batch)[0])
     state = replicate(trainer.init(params), mesh)

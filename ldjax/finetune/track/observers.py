@@ -80,10 +80,10 @@ def make_observers(
     due = even_steps(num_steps, evaluations) | set(EARLY_STEPS)
     halfway = {0, num_steps // 2}.__contains__
     mesh = data_mesh()
-    observed = on_devices(watched.observed, mesh, probe_batch_size)
+    observed = on_devices(apply_fn, watched.observed, mesh, probe_batch_size)
     observe = make_observe_fn(apply_fn, observed)
     # In slices that fit the memory.
-    tracked = on_devices(watched.tracked, mesh, probe_batch_size)
+    tracked = on_devices(apply_fn, watched.tracked, mesh, probe_batch_size)
     scores_fn = functools.partial(_scores, make_score_fn(apply_fn), tracked)
     slope_fn = make_slope_fn(apply_fn, tracked)
     first_order = _FirstOrder(slope_fn, scores_fn, tracked)
@@ -104,7 +104,7 @@ def make_observers(
             functools.partial(_one_step, of_observed), due.__contains__
         )
     if watched.everything is not None:
-        everything = on_devices(watched.everything, mesh, probe_batch_size)
+        everything = on_devices(apply_fn, watched.everything, mesh, probe_batch_size)
         observe_all = make_observe_fn(apply_fn, everything)
         observers["everything"] = Observer(
             lambda state: observe_all(state.params), lambda step: step == 0

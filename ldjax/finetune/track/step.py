@@ -112,7 +112,7 @@ def make_tracked_step(
     """
     init_step, step = make_step(apply_fn, loss_fn, optimizer, nodes=nodes, **options)
     mesh = data_mesh()
-    computed = on_devices(tracked, mesh)
+    computed = on_devices(options.get("watch_fn") or apply_fn, tracked, mesh)
     watched = tuple(batch for _, batch in computed.batches)
     spread = spread_fn(tracked, computed)
     order = np.argsort(np.concatenate([places for places, _ in tracked.batches]))
