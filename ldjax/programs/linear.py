@@ -7,6 +7,7 @@ inputs through the linear numbers alone; it may be transposed (`jax.vjp`). What 
 shares are called is `ldjax.equation.update_parts`.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -226,8 +227,11 @@ class Program:
         )
 
         return self._emit(
-            *(_binding(eqn, eqn.params), args, [fact] * len(eqn.outvars), varying),
-            spread=_binding(eqn, {k: _widened(v) for k, v in eqn.params.items()}),
+            functools.partial(_bind, eqn, eqn.params),
+            *(args, [fact] * len(eqn.outvars), varying),
+            spread=functools.partial(
+                _bind, eqn, {k: _widened(v) for k, v in eqn.params.items()}
+            ),
             is_ratio=is_ratio,
             is_choice=eqn.primitive.name == "select_n",
             is_quotient=eqn.primitive.name == "div",
@@ -315,12 +319,10 @@ class Program:
         return self._emit(stack, column, [fact], varying)[0]
 
 
-def _binding(eqn: Any, params: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
-    def run(*operands: Any) -> Sequence[Any]:
-        results = eqn.primitive.bind(*operands, **params)
-        return results if eqn.primitive.multiple_results else (results,)
-
-    return run
+def _bind(eqn: Any, params: Mapping[str, Any], *operands: Any) -> Sequence[Any]:
+    """The results of an operation, with these parameters, on values."""
+    results = eqn.primitive.bind(*operands, **params)
+    return results if eqn.primitive.multiple_results else (results,)
 
 
 def _widened(param: Any) -> Any:

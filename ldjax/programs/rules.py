@@ -177,31 +177,37 @@ def linear(
     eqn: Any, facts: Sequence[Fact], varying: Sequence[int], *, is_ratio: bool = False
 ) -> Fact:
     """A number that is linear in these operands, the others frozen."""
-    name = eqn.primitive.name
     cases = [facts[i].sources or {} for i in varying]
     switches = {fact.switch for fact in facts if fact.switch}
-
-    def off(source: int) -> frozenset[Switch]:
-        states = [case[source] for case in cases if source in case]
-        if name == "mul":
-            return states[0] | switches
-        if name not in ("select_n", "cond"):
-            return frozenset.intersection(*states)
-        # In one of the cases is enough; also where another case is without it.
-        where_missing = (
-            _opposite(switch) if source in cases[0] else switch
-            for switch in switches
-            if len(states) < len(cases) == 2
-        )
-        return frozenset().union(*states, where_missing)
-
     return Fact(
-        {source: off(source) for case in cases for source in case},
+        {s: _off(s, eqn, cases, switches) for case in cases for s in case},
         touched=any(fact.touched for fact in facts),
         soft=is_ratio or any(facts[i].soft for i in varying),
         noise=any(fact.noise for fact in facts),
         sign=_sign(eqn, facts),
     )
+
+
+def _off(
+    source: int,
+    eqn: Any,
+    cases: Sequence[Mapping[int, frozenset[Switch]]],
+    switches: set[Switch],
+) -> frozenset[Switch]:
+    """The switches that turn off what a source contributes to a linear number."""
+    name = eqn.primitive.name
+    states = [case[source] for case in cases if source in case]
+    if name == "mul":
+        return states[0] | switches
+    if name not in ("select_n", "cond"):
+        return frozenset.intersection(*states)
+    # In one of the cases is enough; also where another case is without it.
+    where_missing = (
+        _opposite(switch) if source in cases[0] else switch
+        for switch in switches
+        if len(states) < len(cases) == 2
+    )
+    return frozenset().union(*states, where_missing)
 
 
 def frozen(eqn: Any, facts: Sequence[Fact]) -> Fact:
