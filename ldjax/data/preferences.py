@@ -157,7 +157,7 @@ def read_preferences(
     """
     _check_required(required)
     return gather(
-        json_lines(path, unpacked(path)),
+        Records(json_lines(path, unpacked(path))),
         lambda content: parse(content, required),
         path,
         required=required,
@@ -174,6 +174,7 @@ def gather(
     required: Sequence[str],
     blank: Literal["bad", "keep"],
     on_bad_row: Literal["error", "skip"],
+    most: int | None = None,
 ) -> Preferences:
     """The good rows of a file, and what is to be known of them and of the others.
 
@@ -184,12 +185,14 @@ def gather(
       required: Types of responses that are trained on.
       blank: What a blank response of these types is.
       on_bad_row: As in `read_preferences`.
+      most: How many good rows are wanted; those behind them are not looked at.
 
     Raises:
       ValueError: If there is no good row, or a bad one that is not to be left out.
 
     Examples:
-      >>> lines = json_lines(Path("a.jsonl"), b'{"prompt": "Why?", "chosen": " So."}')
+      >>> data = b'{"prompt": "Why?", "chosen": " So."}'
+      >>> lines = Records(json_lines(Path("a.jsonl"), data))
       >>> asked = {"required": ["chosen"], "blank": "bad", "on_bad_row": "error"}
       >>> read = lambda content: parse(content, ["chosen"])
       >>> gather(lines, read, Path("a.jsonl"), **asked).rows[0].source
@@ -197,9 +200,9 @@ def gather(
     """
     rows: list[PreferenceRow] = []
     skipped: list[BadRow] = []
-    notes: Counter[str] = Counter({"line is blank": records.num_blank})
+    notes: Counter[str] = Counter({"line is blank": 0})
     prompts: set[str] = set()
-    for source, content, problem in records.records:
+    for source, content, problem in records:
         try:
             if problem:
                 raise ValueError(problem)
@@ -216,6 +219,9 @@ def gather(
         notes["prompt occurs before"] += str(parsed.prompt) in prompts
         if parsed.prompt:
             prompts.add(str(parsed.prompt))
+        if len(rows) == most:
+            break
+    notes["line is blank"] = records.num_blank
     if not rows:
         first = f" The first problem: {': '.join(skipped[0])}" if skipped else ""
         if not skipped:

@@ -186,7 +186,7 @@ def _read_file(path: Path, field: str | None) -> list[str]:
     if field is None:
         raise ValueError(f"{path}: say which field of its objects to read (`field`).")
     texts = []
-    for source, content, problem in read_records([path]).records:
+    for source, content, problem in read_records([path]):
         try:
             if problem:
                 raise ValueError(problem)

@@ -214,8 +214,8 @@ def _pretraining_text(texts: Texts) -> tuple[tuple[Path, ...], str]:
         return (), "prompt"
     path = Path(texts.data)
     data = open_data(path, split=texts.split)
-    field = "prompt" if "prompt" in data.records.columns else "text"
-    values = [row.content.get(field) for row in data.records.records]
+    field = "prompt" if any("prompt" in row.content for row in data.records) else "text"
+    values = [row.content.get(field) for row in data.records]
     if not any(isinstance(value, str) for value in values):
         raise ValueError(
             f"a base model is pretrained on the prompts of {path}, which are no texts "

@@ -75,7 +75,7 @@ def load_texts(texts: Texts, objective: Objective, *, seed: int) -> Data:
         required = [*required, "chosen", "rejected"]
         train, its_test = hub_data()
         test = test or its_test
-    files = [open_data(train, split=texts.split)]
+    files = [open_data(train, split=texts.split, most=texts.max_rows)]
     check_type(files[0].data_type, objective.loss, objective.target, train)
     if test is not None:
         files.append(open_data(test, prefer=(*HELD_OUT, *TRAINED)))
@@ -114,7 +114,7 @@ def _read(
         name: each.summary()
         for name, each in zip(("train", "test"), found, strict=False)
     }
-    rows = fill_types(found[0].rows[: texts.max_rows], seed=seed, unseen=unseen)
+    rows = fill_types(found[0].rows, seed=seed, unseen=unseen)
     summary["left_out"] = _left_out(rows, has_unseen=bool(unseen))
     plain = None
     if not is_plain and any(file.has_plain_form for file in files):

@@ -22,6 +22,7 @@ class DataFile(NamedTuple):
       which: Which files of a folder they are from; empty for one file.
       records: Their fields.
       data_type: What they are made of.
+      most: How many are used, the first good ones; all by default.
 
     Examples:
       >>> import tempfile
@@ -38,19 +39,22 @@ class DataFile(NamedTuple):
     which: str
     records: Records
     data_type: DataType
+    most: int | None = None
 
     def __str__(self) -> str:
         """What was found, in a line."""
         which = f" ({self.which})" if self.which else ""
         names = (*self._sides, "prompt", "messages", "conversations", "conversation")
+        first = self.records.first(self.most)
         is_dialogue = any(
             not isinstance(content[name], str)
-            for _, content, problem in self.records.records
+            for _, content, problem in first
             for name in names
             if not problem and name in content
         )
         form = "as messages" if is_dialogue else "as text"
-        count = f"{len(self.records.records):,} rows"
+        is_cut = self.most is not None and len(first) >= self.most
+        count = f"the first {self.most:,} rows" if is_cut else f"{len(first):,} rows"
         return f"{self.path}{which}: {count}, {self.data_type.name}, {form}"
 
     @property
@@ -62,7 +66,7 @@ class DataFile(NamedTuple):
         return self.data_type is PAIRED and any(
             isinstance(content.get("prompt"), str)
             and any(isinstance(content.get(side), list) for side in self._sides)
-            for _, content, _ in self.records.records
+            for _, content, _ in self.records.first(self.most)
         )
 
     @property
@@ -100,18 +104,27 @@ class DataFile(NamedTuple):
             required=required,
             blank=blank,
             on_bad_row=on_bad_row,
+            most=self.most,
         )
 
 
 def open_data(
-    path: Path, *, split: str | None = None, prefer: Sequence[str] = TRAINED
+    path: Path,
+    *,
+    split: str | None = None,
+    prefer: Sequence[str] = TRAINED,
+    most: int | None = None,
 ) -> DataFile:
     """The rows of a file or of a folder, and of which type they are.
+
+    Where so many are used, the type is that of the columns of the first ones, and rows
+    behind the last good one that is used are not parsed: they may be anything.
 
     Args:
       path: A file of a format of `read_records`, or a folder of them (`find_files`).
       split: Of a folder that has several.
       prefer: The splits that are taken without it, the first one that is there.
+      most: How many rows are used, the first good ones; all by default.
 
     Raises:
       FileNotFoundError: If there is no such file, or no file of rows in a folder.
@@ -126,13 +139,15 @@ def open_data(
       'language modelling'
     """
     files, which = find_files(path, split=split, prefer=prefer)
-    records = read_records(files)
-    if not records.columns:
-        problems = [(row.source, row.problem) for row in records.records]
+    records = read_records(files, most=most)
+    first = records.first(most)
+    columns = list(dict.fromkeys(name for row in first for name in row.content))
+    if not columns:
+        problems = [(row.source, row.problem) for row in first]
         first = f"The first problem: {': '.join(problems[0])}" if problems else ""
         raise ValueError(f"{path} has no good row. {first or 'It is empty.'}")
     try:
-        data_type = type_of(records.columns)
+        data_type = type_of(columns)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return DataFile(path, which, records, data_type)
+    return DataFile(path, which, records, data_type, most)

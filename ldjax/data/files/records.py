@@ -6,7 +6,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,28 +46,54 @@ class Record(NamedTuple):
     problem: str = ""
 
 
-class Records(NamedTuple):
-    """The rows of some files.
+class Records:
+    """The rows of some files, parsed as far as they are asked for, and once.
+
+    Args:
+      rows: In order, good ones and bad ones; None stands for a blank line.
 
     Attributes:
-      records: In order, good ones and bad ones.
-      num_blank: Blank lines between them.
+      num_blank: Blank lines between the rows that have been parsed.
 
     Examples:
-      >>> Records([Record("a.jsonl:1", {"prompt": "Why?"})], 0).columns
-      ['prompt']
+      >>> rows = Records([Record("a.jsonl:1", {"prompt": "Why?"}), None])
+      >>> [row.content for row in rows], rows.num_blank
+      ([{'prompt': 'Why?'}], 1)
     """
 
-    records: list[Record]
-    num_blank: int
+    def __init__(self, rows: Iterable[Record | None]):
+        self._rest = iter(rows)
+        self._parsed: list[Record] = []
+        self.num_blank = 0
 
-    @property
-    def columns(self) -> list[str]:
-        """The names of all fields, in the order in which they first occur."""
-        return list(dict.fromkeys(n for row in self.records for n in row.content))
+    def __iter__(self) -> Iterator[Record]:
+        """From the first one."""
+        place = 0
+        while place < len(self._parsed) or self._parses_one():
+            yield self._parsed[place]
+            place += 1
+
+    def first(self, most: int | None) -> list[Record]:
+        """The rows through the one with which so many can be read; with None all."""
+        found = []
+        for record in self:
+            found.append(record)
+            most = most if most is None or record.problem else most - 1
+            if most == 0:
+                break
+        return found
+
+    def _parses_one(self) -> bool:
+        """Whether there is one more row, which is then parsed."""
+        for record in self._rest:
+            if record is not None:
+                self._parsed.append(record)
+                return True
+            self.num_blank += 1
+        return False
 
 
-def read_records(files: Sequence[Path]) -> Records:
+def read_records(files: Sequence[Path], *, most: int | None = None) -> Records:
     r"""The rows of files, one after the other.
 
     Formats are told apart by what is in a file, and CSV and TSV by its name:
@@ -80,26 +106,30 @@ def read_records(files: Sequence[Path]) -> Records:
 
     Any of them may be gzipped (`.gz`). Text is UTF-8, with or without a mark.
 
+    Nothing is read before it is asked for: no file behind the one with the last row
+    that is, and in a file no row behind it. What concerns a whole file is found with
+    its first row: that it cannot be unpacked, and in CSV, TSV and JSON arrays that it
+    is no UTF-8.
+
     Args:
       files: At least one.
+      most: So many rows will do as a rule: of a table no more are read at first.
 
     Raises:
-      FileNotFoundError: If there is no such file.
-      ValueError: If a file is damaged, or of another kind.
+      FileNotFoundError: If there is no such file; when its rows are asked for.
+      ValueError: If a file is damaged, or of another kind; likewise.
 
     Examples:
       >>> import tempfile
       >>> path = Path(tempfile.mkdtemp()) / "a.csv"
       >>> _ = path.write_text('prompt,completion\n"Why?\n", So.\n')
-      >>> read_records([path]).records[0].content
+      >>> next(iter(read_records([path]))).content
       {'prompt': 'Why?\n', 'completion': ' So.'}
     """
-    found = [_read_file(path) for path in files]
-    records = [record for each in found for record in each.records]
-    return Records(records, sum(each.num_blank for each in found))
+    return Records(row for path in files for row in _file(path, most))
 
 
-def json_lines(path: Path, data: bytes) -> Records:
+def json_lines(path: Path, data: bytes) -> Iterator[Record | None]:
     """The rows of JSON lines.
 
     Args:
@@ -110,36 +140,32 @@ def json_lines(path: Path, data: bytes) -> Records:
       ValueError: If it is no text.
 
     Examples:
-      >>> json_lines(Path("a.jsonl"), b"[]").records[0].problem
+      >>> next(json_lines(Path("a.jsonl"), b"[]")).problem
       'not a JSON object but list. Write one JSON object on each line (JSON lines).'
     """
-    records, num_blank = [], 0
     for source, line in split_lines(path, data):
         if not line.strip():
-            num_blank += 1
+            yield None
             continue
         try:
-            records.append(Record(source, json_object(line)))
+            yield Record(source, json_object(line))
         except ValueError as error:
-            records.append(Record(source, {}, str(error)))
-    return Records(records, num_blank)
+            yield Record(source, {}, str(error))
 
 
-def _read_file(path: Path) -> Records:
+def _file(path: Path, most: int | None) -> Iterable[Record | None]:
     data = unpacked(path)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if data.startswith((b"PAR1", *_ARROW)):
-        return Records(_table(path, data), 0)
+        return _table(path, data, most)
     if suffix in (".parquet", ".arrow"):
         kind = kind_of(data[:2048]) or "something else, or nothing. Fetch it again."
         raise ValueError(f"{path} is no {suffix[1:].capitalize()} file but {kind}")
     if suffix in (".csv", ".tsv"):
-        records = list(_cells(path, data, "," if suffix == ".csv" else "\t"))
-        return Records(records, 0)
+        return _cells(path, data, "," if suffix == ".csv" else "\t")
     if data.removeprefix(_MARK).lstrip()[:1] == b"[":
-        return Records(list(_array(path, data)), 0)
-    found = json_lines(path, data)
-    return found._replace(records=[_without_nulls(row) for row in found.records])
+        return _array(path, data)
+    return (row and _without_nulls(row) for row in json_lines(path, data))
 
 
 # Tables
@@ -148,23 +174,27 @@ def _read_file(path: Path) -> Records:
 _ARROW = b"ARROW1", b"\xff\xff\xff\xff"
 
 
-def _table(path: Path, data: bytes) -> list[Record]:
-    """The rows of Parquet or Arrow."""
+def _table(path: Path, data: bytes, most: int | None) -> Iterator[Record]:
+    """The rows of Parquet or Arrow: the first ones, and all if more are asked for."""
     import polars as pl
 
     reads = {b"PAR1": pl.read_parquet, _ARROW[0]: pl.read_ipc}
     read = next((r for m, r in reads.items() if data.startswith(m)), pl.read_ipc_stream)
-    try:
-        frame = read(io.BytesIO(data))
-    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{path} is damaged, or no whole file: {reason}. Fetch or write it again."
-        ) from error
-    return [
-        Record(_place(path, number), _without_nulls_below(row))
-        for number, row in enumerate(frame.iter_rows(named=True), 1)
-    ]
+    number = 0
+    for count in dict.fromkeys((most, None)):
+        try:
+            frame = read(io.BytesIO(data), n_rows=count)
+        except (pl.exceptions.PolarsError, OSError, EOFError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{path} is damaged, or no whole file: {reason}. Fetch or write it "
+                "again."
+            ) from error
+        for row in frame.slice(number).iter_rows(named=True):
+            number += 1
+            yield Record(_place(path, number), _without_nulls_below(row))
+        if count is not None and frame.height < count:
+            return
 
 
 def _cells(path: Path, data: bytes, sign: str) -> Iterator[Record]:
@@ -172,8 +202,8 @@ def _cells(path: Path, data: bytes, sign: str) -> Iterator[Record]:
     if (kind := kind_of(data[:2048])) is not None:
         raise ValueError(f"{path} is {kind}")
     lines = io.StringIO(_text(path, data), newline="")
-    limit = csv.field_size_limit(sys.maxsize)  # texts are longer than its default
-    rows = csv.reader(lines, delimiter=sign, strict=True)
+    reader = csv.reader(lines, delimiter=sign, strict=True)
+    rows = _unlimited(reader)
     try:
         names = next(rows, [])
         _check_names(path, names, sign)
@@ -181,11 +211,22 @@ def _cells(path: Path, data: bytes, sign: str) -> Iterator[Record]:
             yield _cells_of(_place(path, number), names, row)
     except csv.Error as error:
         raise ValueError(
-            f"{path}:{rows.line_num}: not CSV: {error}. Put cells that hold quotes or "
-            "ends of lines in quotes, and write quotes in them twice."
+            f"{path}:{reader.line_num}: not CSV: {error}. Put cells that hold quotes "
+            "or ends of lines in quotes, and write quotes in them twice."
         ) from error
-    finally:
-        csv.field_size_limit(limit)
+
+
+def _unlimited(rows: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Rows of `csv`, whose limit, one for the process, is below the length of texts."""
+    while True:
+        limit = csv.field_size_limit(sys.maxsize)
+        try:
+            row = next(rows, None)
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        yield row
 
 
 def _check_names(path: Path, names: Sequence[str], sign: str) -> None:

@@ -80,7 +80,8 @@ class Texts:
     split: str | None = None
     """Split of a folder that has several; by default train."""
     max_rows: int | None = None
-    """Rows of the file that are used, the first ones; by default all."""
+    """Rows of the file that are used, the first good ones; those behind them are not
+    looked at. By default all."""
     test_data: Path | None = None
     """File or folder of held-out prompts to watch, of a folder with splits that of its
     test; the toy world has its own."""

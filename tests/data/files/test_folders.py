@@ -73,7 +73,7 @@ def test_the_files_of_the_training_split_are_taken_in_order(tmp_path, kind):
 def test_a_dataset_that_was_saved_is_read(tmp_path):
     saved(tmp_path / "one", "data-00000-of-00002.arrow", "data-00001-of-00002.arrow")
     found = open_data(tmp_path / "one")
-    assert [row.content["prompt"][:10] for row in found.records.records] == [
+    assert [row.content["prompt"][:10] for row in found.records] == [
         "data-00000",
         "data-00001",
     ]
@@ -84,7 +84,7 @@ def test_a_dataset_that_was_saved_is_read(tmp_path):
     )
     found = open_data(tmp_path / "both")
     assert found.which == "split train of train, test"
-    assert "both/train/" in found.records.records[0].source
+    assert "both/train/" in next(iter(found.records)).source
     assert "(split train of train, test): 1 rows, prompt-completion" in str(found)
     (tmp_path / "one" / "data-00001-of-00002.arrow").unlink()
     with pytest.raises(FileNotFoundError, match="lacks data-00001"):
@@ -154,4 +154,4 @@ def test_what_datasets_saves_is_read(tmp_path):
     table.to_json(tmp_path / "a.jsonl")
     for name in ("one", "both", "files", "a.jsonl"):
         found = open_data(tmp_path / name)
-        assert [row.content for row in found.records.records] == rows
+        assert [row.content for row in found.records] == rows

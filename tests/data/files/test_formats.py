@@ -1,4 +1,4 @@
-"""Files of rows: every format says the same, and a bad file is named."""
+"""Files of rows: every format says the same, as far as asked; a bad file is named."""
 
 import gzip
 import io
@@ -9,6 +9,8 @@ import pytest
 
 from ldjax.data.files.reading import open_data
 from ldjax.data.files.records import read_records
+from ldjax.finetune.settings.records import Objective, Texts
+from ldjax.finetune.texts import load_texts
 
 ASKED = [{"role": "user", "content": 'Why, "now"?\n'}]
 SAID = {
@@ -120,12 +122,12 @@ def test_what_a_table_has_for_other_rows_is_missing_in_a_row(tmp_path):
     ]
     path = tmp_path / "a.parquet"
     path.write_bytes(table([*rows, {"messages": None}], "write_parquet"))
-    *read, last = read_records([path]).records
+    *read, last = read_records([path])
     assert [row.content for row in read] == rows
     assert last.content == {}
     path = tmp_path / "a.csv"
     path.write_text('prompt,chosen,rejected\nWhy?, So.,\nWhy?,"[1, 2] is a list",x\n')
-    first, second = read_records([path]).records
+    first, second = read_records([path])
     assert first.content == {"prompt": "Why?", "chosen": " So."}
     assert second.content["chosen"] == "[1, 2] is a list"
 
@@ -133,12 +135,12 @@ def test_what_a_table_has_for_other_rows_is_missing_in_a_row(tmp_path):
 def test_long_cells_and_large_numbers_are_read(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(f"prompt,completion\nWhy?,{'a' * 200_000}\n")
-    assert len(read_records([path]).records[0].content["completion"]) == 200_000
+    assert len(next(iter(read_records([path]))).content["completion"]) == 200_000
     for suffix, number in (("parquet", 2**62), ("json", 10**40)):
         path = tmp_path / f"b.{suffix}"
         row = {"prompt": "Why?", "completion": " So.", "id": number}
         path.write_bytes(FORMATS[suffix]([row]))
-        (found,) = read_records([path]).records
+        (found,) = read_records([path])
         assert found.content["id"] == number
         assert open_data(path).rows(required=["chosen"]).notes == {
             "field 'id' ignored": 1
@@ -228,3 +230,103 @@ def test_a_ragged_row_can_be_left_out(tmp_path):
     read = open_data(path).rows(required=["chosen"], on_bad_row="skip")
     assert [row.source for row in read.rows] == [f"{path}, row 2"]
     assert [bad.source for bad in read.skipped] == [f"{path}, row 1"]
+
+
+PAIR = {"prompt": "Why?", "chosen": " So.", "rejected": " No."}
+PAIRS = [PAIR | {"prompt": f"Why {n}?"} for n in range(5)]
+BLANK = PAIR | {"rejected": " "}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_rows_behind_those_that_are_used_are_not_judged(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(FORMATS[suffix]([*PAIRS[:3], BLANK, *PAIRS[3:]]))
+    required = ["chosen", "rejected"]
+    data = open_data(path, most=3)
+    assert str(data) == f"{path}: the first 3 rows, preference, as text"
+    used = data.rows(required=required)
+    assert [row.prompt for row in used.rows] == [row["prompt"] for row in PAIRS[:3]]
+    assert used.summary()["num_rows"] == 3
+    with pytest.raises(ValueError, match="4: 'rejected' is blank"):
+        open_data(path, most=4).rows(required=required)
+    # Bad rows are made up for by those behind them, and no more are looked at.
+    most = open_data(path, most=4)
+    skipping = most.rows(required=required, on_bad_row="skip")
+    assert [row.prompt for row in skipping.rows] == [row["prompt"] for row in PAIRS[:4]]
+    assert len(skipping.skipped) == 1
+    assert most.rows(required=required, on_bad_row="skip") == skipping
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_with_fewer_rows_than_are_used_is_read_as_ever(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(FORMATS[suffix](PAIRS))
+    whole, longer = open_data(path), open_data(path, most=6)
+    assert str(longer) == str(whole)
+    assert longer.rows(required=["chosen"]) == whole.rows(required=["chosen"])
+
+
+def groups(rows):
+    """Parquet with each row in a group of its own, the last of them overwritten."""
+    file = io.BytesIO()
+    frame = pl.DataFrame(rows)
+    frame.write_parquet(file, row_group_size=1, compression="uncompressed")
+    data = file.getvalue()
+    place = data.index(rows[-1]["prompt"].encode()) - 40
+    return data[:place] + b"\xff" * 40 + data[place + 40 :]
+
+
+#: What none of its format can parse, behind two rows.
+BROKEN = {
+    "jsonl": FORMATS["jsonl"](PAIRS[:2]) + b'\n{"prompt": \xe9',
+    "json": FORMATS["json"](PAIRS[:2])[:-1] + b', {"prompt"',
+    "csv": FORMATS["csv"](PAIRS[:2]) + b'"Why?',
+    "parquet": groups(PAIRS[:3]),
+}
+
+
+@pytest.mark.parametrize("suffix", BROKEN)
+def test_rows_behind_those_that_are_used_are_not_parsed(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(BROKEN[suffix])
+    asked = {"required": ["chosen", "rejected"]}
+    with pytest.raises(ValueError, match=f"a.{suffix}"):
+        open_data(path).rows(**asked)
+    used = open_data(path, most=2).rows(**asked)
+    assert [row.prompt for row in used.rows] == ["Why 0?", "Why 1?"]
+
+
+def test_a_part_behind_the_rows_that_are_used_is_not_opened(tmp_path):
+    for number, data in enumerate([FORMATS["parquet"](PAIRS), b"PAR1"]):
+        (tmp_path / f"train-0000{number}-of-00002.parquet").write_bytes(data)
+    with pytest.raises(ValueError, match=r"00001-of-00002\.parquet is damaged"):
+        open_data(tmp_path)
+    assert len(open_data(tmp_path, most=5).rows(required=["chosen"]).rows) == 5
+
+
+def test_the_type_is_that_of_the_first_rows_that_can_be_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"3\n{\n" + FORMATS["jsonl"]([PAIR, {"text": "a"}]))
+    data = open_data(path, most=1)
+    assert data.data_type.name == "preference"
+    read = data.rows(required=["chosen"], on_bad_row="skip")
+    assert ([row.source for row in read.rows], len(read.skipped)) == ([f"{path}:3"], 2)
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: not a JSON object"):
+        data.rows(required=["chosen"])
+
+
+def test_what_is_drawn_for_the_first_rows_is_drawn_from_them(tmp_path):
+    """A run on the first rows of a file is that on a file of these rows."""
+    for name, rows in (("few", PAIRS[:3]), ("many", [*PAIRS[:3], BLANK, *PAIRS])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_bytes(FORMATS["jsonl"](rows))
+    few, many = (
+        load_texts(
+            Texts(str(tmp_path / name / "a.jsonl"), max_rows=3),
+            Objective("dpo"),
+            seed=0,
+        )
+        for name in ("few", "many")
+    )
+    assert [row[:2] for row in few.train] == [row[:2] for row in many.train]
+    assert few.summary == many.summary
