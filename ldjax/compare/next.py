@@ -167,7 +167,8 @@ def rows_of(config: Config, model: Pretrained, texts: Watched) -> Any:
     if objective.named.trains_on == "samples":
         raise ValueError(f"`loss` {objective.loss} needs samples, which no file has")
     assert texts.encode is not None
-    found = load_texts(read, objective, seed=config.seed).train
+    data = load_texts(read, objective, seed=config.seed)
+    found = data.read_by(texts.encode).train
     target = None if objective.has_pairs else objective.target
     rows, _ = training_rows(found, texts.encode, target=target, max_length=2)
     if not objective.named.has_reference:

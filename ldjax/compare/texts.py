@@ -85,7 +85,7 @@ def watched_texts(
     """
     base = Base(model, model, None, tokenizer)
     encode = Encoder.of(tokens, base)
-    rows, where = _rows(source, texts, seed)
+    rows, where = _rows(source, texts, encode, seed)
     rows = rows[:prompts]
     probes = make_probes(TRAIN, rows, range(len(rows)), encode, RESPONSE_TYPES)
     said = [(*encode.texts(row), row.source) for row in rows]
@@ -135,14 +135,15 @@ def _batches(probes: Sequence[Probe], batch_size: int) -> ProbeSet:
 
 
 def _rows(
-    source: Path | None, texts: Texts, seed: int
+    source: Path | None, texts: Texts, encode: Encoder, seed: int
 ) -> tuple[list[PreferenceRow], str]:
     if source is None:
         return load_texts(texts, Objective(), seed=seed).train, "the toy world"
     if source.is_dir() and (source / PROBES_FILE).is_file():
         return _of_run(source), f"the responses that {source} watches"
     of_file = dataclasses.replace(texts, data=str(source))
-    return load_texts(of_file, Objective(), seed=seed).train, str(source)
+    found = load_texts(of_file, Objective(), seed=seed).read_by(encode)
+    return found.train, str(source)
 
 
 def _of_run(run: Path) -> list[PreferenceRow]:

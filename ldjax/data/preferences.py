@@ -175,6 +175,7 @@ def gather(
     blank: Literal["bad", "keep"],
     on_bad_row: Literal["error", "skip"],
     most: int | None = None,
+    check: Callable[[PreferenceRow], object] | None = None,
 ) -> Preferences:
     """The good rows of a file, and what is to be known of them and of the others.
 
@@ -186,6 +187,7 @@ def gather(
       blank: What a blank response of these types is.
       on_bad_row: As in `read_preferences`.
       most: How many good rows are wanted; those behind them are not looked at.
+      check: Raises a `ValueError` of a row that is bad by more than its texts.
 
     Raises:
       ValueError: If there is no good row, or a bad one that is not to be left out.
@@ -209,12 +211,16 @@ def gather(
             parsed = parse_row(content)
             if blank == "bad":
                 _refuse_blanks(parsed.responses, required)
+            row = PreferenceRow(parsed.prompt, parsed.responses, source)
+            if check is not None:
+                check(row)
         except ValueError as error:
+            problem = str(error).removeprefix(f"{source}: ")
             if on_bad_row == "error":
-                raise ValueError(f"{source}: {error}") from error
-            skipped.append(BadRow(source, str(error)))
+                raise ValueError(f"{source}: {problem}") from error
+            skipped.append(BadRow(source, problem))
             continue
-        rows.append(PreferenceRow(parsed.prompt, parsed.responses, source))
+        rows.append(row)
         notes.update(_notes(parsed))
         notes["prompt occurs before"] += str(parsed.prompt) in prompts
         if parsed.prompt:

@@ -36,21 +36,29 @@ class Data(NamedTuple):
       train: Rows to train on, and to watch as the set `train` (the paper's D_prob).
       test: Rows that are watched only, as the set `test` (D_probtest).
       summary: For `summary.json`.
-      told: What the files are, a line for each.
-      plain: The same read without a chat template, where that gives other texts.
+      told: What the files are, a line for each, and how many of their rows are left
+        out.
+      again: The same read again, where it depends on the model which texts they are.
     """
 
     train: list[PreferenceRow]
     test: list[PreferenceRow]
     summary: dict[str, Any]
     told: tuple[str, ...] = ()
-    plain: Callable[[], "Data"] | None = None
+    again: Callable[["Encoder"], "Data"] | None = None
 
     def read_by(self, encode: "Encoder") -> "Data":
-        """The texts as the protocol needs them, which has a chat template or none."""
-        if self.plain is not None and encode.chat_template is None:
-            return self.plain()
-        return self._replace(plain=None)
+        """The texts as the protocol needs them, which has a chat template or none.
+
+        Where bad rows are left out, those that the protocol refuses are too.
+
+        Args:
+          encode: The protocol.
+
+        Raises:
+          ValueError: If it refuses all rows.
+        """
+        return self if self.again is None else self.again(encode)
 
 
 def load_texts(texts: Texts, objective: Objective, *, seed: int) -> Data:
@@ -80,16 +88,17 @@ def load_texts(texts: Texts, objective: Objective, *, seed: int) -> Data:
     if test is not None:
         files.append(open_data(test, prefer=(*HELD_OUT, *TRAINED)))
     required = [name for name in RESPONSE_TYPES if name in required]
-    return _read(files, texts, required, seed=seed)
+    read = functools.partial(_read, files, texts, required, seed)
+    depends = texts.on_bad_row == "skip" or any(file.has_plain_form for file in files)
+    return read()._replace(again=read if depends else None)
 
 
 def _read(
     files: Sequence[DataFile],
     texts: Texts,
     required: Sequence[str],
-    *,
     seed: int,
-    is_plain: bool = False,
+    encode: "Encoder | None" = None,
 ) -> Data:
     """The rows of the training file, and of that of held-out prompts if there is one.
 
@@ -98,14 +107,17 @@ def _read(
       texts: How they are read.
       required: Response types that a row must have.
       seed: Seed of what is drawn.
-      is_plain: Without a chat template.
+      encode: The protocol, once it is known.
     """
+    is_plain = encode is not None and encode.chat_template is None
     found = [
         file.rows(
             required=required,
             on_bad_row=texts.on_bad_row,
             blank=texts.blank,
             is_plain=is_plain and file.has_plain_form,
+            # Where they are not left out, what first reads them refuses them.
+            check=encode if texts.on_bad_row == "skip" else None,
         )
         for file in files
     ]
@@ -116,12 +128,12 @@ def _read(
     }
     rows = fill_types(found[0].rows, seed=seed, unseen=unseen)
     summary["left_out"] = _left_out(rows, has_unseen=bool(unseen))
-    plain = None
-    if not is_plain and any(file.has_plain_form for file in files):
-        plain = functools.partial(
-            _read, files, texts, required, seed=seed, is_plain=True
-        )
-    return Data(rows, unseen, summary, tuple(map(str, files)), plain)
+    told = [*map(str, files)]
+    for each in found:
+        if each.skipped:
+            count, first = len(each.skipped), ": ".join(each.skipped[0])
+            told.append(f"note: {count:,} bad rows are left out, the first {first}")
+    return Data(rows, unseen, summary, tuple(told))
 
 
 def _toy(world: World) -> Data:

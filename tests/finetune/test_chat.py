@@ -1,11 +1,14 @@
 """Conversations in a finetuning run: their template, what is scored, what is shown."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
 from zoo.chat.templates import chat_tokenizer, marked, without_marks
 from zoo.decoders import make_decoder
 
+from ldjax.compare.texts import watched_texts
 from ldjax.data.conversation import Conversation, answer
 from ldjax.data.drawn import DrawnText
 from ldjax.data.preferences import PreferenceRow
@@ -15,9 +18,9 @@ from ldjax.finetune.probes import add_initial
 from ldjax.finetune.rows import shown_first, training_rows
 from ldjax.finetune.run import finetune
 from ldjax.finetune.settings.config import Config
-from ldjax.finetune.settings.records import Tokens
+from ldjax.finetune.settings.records import Objective, Texts, Tokens
 from ldjax.finetune.start import Base
-from ldjax.finetune.texts import Data, Encoder
+from ldjax.finetune.texts import Data, Encoder, find_lengths, load_texts
 from ldjax.models import Pretrained, Transformer, llama_config, load, save
 from ldjax.report.page import write_page
 
@@ -121,6 +124,78 @@ def test_only_the_assistants_turns_are_trained_on(base):
     )
     (note,) = (name for name in counts if not name.startswith("num_"))
     assert note.startswith("the model has no chat template")
+
+
+#: Rows that a chat template refuses, and why.
+REFUSED = {
+    "thinking": (
+        {"prompt": [ASKED], "completion": [SO | {"reasoning": "Hm"}, ASKED, SO]},
+        "'chosen': the chat template writes message 2 of 4, of the assistant, other",
+    ),
+    "folded": (
+        {"prompt": [ASKED, ASKED], "completion": [SO]},
+        "line 13 of the chat template: Conversation roles must alternate",
+    ),
+}
+
+
+def of_file(base, folder, dialect, **how):
+    """Four rows, the second of which is refused; a run's own reading of them."""
+    turns = [(ASKED | {"content": f"Why {n}?"}, f"So {n}.") for n in range(4)]
+    rows = [{"prompt": [asked], "completion": said} for asked, said in turns]
+    rows[1], problem = REFUSED[dialect]
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = without_marks(marked(dialect))
+    base = base._replace(tokenizer=base.tokenizer.with_chat_template(template))
+    encode = Encoder.of(Tokens(), base)
+    texts = Texts(data=str(path), **how)
+    return path, problem, base, texts, encode
+
+
+@pytest.mark.parametrize("dialect", REFUSED)
+def test_a_row_that_the_template_refuses_is_named_or_left_out(base, tmp_path, dialect):
+    path, problem, _, texts, encode = of_file(base, tmp_path, dialect)
+    found = load_texts(texts, Objective("sft"), seed=0).read_by(encode)
+    with pytest.raises(ValueError, match=f"^{path}:2: {problem}.*$") as caught:
+        find_lengths(found, encode)
+    assert "\n" not in str(caught.value)
+    for max_rows, used in ((None, [1, 3, 4]), (2, [1, 3])):
+        how = {"on_bad_row": "skip", "max_rows": max_rows}
+        _, _, _, texts, _ = of_file(base, tmp_path, dialect, **how)
+        found = load_texts(texts, Objective("sft"), seed=0).read_by(encode)
+        assert [row.source for row in found.train] == [f"{path}:{n}" for n in used]
+        assert find_lengths(found, encode).given > 2
+        assert found.summary["train"]["num_skipped"] == 1
+        assert found.summary["train"]["skipped"] == [str(caught.value)]
+        said = "note: 1 bad rows are left out, the first"
+        assert found.told[1:] == (f"{said} {caught.value}",)
+        # What it says is no answer of the rows that are used.
+        others = {str(row.responses["irr_train"]) for row in found.train}
+        assert others <= {str(row.responses["chosen"]) for row in found.train}
+
+
+def test_a_file_of_such_rows_alone_is_refused_with_the_first(base, tmp_path):
+    path, problem, _, texts, encode = of_file(
+        base, tmp_path, "folded", on_bad_row="skip"
+    )
+    path.write_text((json.dumps(REFUSED["folded"][0]) + "\n") * 2)
+    found = load_texts(texts, Objective("sft"), seed=0)
+    first = rf"has no good row\. The first problem: {path}:1: {problem}"
+    with pytest.raises(ValueError, match=first):
+        found.read_by(encode)
+
+
+def test_such_rows_are_left_out_of_what_a_comparison_watches(base, tmp_path):
+    path, _, base, texts, _ = of_file(base, tmp_path, "thinking", on_bad_row="skip")
+    watched = watched_texts(
+        path,
+        **{"model": base.model, "tokenizer": base.tokenizer},
+        **{"texts": texts, "tokens": Tokens(), "prompts": 9, "batch_size": 4},
+        seed=0,
+    )
+    places = {json.loads(line)["source"] for line in watched.lines}
+    assert places == {f"{path}:{n}" for n in (1, 3, 4)}
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Files and folders of rows of any type, as prompts with responses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,7 +9,7 @@ from ldjax.data.files.records import Records, read_records
 from ldjax.data.files.rows import parse_row
 from ldjax.data.files.types import PAIRED, DataType, type_of
 from ldjax.data.preference_formats import parse
-from ldjax.data.preferences import Preferences, gather
+from ldjax.data.preferences import PreferenceRow, Preferences, gather
 
 __all__ = ["DataFile", "open_data"]
 
@@ -80,6 +80,7 @@ class DataFile(NamedTuple):
         blank: Literal["bad", "keep"] = "bad",
         on_bad_row: Literal["error", "skip"] = "error",
         is_plain: bool = False,
+        check: Callable[[PreferenceRow], object] | None = None,
     ) -> Preferences:
         """The rows as prompts and responses, and an account of how they were read.
 
@@ -89,6 +90,7 @@ class DataFile(NamedTuple):
           on_bad_row: Stop at the first bad row, or leave it out and count it.
           is_plain: Read messages as `read_preferences` does, as texts without a chat
             template.
+          check: Raises a `ValueError` of a row that is bad by more than its texts.
 
         Raises:
           ValueError: If a row is bad, naming its place; if no row is good.
@@ -105,6 +107,7 @@ class DataFile(NamedTuple):
             blank=blank,
             on_bad_row=on_bad_row,
             most=self.most,
+            check=check,
         )
 
 

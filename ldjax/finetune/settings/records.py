@@ -86,7 +86,8 @@ class Texts:
     """File or folder of held-out prompts to watch, of a folder with splits that of its
     test; the toy world has its own."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """Stop at a bad row of a file, or leave it out and count it."""
+    """Stop at a bad row of a file, or leave it out and count it; bad is too what the
+    chat template refuses."""
     blank: Literal["bad", "keep"] = "bad"
     """What a blank chosen or rejected response is."""
     world: str = "demo"
