@@ -532,6 +532,27 @@ def test_it_fits_the_screen(opened, runs, size, scheme):
     assert page.locator("table").evaluate_all(BROKEN_WORDS) == []
 
 
+#: Words that explain themselves whose sign, such as a colon, begins the next line.
+STRAY_SIGNS = """terms => terms.flatMap(term => {
+  const within = term.closest("p, li, td, th, dd, h4");
+  const texts = document.createTreeWalker(within ?? term, NodeFilter.SHOW_TEXT);
+  texts.currentNode = term.firstChild;
+  if (!texts.nextNode() || !/^\\p{P}/u.test(texts.currentNode.data)) return [];
+  const range = document.createRange();
+  range.setStart(texts.currentNode, 0);
+  range.setEnd(texts.currentNode, 1);
+  const { bottom } = term.getBoundingClientRect();
+  return range.getBoundingClientRect().top >= bottom ? [within.textContent] : [];
+})"""
+
+
+def test_no_line_begins_with_the_sign_behind_a_word(opened, runs):
+    page = opened(runs, viewport=PHONE)
+    for width in range(320, 440, 5):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.locator("button.term").evaluate_all(STRAY_SIGNS) == []
+
+
 def luminance(color):
     red, green, blue = (
         c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4

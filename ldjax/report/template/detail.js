@@ -14,7 +14,8 @@ function showResponse(parent, { run, token }, chosen, select, remember) {
     element("div", { className: "controls" }, types.node),
     element("div", { className: "columns" },
       block([`Prompt ${prompt}`], probes.prompts[probes.responses[place].prompt].text),
-      block([term(type), type in constants.meanings ? `: ${constants.meanings[type]}` : ""],
+      block(type in constants.meanings
+        ? [unbroken(term(type), ":"), ` ${constants.meanings[type]}`] : [term(type)],
         chosen.text)));
   const asked = { run, probe: prompt, type };
   if (run.difference) {

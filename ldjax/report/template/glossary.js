@@ -11,14 +11,22 @@ const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 const TERMS = new RegExp(`(?<![\\w*])(${Object.keys(constants.glossary)
   .sort((a, b) => b.length - a.length).map(escaped).join("|")})(?![\\w*])`, "g");
 
+// A term and the sign behind it, which a line may break before since a term is a button.
+const unbroken = (node, sign) =>
+  sign ? element("span", { className: "unbroken" }, node, sign) : node;
+
 // A sentence with the first of each word that the glossary knows as a term.
 function explained(sentence) {
   const seen = new Set();
-  return sentence.replaceAll(/(?<=\s)-(?=\d)/g, "−").split(TERMS).map((piece) => {
-    if (seen.has(piece) || !(piece in constants.glossary)) return piece;
-    seen.add(piece);
-    return term(piece);
-  });
+  const pieces = sentence.replaceAll(/(?<=\s)-(?=\d)/g, "−").split(TERMS);
+  for (let i = 1; i < pieces.length; i += 2) {  // words are between the rest
+    if (seen.has(pieces[i])) continue;
+    seen.add(pieces[i]);
+    const [sign] = pieces[i + 1].match(/^\p{P}*/u);
+    pieces[i + 1] = pieces[i + 1].slice(sign.length);
+    pieces[i] = unbroken(term(pieces[i]), sign);
+  }
+  return pieces;
 }
 
 function showTip(node) {
