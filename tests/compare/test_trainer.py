@@ -119,6 +119,10 @@ def test_next_is_a_command_with_an_account(dpo, capsys):
     )
     left = abs(sums["value"].to_numpy() - measured)
     assert (left <= 0.01 * abs(measured) + floor).all()
+    # Either use of the tied embedding is told apart.
+    assert gpt2_config(vocab_size=9).tied_head
+    for kind in ("embedding", "head"):
+        assert table.filter(kind=kind)["value"].abs().min() > 0
 
 
 @pytest.mark.slow
