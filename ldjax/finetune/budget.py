@@ -219,7 +219,7 @@ def _traced(base: Base, work: Work, probes: int) -> dict[str, int]:
     """What a run keeps, and what an update and an observation take meanwhile."""
     length = work.max_length - 1
     step, state = _step(base, work, probes)
-    update, watched = _update(work, length), _watched(work, work.num_tracked)
+    update, watched = _update(work, length), _watched(work, work.num_tracked, probes)
     watch_fn = linen.apply_fn(base.model)
 
     def look(params: Any, batch: Sequences) -> Any:
@@ -236,7 +236,7 @@ def _traced(base: Base, work: Work, probes: int) -> dict[str, int]:
         old, predicted = jax.jvp(log_probs_of, (there,), (move,))
         return predicted, log_probs_of(new_params) - old
 
-    observed = _watched(work, probes)
+    observed = _watched(work, probes, probes)
     return {
         "parameters": _bytes(state.params),
         "optimizer": _bytes((state.opt_state, state.origins)),
@@ -287,13 +287,14 @@ def _update(work: Work, length: int) -> Any:
     return {"chosen": side, "rejected": side} if objective.has_pairs else side
 
 
-def _watched(work: Work, probes: int) -> Sequences:
+def _watched(work: Work, probes: int, together: int) -> Sequences:
     """Shapes of what is watched, as `ldjax.watch.sharing` has it on one device."""
     length = work.max_length - 1
     if work.max_response is None or data_mesh().size > 1:
         return _sequences(probes, length)
-    prompts = math.ceil(probes / len(RESPONSE_TYPES))
-    rows = _sequences(prompts * math.ceil(probes / prompts), padded(work.max_response))
+    each = min(probes, together, len(RESPONSE_TYPES))
+    prompts = math.ceil(probes / each)
+    rows = _sequences(prompts * each, padded(work.max_response))
     begun = _sequences(prompts, padded(length))
     return rows._replace(prompts=Prompts(begun.tokens, begun.mask))
 

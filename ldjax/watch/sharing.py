@@ -25,7 +25,9 @@ __all__ = ["on_devices", "padded", "share_prompts", "spread_fn"]
 _WIDTH = 16
 
 
-def share_prompts(probes: ProbeSet, size: int | None = None) -> ProbeSet:
+def share_prompts(
+    probes: ProbeSet, size: int | None = None, *, together: int | None = None
+) -> ProbeSet:
     """The same probes in batches whose rows share their prompts.
 
     For apply functions of decoders, which read `Sequences.prompts`.
@@ -34,6 +36,8 @@ def share_prompts(probes: ProbeSet, size: int | None = None) -> ProbeSet:
       probes: The watched responses.
       size: Most rows of a batch; None for one batch for each bucket of prompts'
         lengths.
+      together: Most rows that go on from one prompt, for slices of as many rows of a
+        batch that is not computed at once; by default `size`.
 
     Returns:
       The probes, in other batches: a response begins with the last token of its prompt.
@@ -53,10 +57,11 @@ def share_prompts(probes: ProbeSet, size: int | None = None) -> ProbeSet:
     of_prompts: dict[tuple[int, ...], list[int]] = {}
     for place, example in enumerate(examples):
         of_prompts.setdefault(tuple(example.prompt_ids), []).append(place)
+    together = together or size
     buckets: dict[int, list[list[int]]] = {}
     for ids, places in of_prompts.items():
         # No more rows than there may be: then a prompt is read more than once.
-        step = min(len(places), size or len(places))
+        step = min(len(places), together or len(places))
         groups = buckets.setdefault(bucket_length(len(ids)), [])
         groups += [places[i : i + step] for i in range(0, len(places), step)]
     batches = []
@@ -76,7 +81,12 @@ def share_prompts(probes: ProbeSet, size: int | None = None) -> ProbeSet:
 
 
 def on_devices(
-    apply_fn: ApplyFn, probes: ProbeSet, mesh: Mesh, size: int | None = None
+    apply_fn: ApplyFn,
+    probes: ProbeSet,
+    mesh: Mesh,
+    size: int | None = None,
+    *,
+    together: int | None = None,
 ) -> ProbeSet:
     """The same probes as they are computed.
 
@@ -88,6 +98,7 @@ def on_devices(
       probes: The watched responses.
       mesh: The mesh of devices (`data_mesh`).
       size: Most rows of a batch; None for any number.
+      together: See `share_prompts`.
 
     Examples:
       >>> from ldjax.data.batches import Example
@@ -98,7 +109,7 @@ def on_devices(
       >>> on_devices(lambda w, s: w, whole, data_mesh()).batches[0][1].prompts
     """
     if mesh.size == 1 and getattr(apply_fn, "reads_prompts", False):
-        return share_prompts(probes, size)
+        return share_prompts(probes, size, together=together)
     return shard_probes(probes if size is None else probes.in_slices(size), mesh)
 
 

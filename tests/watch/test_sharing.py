@@ -95,6 +95,7 @@ def test_a_step_accounts_for_shared_rows_as_for_whole_texts(decoder):
         ("whole", whole, None),
         ("shared", share_prompts(whole), None),
         ("chunks", share_prompts(whole), 3),
+        ("few", share_prompts(whole, together=2), 2),
     ):
         init, step = ldjax.make_step(
             apply_fn, sft, optax.adam(1e-3), nodes=2, probe_batch_size=size
@@ -106,7 +107,7 @@ def test_a_step_accounts_for_shared_rows_as_for_whole_texts(decoder):
         }
         spread = spread_fn(whole, probes)
         found[name] = {part: spread(of) for part, of in parts.items()}
-    for name in ("shared", "chunks"):
+    for name in ("shared", "chunks", "few"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-8, atol=TOLERANCE),
             found["whole"],
@@ -126,6 +127,8 @@ def test_every_response_is_in_one_place_and_no_prompt_is_read_twice():
     shapes = [batch.targets.shape for _, batch in share_prompts(whole, 3).batches]
     assert shapes == [(3, 32)] * 3 + [(1, 16)]
     assert max(len(b.targets) for _, b in share_prompts(whole, 2).batches) == 2
+    few = share_prompts(whole, together=2).batches
+    assert [(len(b.targets), b.rows_per_prompt) for _, b in few] == [(10, 2), (1, 1)]
 
 
 def test_numbers_of_tokens_are_spread_to_where_they_stand_in_whole_texts():

@@ -112,7 +112,8 @@ def make_tracked_step(
     """
     init_step, step = make_step(apply_fn, loss_fn, optimizer, nodes=nodes, **options)
     mesh = data_mesh()
-    computed = on_devices(options.get("watch_fn") or apply_fn, tracked, mesh)
+    watch_fn, at_once = (options.get(of) for of in ("watch_fn", "probe_batch_size"))
+    computed = on_devices(watch_fn or apply_fn, tracked, mesh, together=at_once)
     watched = tuple(batch for _, batch in computed.batches)
     spread = spread_fn(tracked, computed)
     order = np.argsort(np.concatenate([places for places, _ in tracked.batches]))
