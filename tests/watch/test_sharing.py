@@ -25,7 +25,7 @@ from ldjax.watch.sharing import share_prompts, spread_fn
 
 TOLERANCE = 1e-11
 #: Rotated and learned positions, windows, soft caps, blocks without positions.
-MARKS = dict.fromkeys(("gemma3", "gpt2"), pytest.mark.slow) | {"llama": ()}
+MARKS = {"llama": (), "gpt2": pytest.mark.slow}
 
 
 def drawn(seed=0):
@@ -93,12 +93,10 @@ def test_a_step_accounts_for_shared_rows_as_for_whole_texts(decoder):
     found = {}
     for name, probes, size in (
         ("whole", whole, None),
-        ("shared", share_prompts(whole), None),
-        ("chunks", share_prompts(whole), 3),
-        ("few", share_prompts(whole, together=2), 2),
+        ("chunks", share_prompts(whole, together=2), 2),
     ):
         init, step = ldjax.make_step(
-            apply_fn, sft, optax.adam(1e-3), nodes=2, probe_batch_size=size
+            apply_fn, sft, optax.sgd(1e-2), nodes=1, probe_batch_size=size
         )
         watched = tuple(batch for _, batch in probes.batches)
         _, comparison = step(init(params), update, watched)
@@ -107,12 +105,11 @@ def test_a_step_accounts_for_shared_rows_as_for_whole_texts(decoder):
         }
         spread = spread_fn(whole, probes)
         found[name] = {part: spread(of) for part, of in parts.items()}
-    for name in ("shared", "chunks", "few"):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-8, atol=TOLERANCE),
-            found["whole"],
-            found[name],
-        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-8, atol=TOLERANCE),
+        found["whole"],
+        found["chunks"],
+    )
 
 
 def test_every_response_is_in_one_place_and_no_prompt_is_read_twice():

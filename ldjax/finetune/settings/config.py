@@ -194,8 +194,9 @@ class Config:
         """With every default filled in, at the size of a smoke test if it is one.
 
         Raises:
-          ValueError: If a number is none that it may be.
+          ValueError: If a number is none that it may be, or a sink is not there.
         """
+        check_sinks(self.log)
         check_numbers(self, _RANGES)  # those that a smoke test does not take, too
         model = self.model.model or ("toy" if self.texts.data == "toy" else "0.4M")
         optimizer = dataclasses.replace(self.optimizer, **self.recipe._asdict())
@@ -224,7 +225,6 @@ class Config:
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is written."""
-        check_sinks(self.log)
         objective, model, tokens = self.objective, self.model, self.tokens
         try:
             make_loss(objective.loss, **objective.coefficients)
