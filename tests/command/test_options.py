@@ -59,7 +59,7 @@ def test_every_number_of_a_command_has_a_range(script):
     refused = 0
     for name, wrong in wrong_settings(config):
         with pytest.raises(ValueError, match="--") as error:
-            wrong.check()
+            wrong.resolved().check() if hasattr(wrong, "resolved") else wrong.check()
         message = str(error.value)
         assert f"--{name.replace('_', '-')}" in message, wrong
         assert "\n" not in message

@@ -28,7 +28,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A comparison as `ldjax diff` writes it, its table, and means of its numbers."""
+    """A comparison as the command writes it, its table, and means of its numbers."""
     place = tmp_path_factory.mktemp("diff")
     (place / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     tokenizer = train_word_level([f"{r['prompt']}{r['chosen']} no so" for r in ROWS])
