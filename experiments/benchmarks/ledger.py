@@ -120,9 +120,8 @@ def measure(config: Config, loss: str, nodes: int) -> tuple[float, float, float]
 
         return jax.vmap(along)(directions)
 
-    init, step = make_train_step(
-        training.apply_fn, training.loss_fn, training.optimizer
-    )
+    optimizer: Any = training.optimizer
+    init, step = make_train_step(training.apply_fn, training.loss_fn, optimizer)
     state = init(jax.tree.map(jnp.copy, params))  # the step takes its memory
 
     def train() -> Any:

@@ -99,7 +99,9 @@ class Sequences(NamedTuple):
     reference: Float[Array, "*batch"] | None = None
     advantages: Float[Array, "*batch pos"] | None = None
     old_log_probs: Float[Array, "*batch pos"] | None = None
-    prompts: Prompts | None = None
+    # `Prompts | None`; arrays are unpacked into a `Sequences`, which checkers of types
+    # then take for its fields.
+    prompts: Any = None
 
     @property
     def plain(self) -> "Sequences":

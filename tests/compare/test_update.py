@@ -1,5 +1,7 @@
 """What the next update is made of: the clip and the loss of a Trainer."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ def test_the_clip_is_that_of_torch(norm):
     torch.nn.utils.clip_grad_norm_(params, norm)
     clip = clip_as_torch(norm)
     found, _ = clip.update(jax.tree.map(jnp.asarray, grads), clip.init(grads))
-    for of, param in zip(found.values(), params, strict=True):
+    for of, param in zip(jax.tree.leaves(found), params, strict=True):
         np.testing.assert_allclose(of, param.grad.numpy(), rtol=1e-12)
 
 
@@ -37,10 +39,11 @@ def test_tokens_weigh_the_same_as_trl_has_them_or_rows_do():
     batch = Sequences(jnp.asarray(targets), jnp.asarray(targets), jnp.asarray(mask))
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     losses = -np.take_along_axis(log_probs, targets[..., None], -1)[..., 0] * mask
-    for reduction, wanted in (
-        ("tokens", losses.sum() / mask.sum()),
-        ("rows", losses.sum() / 2),
-    ):
+    by_hand: dict[Any, float] = {
+        "tokens": losses.sum() / mask.sum(),
+        "rows": losses.sum() / 2,
+    }
+    for reduction, wanted in by_hand.items():
         loss_fn = loss_of(Training(loss="sft", reduction=reduction))
         found = float(loss_fn(jnp.asarray(logits), batch))
         assert found == pytest.approx(wanted, rel=1e-12)

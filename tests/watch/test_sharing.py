@@ -174,9 +174,8 @@ def test_noise_is_measured_on_whole_groups():
 )
 def test_prompts_that_are_none_are_refused(change, problem):
     prompts = Prompts(jnp.zeros((1, 1), int), jnp.ones((1, 1), bool))._replace(**change)
-    rows = Sequences(
-        *jnp.zeros((2, 3, 4), int), jnp.ones((3, 4), bool), prompts=prompts
-    )
+    ids, mask = jnp.zeros((3, 4), int), jnp.ones((3, 4), bool)
+    rows = Sequences(ids, ids, mask, prompts=prompts)
     with pytest.raises((TypeError, ValueError), match=problem):
         check_sequences(rows, vocab_size=VOCAB)
 

@@ -289,10 +289,10 @@ BROKEN = {
 def test_rows_behind_those_that_are_used_are_not_parsed(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(BROKEN[suffix])
-    asked = {"required": ["chosen", "rejected"]}
+    asked = ["chosen", "rejected"]
     with pytest.raises(ValueError, match=f"a.{suffix}"):
-        open_data(path).rows(**asked)
-    used = open_data(path, most=2).rows(**asked)
+        open_data(path).rows(required=asked)
+    used = open_data(path, most=2).rows(required=asked)
     assert [row.prompt for row in used.rows] == ["Why 0?", "Why 1?"]
 
 
