@@ -70,7 +70,7 @@ def test_a_smoke_run_is_whole_and_its_identities_hold(tmp_path):
         (["--updates", "30"], "--updates must be at most --probe-prompts"),
         (["--times", "1"], "--times must be at least 2"),
         (["--step-norm", "0"], "--step-norm must be positive"),
-        (["--update-tokens", "-1"], "--update-tokens must not be negative"),
+        (["--update-tokens", "-1"], "--update-tokens must be not negative"),
     ],
 )
 def test_a_mistake_is_one_clear_line(tmp_path, args, part):
