@@ -6,7 +6,7 @@ DPO for two updates, each in a process of its own whose memory is measured.
 Claims: the plan is at least what the process took at its highest, and at most 1.6 times
 as much. Of a smoke, where the process itself takes the most, only the first is judged.
 
-    python -m experiments.benchmarks.memory     (~45 min, 13 GB; exit status 1 if not)
+    python -m experiments.benchmarks.memory     (~25 min, 14 GB; exit status 1 if not)
 """
 
 import dataclasses
