@@ -340,7 +340,9 @@ def _check_static(sequences: Any, name: str) -> None:
         )
 
 
-def _check_prompts(prompts: Prompts, rows: int, name: str) -> None:
+def _check_prompts(prompts: Any, rows: int, name: str) -> None:
+    if not isinstance(prompts, Prompts):
+        raise TypeError(f"`{name}` must be `Prompts`, got {type(prompts).__name__}.")
     tokens, mask = prompts
     if not jnp.issubdtype(tokens.dtype, np.integer) or mask.dtype != bool:
         raise TypeError(

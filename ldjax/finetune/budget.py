@@ -41,8 +41,9 @@ MOST_PROBES = 96
 _COPIES = 100
 
 # The process holds up to so many times what is planned, most likely memory that was
-# freed and not given back: experiments/benchmarks/memory.py measured 1.52 times for SFT
-# and 1.77 times for DPO in the shapes of SmolLM2-135M.
+# freed and not given back: experiments/benchmarks/memory.py measured 1.4 times for SFT
+# and 1.2 times for DPO in the shapes of SmolLM2-135M (1.52 and 1.77 before the steps
+# were compiled in the order that takes the least).
 _SLACK = 1.8
 
 # What a process holds besides: the libraries, and what their compiler leaves behind,

@@ -136,7 +136,8 @@ def spread_fn(
       >>> tokens
       Array([[0., 1., 2.]], dtype=...)
     """
-    there: dict[int, tuple[int, int]] = {}  # where a probe's numbers begin, and when
+    # Where a probe's numbers begin, and how many positions of its text have none.
+    there: dict[int, tuple[int, int]] = {}
     offset = 0
     for places, batch in computed.batches:
         rows, length = batch.targets.shape

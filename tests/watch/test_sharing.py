@@ -180,6 +180,13 @@ def test_prompts_that_are_none_are_refused(change, problem):
         check_sequences(rows, vocab_size=VOCAB)
 
 
+def test_what_is_no_prompts_is_refused():
+    ids = jnp.zeros((3, 4), int)
+    rows = Sequences(ids, ids, ids == 0, prompts=ids)
+    with pytest.raises(TypeError, match="must be `Prompts`, got ArrayImpl"):
+        check_sequences(rows)
+
+
 def test_kernels_through_the_layers_refuse_shared_prompts():
     model, params = make_decoder("llama")
     ((_, batch), *_) = share_prompts(drawn()).batches
